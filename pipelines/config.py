@@ -1,0 +1,239 @@
+"""Load a recipe: schema + YAML + overrides -> one typed, checked `Config`.
+
+The only user of OmegaConf. Everything below receives dataclasses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines.errors import UserError
+from pipelines.schema import Config, MidTrainConfig, PretrainConfig, RlvrConfig, TrainConfig
+
+DEFAULT_CONFIG = "world"
+
+
+def configs_dir() -> Path:
+    """Folder of the shipped recipes, in an installed wheel or in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Names that `--config` takes besides a path."""
+    root = configs_dir()
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def find_config(name_or_path: str) -> Path:
+    """An existing file wins; else a name of `configs/`."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = configs_dir() / f"{name_or_path}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(
+        f"--config {name_or_path}: neither a file nor a shipped recipe. "
+        f"Shipped recipes: {', '.join(config_names())}{did_you_mean(name_or_path, config_names())}"
+    )
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f". Did you mean '{close[0]}'?" if close else "."
+
+
+def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None) -> Config:
+    """The checked config of a recipe with `key=value` overrides.
+
+    Raises:
+        UserError: file not found or not YAML, unknown key, wrong type, missing or impossible value;
+            the message names the key and the file.
+    """
+    path = find_config(name_or_path)
+    merged = OmegaConf.structured(Config)
+    merged = _merge(merged, _read_yaml(path), where=str(path))
+    for override in overrides or []:
+        merged = _merge(merged, _parse_override(override), where=f"override {override!r}")
+    if not merged.name:
+        merged.name = path.stem
+    try:
+        OmegaConf.resolve(merged)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: key '{error.full_key}': {_first_line(error)}") from error
+    assert isinstance(config, Config)
+    config.data_root = str(Path(config.data_root).expanduser().resolve())
+    _check_values(config, str(path))
+    return config
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a list")
+    return loaded
+
+
+def _parse_override(override: str) -> DictConfig:
+    key, separator, _ = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
+    unknown = _unknown_key(patch, base)
+    if unknown:
+        raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
+    try:
+        merged = OmegaConf.merge(base, patch)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        named = f" key '{key}':" if key else ""
+        raise UserError(f"{where}:{named} {_first_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _unknown_key(patch: DictConfig, base: DictConfig) -> tuple[str, str] | None:
+    """First key of the patch that the schema lacks, with the nearest valid name."""
+    typed = OmegaConf.get_type(base)
+    for key in patch:
+        known = not is_dataclass(typed) or str(key) in base
+        if not known:
+            return str(key), did_you_mean(str(key), [str(k) for k in base])
+        if OmegaConf.is_missing(patch, key) or not OmegaConf.is_dict(patch._get_node(key)):
+            continue
+        if is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key)):
+            below = _unknown_key(patch[key], base[key])
+            if below:
+                return f"{key}.{below[0]}", below[1]
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check_values(config: Config, where: str) -> None:
+    """Bounds that a type cannot say."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"{where}: {message}")
+
+    require(config.context_length >= 8, "context_length must be at least 8")
+    for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+        stage: TrainConfig = getattr(config, name)
+        require(0 <= stage.zero_stage <= 3, f"{name}.zero_stage must be 0, 1, 2 or 3")
+        for key in ("global_batch", "micro_batch", "logging_steps", "keep"):
+            require(getattr(stage, key) >= 1, f"{name}.{key} must be at least 1")
+        for key in ("learning_rate", "max_grad_norm"):
+            require(getattr(stage, key) > 0, f"{name}.{key} must be above 0")
+        require(0 <= stage.warmup_ratio < 1, f"{name}.warmup_ratio must be in [0, 1)")
+        if isinstance(stage, (PretrainConfig, MidTrainConfig)):
+            one_step = stage.global_batch * config.context_length
+            require(
+                stage.tokens >= one_step,
+                f"{name}.tokens = {stage.tokens} is less than one step of "
+                f"{stage.global_batch} x {config.context_length} = {one_step} tokens",
+            )
+        else:
+            require(getattr(stage, "steps") >= 1, f"{name}.steps must be at least 1")
+        for source_name, source in stage.sources.items():  # type: ignore[attr-defined]
+            key = f"{name}.sources.{source_name}"
+            require(source.weight >= 0, f"{key}.weight must not be negative")
+            require(
+                len(source.hash_range) == 2
+                and 0 <= source.hash_range[0] < source.hash_range[1] <= 1,
+                f"{key}.hash_range must be [from, to] with 0 <= from < to <= 1",
+            )
+    require(0 < config.mid_train.eps < 1, "mid_train.eps must be between 0 and 1")
+    _check_rlvr(config.rlvr, require)
+    require(config.flywheel.iterations >= 0, "flywheel.iterations must not be negative")
+
+
+def _check_rlvr(rlvr: RlvrConfig, require: Any) -> None:
+    require(rlvr.num_generations >= 2, "rlvr.num_generations must be at least 2")
+    require(
+        rlvr.global_batch % rlvr.num_generations == 0,
+        f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
+        f"rlvr.num_generations = {rlvr.num_generations}",
+    )
+    require(
+        not (rlvr.zero_stage == 3 and rlvr.use_vllm is False and rlvr.offload_optimizer),
+        "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dictionaries, lists and scalars of a config dataclass."""
+    return {
+        f.name: to_dict(value)
+        if is_dataclass(value := getattr(config, f.name))
+        else {k: to_dict(v) if is_dataclass(v) else v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for f in fields(config)
+    }
+
+
+def result_fields(config: Any) -> dict[str, Any]:
+    """The part of `to_dict` that can change what a stage computes."""
+    kept: dict[str, Any] = {}
+    for f in fields(config):
+        if not f.metadata.get("result", True):
+            continue
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            kept[f.name] = result_fields(value)
+        elif isinstance(value, dict):
+            kept[f.name] = {k: result_fields(v) if is_dataclass(v) else v for k, v in value.items()}
+        else:
+            kept[f.name] = value
+    return kept
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Inverse of `to_dict`, for the worker that reads a stage's resolved config."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
+    return config
+
+
+def write_yaml(values: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML, atomically."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read what `write_yaml` wrote."""
+    with open(path, encoding="utf-8") as stream:
+        loaded = yaml.safe_load(stream)
+    assert isinstance(loaded, dict)
+    return loaded

@@ -1,0 +1,319 @@
+"""Inspection: everything that can be wrong with a data source, found before a stage starts.
+
+Torch-free, for the launcher. A file is read once in full; what was found is cached by its path,
+size and modification time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pipelines.data import templates
+from pipelines.data.sources import Record, is_kept, keeps_everything, resolve_files
+from pipelines.errors import UserError
+from pipelines.schema import SourceConfig
+
+Use = Literal["documents", "conversations", "pairs", "problems"]
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a source is made of.
+
+    Attributes:
+        files: absolute paths, in reading order; empty for world and hub.
+        bytes: their size on disk.
+        sha256: of their content; for world and hub of what names it.
+        records: lines or rows before any filter; 0 where it is not known without reading (world,
+            hub).
+    """
+
+    files: list[str]
+    bytes: int
+    sha256: str
+    records: int
+
+
+def inspect_source(
+    key: str,
+    source: SourceConfig,
+    data_root: str | Path,
+    use: Use,
+    cache_path: str | Path | None = None,
+) -> SourceFacts:
+    """Check one source against how a stage will use it.
+
+    Args:
+        key: its key in the configuration, for messages.
+        source: the configured source.
+        data_root: folder that relative paths start from.
+        use: which templates must fit its first record.
+        cache_path: JSON file that remembers files already read.
+
+    Raises:
+        UserError: missing, empty or broken files (with line), an unknown world stream, a bad
+            regular expression, or a first record that lacks a field or a gold answer.
+    """
+    try:
+        _check_expressions(source, use)
+        if source.kind == "hub":
+            return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+        if source.kind == "world":
+            return _inspect_world(source, use)
+        return _inspect_files(key, source, data_root, use, cache_path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _named(name: str) -> SourceFacts:
+    return SourceFacts([], 0, hashlib.sha256(name.encode()).hexdigest(), 0)
+
+
+def _inspect_world(source: SourceConfig, use: Use) -> SourceFacts:
+    from pipelines.data import world
+
+    if source.stream not in world.STREAMS:
+        raise UserError(
+            f"the world has no stream '{source.stream}'"
+            f"{_did_you_mean(source.stream, list(world.STREAMS))} "
+            f"Its streams: {', '.join(world.STREAMS)}"
+        )
+    first = next(iter(world.records(source.stream, 0)))
+    _check_record(first, source, use, f"world stream '{source.stream}'")
+    return _named(f"world:{world.WORLD_VERSION}:{source.stream}")
+
+
+def _did_you_mean(word: str, choices: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f". Did you mean '{close[0]}'?" if close else "."
+
+
+def _inspect_files(
+    key: str, source: SourceConfig, data_root: str | Path, use: Use, cache_path: str | Path | None
+) -> SourceFacts:
+    files = resolve_files(key.rpartition(".")[2], source, data_root)
+    cache = _Cache(cache_path)
+    digest = hashlib.sha256()
+    size = records = 0
+    for path in files:
+        entry = cache.get(path, source.kind) or cache.put(path, source.kind, _scan(path, source))
+        digest.update(bytes.fromhex(entry["sha256"]))
+        size += entry["size"]
+        records += entry["records"]
+    cache.save()
+    first, where = _first_kept(files, source)
+    _check_record(first, source, use, where)
+    return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records)
+
+
+def _first_kept(files: list[Path], source: SourceConfig) -> tuple[Record, str]:
+    """The first record that passes the filters, and where it is."""
+    first: tuple[Record, str] | None = None
+    for path in files:
+        for number, record in _records(path, source):
+            where = f"{path}, {_unit(source)} {number}"
+            first = first or (record, where)
+            try:
+                if keeps_everything(source) or is_kept(record, source):
+                    return record, where
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+    assert first is not None, "_scan refuses files without a record"
+    hint = f" The first record is {str(first[0])[:300]}" if source.where else ""
+    raise UserError(f"no record passes where = {dict(source.where)} and hash_range.{hint}")
+
+
+def _check_expressions(source: SourceConfig, use: Use) -> None:
+    templates.pattern(source.strip, "strip")
+    compiled = templates.pattern(source.answer_pattern, "answer_pattern")
+    if source.answer_pattern and not compiled.groups:
+        raise UserError(
+            f"answer_pattern {source.answer_pattern!r} has no group: "
+            "put the part that is the answer in ( )"
+        )
+    for name in _parts(source, use):
+        templates.parse(_template(source, name))
+
+
+def _parts(source: SourceConfig, use: Use) -> list[str]:
+    if use == "documents":
+        return ["text"]
+    if use == "pairs" and not source.near_miss:
+        return ["prompt", "chosen", "rejected"]
+    return ["prompt", "answer"] if use == "problems" else ["prompt", "response"]
+
+
+def _template(source: SourceConfig, part: str) -> str:
+    return {
+        "text": source.text,
+        "prompt": source.prompt,
+        "response": source.response,
+        "chosen": source.chosen,
+        "rejected": source.rejected,
+        "answer": source.answer,
+    }[part]
+
+
+def _check_record(record: Record, source: SourceConfig, use: Use, where: str) -> None:
+    try:
+        for part in _parts(source, use):
+            if part == "answer":
+                text = templates.gold_answer(record, source)
+            else:
+                text = templates.source_text(_template(source, part), record, source)
+            # One empty document is skipped in training; an empty turn is an error there.
+            if not text.strip() and part != "text":
+                named = "gold answer" if part == "answer" else part
+                raise UserError(f"the {named} is empty")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _unit(source: SourceConfig) -> str:
+    return {"jsonl": "line", "text": "paragraph"}.get(source.kind, "record")
+
+
+def _records(path: Path, source: SourceConfig) -> Iterator[tuple[int, Record]]:
+    """Records of one file with their numbers from 1."""
+    if source.kind == "parquet":
+        yield from _parquet_records(path)
+    elif source.kind == "jsonl":
+        yield from _json_records(path)
+    else:
+        yield from _paragraphs(path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    with open(path, "rb") as stream:
+        zipped = stream.read(2) == _GZIP_MAGIC
+    return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise UserError(
+                    f"{path}, line {number}: a record must be a JSON object, "
+                    f"this one is a {type(record).__name__}"
+                )
+            yield number, record
+
+
+def _paragraphs(path: Path) -> Iterator[tuple[int, Record]]:
+    number, lines = 0, []
+    with _open(path) as stream:
+        for line_number, raw in enumerate(stream, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {line_number}: not UTF-8: {error}") from error
+            if line.rstrip("\r\n"):
+                lines.append(line)
+            elif lines:
+                number += 1
+                yield number, {"text": "".join(lines).rstrip("\r\n")}
+                lines = []
+    if lines:
+        yield number + 1, {"text": "".join(lines).rstrip("\r\n")}
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        number = 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _scan(path: Path, source: SourceConfig) -> dict[str, Any]:
+    """Read a whole file: its records parse, it has some, and its content hash."""
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+    try:
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        count = _count_parquet(path) if source.kind == "parquet" else _count(path, source)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not a complete gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not count:
+        raise UserError(f"{path} holds no record")
+    return {"sha256": digest, "records": count}
+
+
+def _count(path: Path, source: SourceConfig) -> int:
+    return sum(1 for _ in _records(path, source))
+
+
+def _count_parquet(path: Path) -> int:
+    for _ in _parquet_records(path):
+        break
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(path).num_rows)
+
+
+class _Cache:
+    """What earlier scans found, by path, kind, size and modification time of a file."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = Path(path) if path else None
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._changed = False
+        if self._path and self._path.is_file():
+            try:
+                loaded = json.loads(self._path.read_text("utf-8"))
+            except ValueError:  # cut off by a kill: scan again
+                loaded = {}
+            self._entries = loaded if isinstance(loaded, dict) else {}
+
+    def get(self, path: Path, kind: str) -> dict[str, Any] | None:
+        entry = self._entries.get(f"{kind}:{path.resolve()}")
+        stat = path.stat()
+        current = entry and (entry["size"], entry["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+        return entry if current else None
+
+    def put(self, path: Path, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+        stat = path.stat()
+        entry = {**found, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        self._entries[f"{kind}:{path.resolve()}"] = entry
+        self._changed = True
+        return entry
+
+    def save(self) -> None:
+        if self._path is None or not self._changed:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(self._entries, stream)
+        os.replace(temporary, self._path)

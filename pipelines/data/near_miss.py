@@ -1,0 +1,67 @@
+"""Near misses: a worked solution with a wrong result, as the rejected side of a preference pair."""
+
+from __future__ import annotations
+
+import random
+import re
+from decimal import Decimal
+
+# A number, with thousands separators or without. Digits of a word (x2, 5th), a denominator, a power
+# and an index are left alone: changing 0/4 to 0/5 would change nothing.
+_NUMBER = re.compile(
+    r"(?<![\w.,/^])(?<![\^_}]\{)(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|,\d)"
+)
+# What may follow the final number: no digit, except a denominator or a power of it.
+_TAIL = re.compile(r"(?:\s*/\s*|\}\{|\^\{?)?[\d.,]*\D*")
+_AFTER_EQUALS = re.compile(r"=\s*[$(]?\s*-?$")
+
+
+def near_miss(response: str, rng: random.Random) -> str | None:
+    """The response with a wrong final number and, where there is one, a wrong intermediate result.
+
+    The last number counts as the final result. An intermediate is a number after an equals sign;
+    the changed one is carried to where its value appears again, as a reasoner's slip would be.
+
+    Returns:
+        The changed text, whose final number never equals the right one; None where the response
+        has no number, or ends in something that is not surely one (`\\frac34`, `72km`).
+    """
+    found = list(_NUMBER.finditer(response))
+    if not found or not _TAIL.fullmatch(response, found[-1].end()):
+        return None
+    final = _value(found[-1])
+    results = [i for i, m in enumerate(found) if _AFTER_EQUALS.search(response, 0, m.start())]
+    wrong: dict[int, str] = {}
+    intermediates = [i for i in results if _value(found[i]) != final]
+    if intermediates:
+        chosen = rng.choice(intermediates)
+        _carry(wrong, found, chosen, _plausible(found[chosen].group(), rng))
+    first_final = next((i for i in results if _value(found[i]) == final), len(found) - 1)
+    _carry(wrong, found, first_final, _plausible(found[-1].group(), rng))
+    pieces, end = [], 0
+    for i, match in enumerate(found):
+        pieces += [response[end : match.start()], wrong.get(i, match.group())]
+        end = match.end()
+    return "".join(pieces) + response[end:]
+
+
+def _carry(wrong: dict[int, str], found: list[re.Match[str]], start: int, text: str) -> None:
+    for i in range(start, len(found)):
+        if _value(found[i]) == _value(found[start]):
+            wrong[i] = text
+
+
+def _value(match: re.Match[str]) -> Decimal:
+    return Decimal(match.group().replace(",", ""))
+
+
+def _plausible(number: str, rng: random.Random) -> str:
+    """Another number of the same form: an off-by-one, a wrong digit, a wrong factor."""
+    value = Decimal(number.replace(",", ""))
+    decimals = len(number.partition(".")[2])
+    unit = Decimal(1).scaleb(-decimals)
+    near = max(Decimal(1), (value / 10).to_integral_value())
+    wrong = [value + unit, value - unit, value + near, value - near, value + 10, value - 10]
+    wrong += [value * 2, (value / 2).quantize(unit)]
+    candidates = sorted({x.quantize(unit) for x in wrong if x >= 0} - {value})
+    return f"{rng.choice(candidates):{',' if ',' in number else ''}.{decimals}f}"

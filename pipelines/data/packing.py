@@ -1,0 +1,370 @@
+"""Packing: documents joined by EOS and cut into contexts, on disk and memory-mapped.
+
+A packed set lies in `<out_dir>/<fingerprint>/`: `tokens.bin` [num_sequences, context_length],
+`starts.bin` (offset of every document in the token stream), `sources.bin` (its source), and
+`complete.json`, written last. Positions follow from the starts, so they are not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pipelines.data.records import Document, document_streams, interleave
+from pipelines.data.tokenizer import encoding_fingerprint
+from pipelines.errors import UserError
+from pipelines.schema import SourceConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Raise when the same inputs give other tokens.
+PACKING_VERSION = 1
+
+_MARKER = "complete.json"
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 1 << 20
+_FLUSH_TOKENS = 1 << 20
+_START_TYPE = np.dtype(np.uint64)
+_SOURCE_TYPE = np.dtype(np.uint16)
+# Keys of a source that no document depends on.
+_OTHER_KEYS = ("response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward")
+
+
+def pack(
+    sources: Mapping[str, SourceConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int,
+    document_mask: bool,
+    num_tokens: int,
+    seed: int,
+    data_root: str | Path,
+    out_dir: str | Path,
+    data_sha256: Mapping[str, str],
+) -> PackedDataset:
+    """Pack a mixture by token share, or open what an equal call packed before.
+
+    Args:
+        sources: the mixture; sources of weight 0 are left out.
+        tokenizer: has an EOS token.
+        context_length: tokens per sequence.
+        document_mask: whether positions restart at a document (and its first token is no target).
+        num_tokens: tokens wanted; rounded up to whole sequences.
+        seed: of the data order.
+        data_root: folder that relative paths start from.
+        out_dir: folder of packed sets; this one lies in a folder named by its fingerprint.
+        data_sha256: content hash per source, as `inspect_source` gives it.
+
+    Raises:
+        UserError: a source that cannot be read or has no text.
+    """
+    live = {name: source for name, source in sources.items() if source.weight > 0}
+    fingerprint = packing_fingerprint(
+        live,
+        tokenizer,
+        context_length=context_length,
+        num_tokens=num_tokens,
+        seed=seed,
+        data_sha256=data_sha256,
+    )
+    folder = Path(out_dir) / fingerprint
+    if not _is_complete(folder):
+        if tokenizer.eos_token_id is None:
+            raise UserError("packing joins documents by EOS, and the tokenizer has no EOS token")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".packing-"))
+        try:
+            writer = _Writer(temporary, tokenizer, context_length, num_tokens, list(live))
+            streams = document_streams(live, data_root, seed)
+            writer.write(streams, {name: source.weight for name, source in live.items()})
+            _publish(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return PackedDataset(folder, document_mask=document_mask)
+
+
+def packing_fingerprint(
+    sources: Mapping[str, SourceConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int,
+    num_tokens: int,
+    seed: int,
+    data_sha256: Mapping[str, str],
+) -> str:
+    """Name of a packed set: everything that decides its tokens.
+
+    The document mask is left out: it changes positions and targets, which are made on reading.
+    """
+    described = []
+    for name, source in sources.items():
+        keys = {k: v for k, v in asdict(source).items() if k not in _OTHER_KEYS}
+        if source.kind != "hub":
+            del keys["path"]  # the content hash stands for it, wherever the file lies
+        described.append([name, keys, data_sha256[name]])
+    everything = {
+        "version": PACKING_VERSION,
+        "sources": described,
+        "tokenizer": encoding_fingerprint(tokenizer),
+        "context_length": context_length,
+        "num_sequences": -(-num_tokens // context_length),
+        "seed": seed,
+    }
+    text = json.dumps(everything, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class PackedDataset(Dataset):  # type: ignore[type-arg]
+    """A packed set on disk; an item is one sequence.
+
+    Attributes:
+        facts: the content of `complete.json`: counts of tokens and documents, epochs and share of
+            each source, sizes and SHA-256 of the files.
+        fingerprint: name of the set.
+    """
+
+    def __init__(self, folder: str | Path, *, document_mask: bool) -> None:
+        self.folder = Path(folder)
+        self.document_mask = document_mask
+        self.facts: dict[str, Any] = json.loads((self.folder / _MARKER).read_text("utf-8"))
+        self.fingerprint = self.folder.name
+        self.context_length: int = self.facts["context_length"]
+        self.source_names: list[str] = list(self.facts["sources"])
+        shape = (self.facts["num_sequences"], self.context_length)
+        kind = np.dtype(self.facts["dtype"])
+        self._tokens = np.memmap(self.folder / "tokens.bin", kind, "r", shape=shape)
+        self._starts = np.memmap(self.folder / "starts.bin", _START_TYPE, "r")
+        self._sources = np.memmap(self.folder / "sources.bin", _SOURCE_TYPE, "r")
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`input_ids` and `position_ids`, int64 [context_length] each."""
+        return {
+            "input_ids": self._tokens[index].astype(np.int64),
+            "position_ids": self.positions(index),
+        }
+
+    def positions(self, index: int) -> np.ndarray:
+        """Positions of a sequence, int64 [context_length].
+
+        They restart at its first token and, under the document mask, at each document.
+        """
+        positions = np.arange(self.context_length)
+        if self.document_mask:
+            origin = np.zeros(self.context_length, dtype=np.int64)
+            inside = self._starts_of(index)
+            origin[inside] = inside
+            positions -= np.maximum.accumulate(origin)
+        return positions
+
+    def source_at_start(self, index: int) -> str:
+        """Name of the source of a sequence's first token."""
+        offset = np.array(index * self.context_length, dtype=_START_TYPE)
+        first = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        return self.source_names[int(self._sources[first])]
+
+    def _starts_of(self, index: int) -> np.ndarray:
+        offset = index * self.context_length
+        # Bounds of the array's own type keep numpy from converting the whole of it.
+        bounds = np.array([offset, offset + self.context_length], dtype=_START_TYPE)
+        low, high = np.searchsorted(self._starts, bounds)
+        return self._starts[low:high].astype(np.int64) - offset
+
+    def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Stack items into int64 tensors [batch, seq].
+
+        `shift_labels[t]` is the token after t; -100 at the last position and, under the document
+        mask, where a document begins at t + 1. `labels` is a copy that Trainer counts targets by.
+        `position_ids` comes only with the document mask.
+        """
+        input_ids = torch.from_numpy(np.stack([item["input_ids"] for item in batch]))
+        shift_labels = torch.full_like(input_ids, -100)
+        shift_labels[:, :-1] = input_ids[:, 1:]
+        tensors = {"input_ids": input_ids, "shift_labels": shift_labels}
+        if self.document_mask:
+            positions = torch.from_numpy(np.stack([item["position_ids"] for item in batch]))
+            shift_labels[:, :-1][positions[:, 1:] == 0] = -100
+            tensors["position_ids"] = positions
+        tensors["labels"] = shift_labels.clone()
+        return tensors
+
+
+@dataclass
+class _Count:
+    """What one source gave."""
+
+    documents: int = 0
+    tokens: int = 0
+    epochs: int = 0
+    empty: int = 0
+
+
+class _Writer:
+    """Writes the token stream of a mixture into a folder, a buffer at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        context_length: int,
+        num_tokens: int,
+        names: list[str],
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.total = -(-num_tokens // context_length) * context_length
+        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        self.names = names
+        self.counts = {name: _Count() for name in names}
+
+    def write(
+        self, streams: Mapping[str, Iterator[Document]], weights: Mapping[str, float]
+    ) -> None:
+        """Draw documents by token share until the contexts are full; marker last."""
+        encoded = {name: self._encode(stream) for name, stream in streams.items()}
+        drawn = interleave(encoded, weights, lambda item: len(item[1]))
+        number = {name: i for i, name in enumerate(self.names)}
+        written = 0
+        buffer: list[np.ndarray] = []
+        starts: list[int] = []
+        origins: list[int] = []
+        pending = 0
+        with (
+            open(self.folder / "tokens.bin", "wb") as tokens_file,
+            open(self.folder / "starts.bin", "wb") as starts_file,
+            open(self.folder / "sources.bin", "wb") as sources_file,
+        ):
+            while written < self.total:
+                document, ids = next(drawn)
+                ids = ids[: self.total - written]
+                self._count(document, len(ids))
+                if len(ids):
+                    starts.append(written)
+                    origins.append(number[document.source])
+                    buffer.append(ids)
+                    written += len(ids)
+                    pending += len(ids)
+                if pending >= _FLUSH_TOKENS or written == self.total:
+                    np.concatenate(buffer).tofile(tokens_file)
+                    np.array(starts, dtype=_START_TYPE).tofile(starts_file)
+                    np.array(origins, dtype=_SOURCE_TYPE).tofile(sources_file)
+                    buffer, starts, origins, pending = [], [], [], 0
+        self._mark()
+
+    def _count(self, document: Document, num_tokens: int) -> None:
+        count = self.counts[document.source]
+        count.epochs = max(count.epochs, document.epoch + 1)
+        count.tokens += num_tokens
+        count.documents += num_tokens > 0
+        count.empty += num_tokens == 0
+
+    def _encode(self, stream: Iterator[Document]) -> Iterator[tuple[Document, np.ndarray]]:
+        """Documents with their ids, EOS at the end; no ids for an empty one."""
+        tokenizer, eos = self.tokenizer, self.tokenizer.eos_token_id
+        nothing = np.empty(0, dtype=self.dtype)
+        for batch in _batches(stream):
+            texts = [document.text for document in batch]
+            for document, ids in zip(batch, _encode_plain(tokenizer, texts), strict=True):
+                array = np.empty(len(ids) + 1, dtype=self.dtype)
+                array[:-1] = ids
+                array[-1] = eos
+                yield document, array if ids else nothing
+
+    def _mark(self) -> None:
+        counts = {name: asdict(count) for name, count in self.counts.items()}
+        for count in counts.values():
+            count["share"] = count["tokens"] / self.total
+        files = {
+            name: {"bytes": (self.folder / name).stat().st_size, "sha256": _sha256(self.folder / name)}
+            for name in ("tokens.bin", "starts.bin", "sources.bin")
+        }
+        facts = {
+            "packing_version": PACKING_VERSION,
+            "context_length": self.context_length,
+            "num_sequences": self.total // self.context_length,
+            "dtype": self.dtype.name,
+            "tokens": self.total,
+            "documents": sum(count.documents for count in self.counts.values()),
+            "empty": sum(count.empty for count in self.counts.values()),
+            "sources": counts,
+            "files": files,
+        }
+        with open(self.folder / _MARKER, "w", encoding="utf-8") as stream:
+            json.dump(facts, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
+    # Short first batches: a small set should not encode hundreds of documents it never uses.
+    size = 16
+    while True:
+        batch: list[Document] = []
+        characters = 0
+        for document in islice(stream, size):
+            batch.append(document)
+            characters += len(document.text)
+            if characters >= _BATCH_CHARACTERS:
+                break
+        if not batch:
+            return
+        yield batch
+        size = min(2 * size, _BATCH_DOCUMENTS)
+
+
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of texts, in which the name of a special token is plain text."""
+    if not tokenizer.is_fast:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / _MARKER).is_file():
+        return False
+    facts = json.loads((folder / _MARKER).read_text("utf-8"))
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == file["bytes"]
+        for name, file in facts["files"].items()
+    )
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Move a finished set to its place; one that another process finished first is kept."""
+    if folder.exists() and not _is_complete(folder):
+        shutil.rmtree(folder)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if not _is_complete(folder):
+            raise
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

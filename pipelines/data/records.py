@@ -1,0 +1,261 @@
+"""Typed views of a mixture: documents, conversations, preference pairs and problems.
+
+A mixture is drawn deterministically: the next item always comes from the source that is furthest
+below its share. A finite source starts again, in a new order, when it runs out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.data import templates
+from pipelines.data.near_miss import near_miss
+from pipelines.data.sources import Record, Records, open_source
+from pipelines.errors import UserError
+from pipelines.schema import SourceConfig
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to pre-train on. `epoch` counts the passes over its source, from 0."""
+
+    text: str
+    source: str
+    domain: str
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt with its right answer."""
+
+    prompt: str
+    response: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with a preferred and a rejected answer."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt whose answer a reward can judge; `record` is the whole record."""
+
+    prompt: str
+    answer: str
+    reward: str
+    source: str
+    record: Record = field(repr=False, default_factory=dict)
+
+
+def interleave(
+    streams: Mapping[str, Iterator[Item]],
+    weights: Mapping[str, float],
+    cost: Callable[[Item], float],
+) -> Iterator[Item]:
+    """Merge streams so that the summed cost of each follows its weight.
+
+    Always draws from the stream with the largest deficit (its share of the total, less what it
+    gave); the first one wins a tie. A stream that ends is left out from then on.
+    """
+    live = dict(streams)
+    given = dict.fromkeys(live, 0.0)
+    while live:
+        weight_sum = sum(weights[name] for name in live)
+        total = sum(given[name] for name in live)
+        name = max(live, key=lambda n: weights[n] / weight_sum * total - given[n])
+        try:
+            item = next(live[name])
+        except StopIteration:
+            del live[name]
+            continue
+        given[name] += cost(item)
+        yield item
+
+
+def document_streams(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> dict[str, Iterator[Document]]:
+    """One endless stream of documents per source with weight; empty documents are among them.
+
+    Raises:
+        UserError: no source, a missing field, or (while iterating) only empty documents.
+    """
+    return _streams(sources, data_root, seed, _document, repeat=True)
+
+
+def documents(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[Document]:
+    """Endless documents of a mixture, by share of characters, without the empty ones."""
+    streams = document_streams(sources, data_root, seed)
+    merged = interleave(streams, _weights(sources), lambda document: len(document.text))
+    return (document for document in merged if document.text)
+
+
+def conversations(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
+) -> list[Conversation]:
+    """`count` conversations of a mixture (finite sources repeat); 0: one pass over every source.
+
+    Raises:
+        UserError: a record without prompt or response (file and line are named), a missing field,
+            or `count` = 0 with an endless source.
+    """
+    return _take(sources, data_root, seed, count, _conversation)
+
+
+def pairs(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
+) -> list[Pair]:
+    """`count` preference pairs of a mixture; 0: one pass over every source.
+
+    Records whose two answers are equal, and with `near_miss` those whose response has no number,
+    are left out. Raises as `conversations` does.
+    """
+
+    def pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
+        return _pair(record, records, random.Random(f"{seed}:{records.name}:{index}"))
+
+    return _take(sources, data_root, seed, count, pair)
+
+
+def problems(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
+) -> list[Problem]:
+    """`count` problems of a mixture; 0: one pass over every source. Raises as `conversations`."""
+    return _take(sources, data_root, seed, count, _problem)
+
+
+_View = Callable[[Record, Records, int, int], Item | None]
+
+
+def _document(record: Record, records: Records, index: int, epoch: int) -> Document:
+    text = templates.source_text(records.source.text, record, records.source)
+    domain = record.get("domain")
+    return Document(
+        text=text if text.strip() else "",
+        source=records.name,
+        domain=domain if isinstance(domain, str) and domain else records.name,
+        epoch=epoch,
+    )
+
+
+def _conversation(record: Record, records: Records, index: int, epoch: int) -> Conversation:
+    return Conversation(
+        prompt=_filled("prompt", record, records),
+        response=_filled("response", record, records),
+        source=records.name,
+    )
+
+
+def _pair(record: Record, records: Records, rng: random.Random) -> Pair | None:
+    prompt = _filled("prompt", record, records)
+    rejected: str | None
+    if records.source.near_miss:
+        chosen = _filled("response", record, records)
+        rejected = near_miss(chosen, rng)
+    else:
+        chosen = _filled("chosen", record, records)
+        rejected = _filled("rejected", record, records)
+    if rejected is None or rejected == chosen:
+        return None
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, source=records.name)
+
+
+def _problem(record: Record, records: Records, index: int, epoch: int) -> Problem:
+    answer = templates.gold_answer(record, records.source)
+    if not answer:
+        raise UserError("the gold answer is empty")
+    return Problem(
+        prompt=_filled("prompt", record, records),
+        answer=answer,
+        reward=records.source.reward,
+        source=records.name,
+        record=record,
+    )
+
+
+def _filled(part: str, record: Record, records: Records) -> str:
+    source = records.source
+    template = {
+        "prompt": source.prompt,
+        "response": source.response,
+        "chosen": source.chosen,
+        "rejected": source.rejected,
+    }[part]
+    text = templates.source_text(template, record, source).strip()
+    if not text:
+        raise UserError(f"the {part} is empty")
+    return text
+
+
+def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
+    weights = {name: source.weight for name, source in sources.items() if source.weight > 0}
+    if not weights:
+        raise UserError("no data source with a weight above 0")
+    return weights
+
+
+def _streams(
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+    view: _View[Item],
+    *,
+    repeat: bool,
+) -> dict[str, Iterator[Item]]:
+    return {
+        name: _stream(open_source(name, sources[name], data_root, seed), view, repeat=repeat)
+        for name in _weights(sources)
+    }
+
+
+def _stream(records: Records, view: _View[Item], *, repeat: bool) -> Iterator[Item]:
+    if not repeat and not records.finite:
+        raise UserError(f"source '{records.name}' never ends: set its limit")
+    return _passes(records, view, repeat=repeat)
+
+
+def _passes(records: Records, view: _View[Item], *, repeat: bool) -> Iterator[Item]:
+    epoch = 0
+    while epoch == 0 or repeat:
+        useful = False
+        for index, record in records.iterate(epoch):
+            try:
+                item = view(record, records, index, epoch)
+            except UserError as error:
+                where = records.locate(index)
+                raise UserError(f"source '{records.name}', {where}: {error}") from error
+            if item is not None:
+                useful = useful or not (isinstance(item, Document) and not item.text)
+                yield item
+        if not useful:
+            raise UserError(f"source '{records.name}': none of its records can be used")
+        epoch += 1
+
+
+def _take(
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+    count: int,
+    view: _View[Item],
+) -> list[Item]:
+    streams = _streams(sources, data_root, seed, view, repeat=count > 0)
+    merged = interleave(streams, _weights(sources), lambda item: 1.0)
+    return list(islice(merged, count or None))

@@ -1,0 +1,287 @@
+"""Sources: records of one configured source in a deterministic order.
+
+Files go through `datasets` into memory-mapped Arrow tables, so memory does not grow with them.
+JSON Lines are kept there as lines and parsed one record at a time: a record is exactly what its
+line says (no types merged over the file), and a bad one is named by its line.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.data import templates
+from pipelines.errors import UserError
+from pipelines.schema import SourceConfig
+
+Record = dict[str, Any]
+
+_BATCH = 256
+_MAX_SKIPPED = 100_000
+
+
+class Records(Protocol):
+    """Deterministic access to the records of one source, after its filters and limit."""
+
+    name: str
+    source: SourceConfig
+    finite: bool
+
+    def __iter__(self) -> Iterator[Record]:
+        """One pass, in the order of epoch 0."""
+        ...
+
+    def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
+        """One pass as (index in the source, record); every epoch has an order of its own."""
+        ...
+
+    def locate(self, index: int) -> str:
+        """Where a record is, for a message: file and line."""
+        ...
+
+
+def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: int) -> Records:
+    """Open a source.
+
+    Args:
+        name: its key in the mixture; part of the seed of its order.
+        source: the configured source.
+        data_root: folder that relative paths start from.
+        seed: seed of the order (files) or of the generator (world).
+
+    Raises:
+        UserError: files missing or unreadable, an unknown world stream, or no record left after
+            `where`, `hash_range` and `limit`.
+    """
+    if source.kind == "world":
+        return WorldRecords(name, source, seed)
+    return FileRecords(name, source, data_root, seed)
+
+
+def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> list[Path]:
+    """Sorted files of a local source.
+
+    Raises:
+        UserError: no path, no such file, or a glob without a match.
+    """
+    if not source.path:
+        raise UserError(f"source '{name}': kind {source.kind} needs a path")
+    full = Path(data_root).expanduser() / Path(source.path).expanduser()
+    hint = (
+        f"Relative paths start at data_root = {data_root}: "
+        "set the environment variable REMIT_DATA or data_root=FOLDER."
+    )
+    if full.is_file():
+        return [full]
+    if full.is_dir():
+        raise UserError(f"source '{name}': {full} is a folder; name its files, as in {full}/*.*")
+    if not glob.has_magic(source.path):
+        raise UserError(f"source '{name}': no file {full}. {hint}")
+    pattern = os.path.join(glob.escape(str(Path(data_root).expanduser())), source.path)
+    found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+    if not found:
+        raise UserError(f"source '{name}': no file matches {full}. {hint}")
+    return found
+
+
+def prompt_hash(prompt: str) -> float:
+    """Position of a prompt in [0, 1), blind to case and white space."""
+    normal = " ".join(prompt.lower().split())
+    digest = hashlib.blake2b(normal.encode("utf-8"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
+
+
+def keeps_everything(source: SourceConfig) -> bool:
+    """Whether neither `where` nor `hash_range` can leave a record out."""
+    return not source.where and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
+
+
+def is_kept(record: Record, source: SourceConfig) -> bool:
+    """Whether a record passes `where` and `hash_range`."""
+    if source.where and not templates.matches(record, source.where):
+        return False
+    low, high = source.hash_range
+    if low <= 0 and high >= 1:
+        return True
+    return low <= prompt_hash(templates.source_text(source.prompt, record, source)) < high
+
+
+class WorldRecords:
+    """A stream of the built-in world: endless, unless `limit` or the stream itself ends it."""
+
+    def __init__(self, name: str, source: SourceConfig, seed: int) -> None:
+        from pipelines.data import world
+
+        if source.stream not in world.STREAMS:
+            raise UserError(
+                f"source '{name}': the world has no stream '{source.stream}'; "
+                f"it has: {', '.join(world.STREAMS)}"
+            )
+        self.name = name
+        self.source = source
+        self.seed = seed
+        self.finite = source.limit > 0 or source.stream == "eval"
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for _, record in self.iterate())
+
+    def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
+        limit = self.source.limit or None
+        if epoch == 0:
+            return islice(self._kept(), limit)
+        records = list(islice(self._kept(), limit))
+        random.Random(f"{self.seed}:{self.name}:{epoch}").shuffle(records)
+        return iter(records)
+
+    def _kept(self) -> Iterator[tuple[int, Record]]:
+        from pipelines.data import world
+
+        skipped = 0
+        for index, record in enumerate(world.records(self.source.stream, self.seed)):
+            if is_kept(record, self.source):
+                skipped = 0
+                yield index, record
+                continue
+            skipped += 1
+            if skipped >= _MAX_SKIPPED:
+                raise UserError(
+                    f"source '{self.name}': where and hash_range leave none of {_MAX_SKIPPED} "
+                    f"records in a row of world stream '{self.source.stream}'"
+                )
+
+    def locate(self, index: int) -> str:
+        return f"world stream '{self.source.stream}', record {index}"
+
+
+class FileRecords:
+    """Records of local files or of a hub data set; a pass is a seeded permutation of them."""
+
+    finite = True
+
+    def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
+        self.name = name
+        self.source = source
+        self.seed = seed
+        is_hub = source.kind == "hub"
+        self.files = [] if is_hub else resolve_files(name, source, data_root)
+        self._table = _load_hub(name, source) if is_hub else _load_files(name, source, self.files)
+        self._kept = self._filter()
+        if not len(self._kept):
+            reason = "no record" if keeps_everything(source) else "no record passes its filters"
+            raise UserError(f"source '{name}' ({source.path}): {reason}")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for _, record in self.iterate())
+
+    def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
+        name = int.from_bytes(hashlib.blake2b(self.name.encode(), digest_size=4).digest(), "big")
+        order = np.random.default_rng([self.seed, epoch, name]).permutation(self._kept)
+        return self._read(order)
+
+    def locate(self, index: int) -> str:
+        for path, rows in zip(self.files, self._rows_per_file, strict=True):
+            if index < rows:
+                unit = {"jsonl": "line", "text": "paragraph"}.get(self.source.kind, "record")
+                return f"{path}, {unit} {index + 1}"
+            index -= rows
+        return f"{self.source.path}, record {index + 1}"
+
+    @cached_property
+    def _rows_per_file(self) -> list[int]:
+        # Only a message needs them, so the files are opened one by one then.
+        if len(self.files) == 1:
+            return [len(self._table)]
+        return [len(_load_files(self.name, self.source, [path])) for path in self.files]
+
+    def _read(self, order: np.ndarray) -> Iterator[tuple[int, Record]]:
+        for start in range(0, len(order), _BATCH):
+            indices = order[start : start + _BATCH].tolist()
+            columns = self._table[indices]
+            if self.source.kind == "jsonl":
+                for index, line in zip(indices, columns["text"], strict=True):
+                    yield index, self._parse(index, line)
+            elif self.source.kind == "text":
+                for index, text in zip(indices, columns["text"], strict=True):
+                    yield index, {"text": text.strip("\n")}
+            else:
+                rows = zip(*columns.values(), strict=True)
+                for index, row in zip(indices, rows, strict=True):
+                    yield index, dict(zip(columns, row, strict=True))
+
+    def _parse(self, index: int, line: str) -> Record:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{self.locate(index)}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{self.locate(index)}: a record must be a JSON object")
+        return record
+
+    def _filter(self) -> np.ndarray:
+        """Indices of the kept records, int64, in file order."""
+        rows = self._filled_lines() if self.source.kind == "jsonl" else np.arange(len(self._table))
+        limit = self.source.limit or len(rows)
+        if keeps_everything(self.source):
+            return rows[:limit].astype(np.int64)
+        kept = (i for i, record in self._read(rows) if self._passes(i, record))
+        return np.fromiter(islice(kept, limit), dtype=np.int64)
+
+    def _passes(self, index: int, record: Record) -> bool:
+        try:
+            return is_kept(record, self.source)
+        except UserError as error:
+            raise UserError(f"source '{self.name}', {self.locate(index)}: {error}") from error
+
+    def _filled_lines(self) -> np.ndarray:
+        import pyarrow.compute as pc
+
+        filled = [
+            pc.not_equal(pc.utf8_trim_whitespace(chunk), "").to_numpy(zero_copy_only=False)
+            for chunk in self._table.data.column("text").chunks
+        ]
+        return np.flatnonzero(np.concatenate(filled)) if filled else np.empty(0, np.int64)
+
+
+def _load_files(name: str, source: SourceConfig, files: list[Path]) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    # The builders expand patterns in the names they get, and a file may be called a[1].jsonl.
+    paths = [glob.escape(str(path.resolve())) for path in files]
+    try:
+        if source.kind == "parquet":
+            return datasets.Dataset.from_parquet(paths)  # type: ignore[arg-type]
+        by = "line" if source.kind == "jsonl" else "paragraph"
+        return datasets.Dataset.from_text(paths, sample_by=by)  # type: ignore[arg-type]
+    except Exception as error:  # the builders raise many types for one broken file
+        cause = error.__cause__ or error
+        named = ", ".join(str(path) for path in files[:3])
+        raise UserError(f"source '{name}': {named} cannot be read: {cause}") from error
+
+
+def _load_hub(name: str, source: SourceConfig) -> Any:
+    import datasets
+
+    if not source.path:
+        raise UserError(f"source '{name}': kind hub needs the name of a data set as its path")
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(source.path, source.subset or None, split=source.split)
+    except Exception as error:  # network, name, subset, split: many types
+        raise UserError(
+            f"source '{name}': hub data set {source.path} (subset {source.subset or 'default'}, "
+            f"split {source.split}) cannot be loaded: {error}"
+        ) from error

@@ -1,0 +1,242 @@
+"""Tokenizers: one made for a base trained from scratch, chat tokens for an adopted one, and the
+comparison of two folders.
+
+`transformers` (and with it torch) is imported only where a tokenizer object is made; comparing
+and fingerprinting folders is free of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.data.records import documents
+from pipelines.errors import UserError
+from pipelines.schema import SourceConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
+
+# The prompt with generation prompt is an exact prefix of the prompt with its answer, which
+# completion-only losses rely on.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] }}\n"
+    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+    *,
+    model_max_length: int = 1_000_000,
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base that is trained from scratch.
+
+    Kind world: one token per character of the world's alphabet. Kind bpe: byte-level BPE, digits
+    one by one, trained on `config.train_characters` characters of the mixture. No BOS; padding is
+    never EOS.
+
+    Raises:
+        UserError: a vocabulary too small for the bytes, or a source that cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if config.kind == "world":
+        backend = _world_backend()
+    else:
+        backend = _bpe_backend(config, sources, data_root, seed)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK if config.kind == "world" else None,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=model_max_length,
+        chat_template=config.chat_template or DEFAULT_CHAT_TEMPLATE,
+    )
+
+
+def _world_backend() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models
+
+    from pipelines.data import world
+
+    tokens = [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _bpe_backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    specials = [PAD, EOS, USER, ASSISTANT]
+    least = 256 + len(specials)
+    if config.vocab_size < least:
+        raise UserError(f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs {least}")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = _characters(config.train_characters, sources, data_root, seed)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _characters(
+    count: int, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[str]:
+    for document in documents(sources, data_root, seed):
+        yield document.text[:count]
+        count -= len(document.text)
+        if count <= 0:
+            return
+
+
+def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> list[str]:
+    """Give an adopted tokenizer what chat training needs, in place.
+
+    An EOS token if it has none, a padding token if it has none or it equals EOS, and, where it has
+    no chat template, `chat_template` (empty: the default one with its role tokens).
+
+    Returns:
+        The tokens that are new in the vocabulary; the model's embeddings must grow by as many.
+    """
+    before = set(tokenizer.get_vocab())
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": EOS})
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template or DEFAULT_CHAT_TEMPLATE
+        if tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE:
+            from tokenizers import AddedToken
+
+            roles = [AddedToken(role, special=True, normalized=False) for role in (USER, ASSISTANT)]
+            tokenizer.add_tokens(roles, special_tokens=True)  # type: ignore[arg-type]
+    vocab = tokenizer.get_vocab()
+    return sorted((token for token in vocab if token not in before), key=vocab.__getitem__)
+
+
+def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides the ids of a text: the fast tokenizer's rules and EOS."""
+    if tokenizer.is_fast:
+        rules: Any = _rules(tokenizer.backend_tokenizer.to_str())
+    else:
+        rules = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return _sha256([rules, tokenizer.eos_token_id])
+
+
+def tokenizer_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template.
+
+    Raises:
+        UserError: the folder has no tokenizer.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        rules: Any = _rules(_read(folder / "tokenizer.json"))
+    else:
+        parts = [*folder.glob("*.model"), *folder.glob("vocab*"), *folder.glob("merges.txt")]
+        if not parts:
+            raise UserError(f"{folder} holds no tokenizer (no tokenizer.json)")
+        rules = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(parts)]
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(_read(config_path)) if config_path.is_file() else {}
+    named = {key: config.get(key) for key in ("eos_token", "pad_token", "bos_token", "unk_token")}
+    template_path = folder / "chat_template.jinja"
+    chat = _read(template_path) if template_path.is_file() else config.get("chat_template")
+    return _sha256([rules, named, chat])
+
+
+def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
+    """Whether a reference reads every text as the base does.
+
+    Returns:
+        None if every token of the base has the same id in the reference (which may have more) and
+        both split text by the same rules; else a sentence that names the first difference.
+
+    Raises:
+        UserError: a folder without a fast tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    loaded = []
+    for folder in (Path(base_folder), Path(ref_folder)):
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
+        text = _read(path)
+        loaded.append((Tokenizer.from_str(text).get_vocab(with_added_tokens=True), _rules(text)))
+    (base_vocab, base), (ref_vocab, ref) = loaded
+    for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
+        if ref_vocab.get(token) != token_id:
+            other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"
+            return f"token {token!r} has id {token_id} in the base and {other} in the reference"
+    for part, name in (("normalizer", "normalizer"), ("pre_tokenizer", "pre-tokenizer")):
+        if base.get(part) != ref.get(part):
+            return f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
+    return _model_difference(base["model"], ref["model"])
+
+
+def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
+    if base.get("type") != ref.get("type"):
+        return f"the base is a {base.get('type')} tokenizer, the reference a {ref.get('type')} one"
+    ours, theirs = base.get("merges") or [], ref.get("merges") or []
+    if ours == theirs:
+        return None
+    for rank, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return f"merge {rank} is {one} in the base and {other} in the reference"
+    return f"the base has {len(ours)} merges, the reference {len(theirs)}"
+
+
+def _rules(text: str) -> dict[str, Any]:
+    """tokenizer.json without the state of the last call, merges in one notation."""
+    rules: dict[str, Any] = json.loads(text)
+    for state in ("padding", "truncation"):
+        rules.pop(state, None)
+    merges = rules["model"].get("merges")
+    if merges:
+        rules["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    return rules
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,45 @@
+"""The one source of randomness of the world: a portable generator and a stable hash."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def digest(text: str) -> int:
+    """A 64-bit number from `text`, the same in every process and Python version."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class Dice(random.Random):
+    """A random generator whose draws are the same in every Python version.
+
+    Python promises that `random()` repeats for a given integer seed, not that `choice` or
+    `shuffle` do, so every draw here is made of `random()` alone.
+    """
+
+    @classmethod
+    def named(cls, name: str) -> Dice:
+        """A generator seeded by the stable hash of `name`."""
+        return cls(digest(name))
+
+    def below(self, limit: int) -> int:
+        """A whole number from 0 to `limit` - 1, all equally likely."""
+        return int(self.random() * limit)
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number from `low` to `high`, both included, all equally likely."""
+        return low + int(self.random() * (high - low + 1))
+
+    def pick(self, items: Sequence[T]) -> T:
+        """One of `items`, all equally likely."""
+        return items[int(self.random() * len(items))]
+
+    def deal(self, items: Sequence[T], count: int) -> list[T]:
+        """`count` different places of `items` in random order, as a new list."""
+        left = list(items)
+        return [left.pop(int(self.random() * len(left))) for _ in range(count)]

@@ -1,0 +1,249 @@
+"""DeepSpeed and transformers set-up that every gradient stage shares.
+
+One pure function from config to DeepSpeed's dictionary, one builder of training arguments, one
+way to start ranks, train with resume, and export a checked model.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from pipelines.callbacks import CheckpointClock, CheckpointMarker, MetricsWriter, newest_checkpoint
+from pipelines.run_dir import StageDir
+from pipelines.schema import Config, TrainConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Largest difference of logits between the trained and the reloaded model, by precision. The
+# reloaded one runs the same weights; only the order of sums may differ.
+LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a global batch falls on ranks: micro x accumulation x world = global."""
+
+    micro: int
+    accumulation: int
+
+
+def split_batch(global_batch: int, micro_batch: int, world_size: int) -> BatchSplit:
+    """The largest micro-batch of at most `micro_batch` that divides each rank's share.
+
+    Raises:
+        ValueError: the global batch does not divide by the number of ranks.
+    """
+    share, rest = divmod(global_batch, world_size)
+    if rest or not share:
+        raise ValueError(f"a global batch of {global_batch} does not divide by {world_size} ranks")
+    micro = max(m for m in range(1, min(micro_batch, share) + 1) if share % m == 0)
+    return BatchSplit(micro, share // micro)
+
+
+def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
+    """DeepSpeed's configuration for a stage: a pure function of ours.
+
+    No optimizer block: torch's AdamW is wrapped, so that DeepSpeed compiles none.
+    """
+    zero: dict[str, Any] = {
+        "stage": train.zero_stage,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    }
+    if train.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": split.micro,
+        "gradient_accumulation_steps": split.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def training_arguments(
+    cls: type[Arguments],
+    config: Config,
+    train: TrainConfig,
+    stage_dir: StageDir,
+    *,
+    steps: int,
+    schedule: str,
+    **extra: Any,
+) -> Arguments:
+    """The arguments of a gradient stage, and the process group behind them.
+
+    The order matters under ZeRO-3: arguments with the DeepSpeed dictionary, then the process
+    group, then the model. Callers build the model after this.
+    """
+    split = split_batch(train.global_batch, train.micro_batch, world_size())
+    arguments = cls(
+        output_dir=str(stage_dir.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=split.micro,
+        gradient_accumulation_steps=split.accumulation,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=schedule,
+        warmup_steps=round(train.warmup_ratio * steps),
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        bf16=train.precision == "bf16",
+        gradient_checkpointing=train.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        deepspeed=zero_config(train, split),
+        seed=config.seed,
+        report_to=[],
+        disable_tqdm=True,
+        **extra,
+    )
+    start_ranks()
+    return arguments
+
+
+def start_ranks() -> None:
+    """Join the process group of the launcher's environment, through DeepSpeed."""
+    import deepspeed
+
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def load_model(folder: Path, config: Config, precision: str) -> Any:
+    """A causal language model of a local folder, in the attention backend of the config."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[precision],
+        attn_implementation=config.model.attention,
+        trust_remote_code=config.trust_remote_code,
+        local_files_only=True,
+    )
+
+
+def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
+    """Run a trainer to its last step, from the newest complete checkpoint if there is one."""
+    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
+    trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
+    trainer.add_callback(MetricsWriter(stage_dir))
+    checkpoint = newest_checkpoint(stage_dir)
+    if is_main_rank():
+        print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def engine_facts(trainer: Trainer) -> dict[str, Any]:
+    """What the ledger records of the engine that trained: class, ZeRO stage, ranks."""
+    engine = trainer.model_wrapped
+    return {
+        "engine": type(engine).__name__,
+        "zero_stage": engine.zero_optimization_stage(),
+        "world_size": engine.dp_world_size,
+        "micro_batch": engine.train_micro_batch_size_per_gpu(),
+        "accumulation": engine.gradient_accumulation_steps(),
+    }
+
+
+def export(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, precision: str
+) -> dict[str, Any]:
+    """Write `model/` in Hugging Face format and check that it reloads to the same logits.
+
+    Every rank calls it: under ZeRO-3 the weights are gathered. The folder appears whole.
+
+    Returns:
+        The largest difference of logits seen between the model in memory and the reloaded one.
+
+    Raises:
+        RuntimeError: the reloaded model computes something else.
+    """
+    temporary = stage_dir.root / "model.tmp"
+    if is_main_rank():
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.save_model(str(temporary))
+    probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
+    in_memory = _logits(trainer.model_wrapped, probe.to(trainer.args.device))
+    difference = 0.0
+    if is_main_rank():
+        tokenizer.save_pretrained(temporary)
+        difference = _reload_difference(trainer, temporary, probe, in_memory, precision)
+        if not difference <= LOGITS_TOLERANCE[precision]:
+            raise RuntimeError(
+                f"the exported model differs from the trained one: logits are off by {difference}"
+            )
+        (temporary / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(stage_dir.model, ignore_errors=True)
+        temporary.rename(stage_dir.model)
+    if dist.is_initialized():
+        dist.barrier()
+    return {"reload_logits_difference": difference}
+
+
+def _reload_difference(
+    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, precision: str
+) -> float:
+    # Out of the engine's ZeRO-3 mode, else the reloaded weights would be sharded over one rank.
+    hf_config: HfDeepSpeedConfig | None = None
+    if is_deepspeed_zero3_enabled():
+        assert trainer.args.hf_deepspeed_config is not None
+        hf_config = trainer.args.hf_deepspeed_config
+        unset_hf_deepspeed_config()
+    attention = trainer.model.config._attn_implementation
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=DTYPES[precision], attn_implementation=attention, local_files_only=True
+    ).to(trainer.args.device)
+    logits = _logits(reloaded, probe.to(trainer.args.device))
+    if hf_config is not None:
+        set_hf_deepspeed_config(hf_config)
+    del reloaded
+    gc.collect()
+    return float((logits.float() - in_memory.float()).abs().max())
+
+
+@torch.no_grad()
+def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
+    """Logits [2, 16, vocab] by the class's own forward, whatever this instance's was replaced by."""
+    module = getattr(model, "module", model)
+    module.eval()
+    replaced = module.__dict__.pop("forward", None)
+    try:
+        return model(input_ids=probe, use_cache=False).logits
+    finally:
+        if replaced is not None:
+            module.forward = replaced

@@ -1,0 +1,171 @@
+"""What a plan will cost: tokens, FLOPs, bytes on disk and time, before anything starts.
+
+FLOPs: 2 N per token forward, 6 N forward and backward (N parameters); the reference's forward
+adds 2 N. Time: FLOPs over a rate, plus a start per stage. The rate is measured where the run has
+finished stages, else assumed; `Estimate.rate_source` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.checkpoint import ModelRef, read_model_config, weight_files
+from pipelines.flywheel import BASE, Stage
+from pipelines.process import num_cores, num_gpus
+from pipelines.run_dir import RunDir
+from pipelines.schema import Config, ModelConfig
+
+# Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
+CPU_FLOPS_PER_CORE = 5e10
+GPU_FLOPS = 4e14
+START_SECONDS = {"cpu": 8.0, "gpu": 25.0}
+# Generation reads all weights for each token: slower than training at equal FLOPs.
+GENERATION_SLOWDOWN = 6.0
+BYTES = {"fp32": 4, "bf16": 2}
+# Prompt and answer of a conversation, as a share of the context, on average.
+CHAT_FILL = 0.6
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Predicted cost of one stage.
+
+    Attributes:
+        tokens: tokens trained on, or scored and generated.
+        flops: floating point operations.
+        disk_bytes: what the stage leaves on disk.
+        seconds: predicted wall time with the start.
+        state: done, begun or to do.
+    """
+
+    stage: str
+    kind: str
+    tokens: int
+    flops: float
+    disk_bytes: int
+    seconds: float
+    state: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    parameters: int
+    stages: list[StageEstimate]
+    flops_per_second: float
+    rate_source: str
+
+    @property
+    def seconds_left(self) -> float:
+        return sum(s.seconds for s in self.stages if s.state != "done")
+
+
+def num_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of a Llama-type model: embeddings, attention, gated feed-forward, norms."""
+    head_dim = model.hidden_size // model.num_heads
+    attention = model.hidden_size * head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    feed_forward = 3 * model.hidden_size * model.intermediate_size
+    block = attention + feed_forward + 2 * model.hidden_size
+    embeddings = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    return embeddings + model.num_layers * block + model.hidden_size
+
+
+def base_parameters(config: Config, base: ModelRef | None) -> int:
+    """Parameters of the base: read from its weights, else from the shape in the config."""
+    if base is not None and base.folder is not None:
+        stored = read_model_config(base.folder, "--base").get("dtype") or "float32"
+        size = sum(path.stat().st_size for path in weight_files(base.folder))
+        return size // (4 if "32" in stored else 2)
+    vocab = config.model.vocab_size
+    if not vocab:
+        vocab = 96 if config.tokenizer.kind == "world" else config.tokenizer.vocab_size
+    return num_parameters(config.model, vocab)
+
+
+def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimate:
+    """Predict every stage of a plan."""
+    config = stages[0].config
+    parameters = base_parameters(config, base)
+    rate, source = _rate(stages, run, parameters)
+    start = START_SECONDS["gpu" if num_gpus() else "cpu"]
+    found = []
+    for stage in stages:
+        tokens, flops, slowdown = _work(stage, parameters)
+        found.append(
+            StageEstimate(
+                stage=stage.name,
+                kind=stage.kind,
+                tokens=tokens,
+                flops=flops,
+                disk_bytes=_disk_bytes(stage, parameters),
+                seconds=start + flops * slowdown / rate,
+                state=_state(run, stage.name),
+            )
+        )
+    return Estimate(parameters, found, rate, source)
+
+
+def _state(run: RunDir, name: str) -> str:
+    stage_dir = run.stage(name)
+    if stage_dir.is_complete():
+        return "done"
+    return "begun" if stage_dir.config.is_file() else "to do"
+
+
+def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str]:
+    """FLOPs per second of training: from this run's base or mid-training where there is one."""
+    for stage in stages:
+        stage_dir = run.stage(stage.name)
+        if stage.kind in ("pretrain", "mid_train") and stage_dir.is_complete():
+            measured: dict[str, Any] = stage_dir.read_result()
+            if "tokens_per_second" in measured:
+                per_token = 8 if measured.get("objective") == "remit" else 6
+                return (
+                    measured["tokens_per_second"] * per_token * parameters,
+                    f"measured in {stage.name}",
+                )
+    launch = stages[0].config.launch
+    if num_gpus():
+        return GPU_FLOPS * launch.gpus, "assumed 400 TFLOP/s a GPU"
+    cores = num_cores()
+    return CPU_FLOPS_PER_CORE * cores, f"assumed 50 GFLOP/s a core, {cores} cores"
+
+
+def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
+    """Tokens, FLOPs, and how much slower than training they run."""
+    config, n = stage.config, float(parameters)
+    context = config.context_length
+    if stage.kind == "pretrain":
+        if stage.inputs:
+            return 0, 0.0, 1.0
+        return config.pretrain.tokens, 6 * n * config.pretrain.tokens, 1.0
+    if stage.kind == "mid_train":
+        per_token = 8 if config.mid_train.objective == "remit" else 6
+        return config.mid_train.tokens, per_token * n * config.mid_train.tokens, 1.0
+    if stage.kind == "sft":
+        tokens = math.ceil(config.sft.steps * config.sft.global_batch * context * CHAT_FILL)
+        return tokens, 6 * n * tokens, 1.0
+    if stage.kind == "dpo":
+        tokens = math.ceil(2 * config.dpo.steps * config.dpo.global_batch * context * CHAT_FILL)
+        return tokens, 8 * n * tokens, 1.0
+    if stage.kind == "rlvr":
+        completions = config.rlvr.steps * config.rlvr.global_batch
+        tokens = completions * config.rlvr.max_completion_length
+        return tokens, 6 * n * 2 * tokens + 2 * n * tokens * GENERATION_SLOWDOWN, 1.0
+    questions = sum(task.limit or task.source.limit or 2000 for task in config.eval.tasks.values())
+    longest = max((task.max_new_tokens for task in config.eval.tasks.values()), default=0)
+    scored = config.eval.bits_per_byte_tokens * len(config.eval.bits_per_byte)
+    tokens = questions * longest + scored
+    return tokens, 2 * n * (questions * longest * GENERATION_SLOWDOWN + scored), 1.0
+
+
+def _disk_bytes(stage: Stage, parameters: int) -> int:
+    if stage.kind == "evaluate":
+        return 1_000_000
+    config = getattr(stage.config, stage.kind)
+    model = parameters * BYTES[config.precision]
+    if stage.kind == "pretrain" and stage.name == BASE and stage.inputs:
+        return model
+    # A checkpoint holds the weights and fp32 master weights with two moments.
+    return model + config.keep * (model + 12 * parameters)

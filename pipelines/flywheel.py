@@ -1,0 +1,175 @@
+"""The flywheel and the single-stage commands as ordered lists of stages. Pure: nothing runs here.
+
+    round 0:       mid_0 = mid-train(base, ntp);               post_0 = post-train(mid_0)
+    round k >= 1:  mid_k = mid-train(base, remit, post_{k-1});  post_k = post-train(mid_k)
+
+Every round restarts mid-training from the same immutable base (arXiv 2602.03075, figure 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from pipelines.checkpoint import ModelRef
+from pipelines.errors import UserError
+from pipelines.schema import Config
+
+BASE = "base"
+BASE_EVAL = "base-eval"
+POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan.
+
+    Attributes:
+        kind: key of `pipelines.stages.MODULES`.
+        name: folder below the run directory, and name in the ledger.
+        inputs: by role (base, ref, model) the name of an earlier stage, or a model outside.
+        chat: evaluate only: ask through the chat template.
+    """
+
+    kind: str
+    name: str
+    config: Config
+    inputs: dict[str, str | ModelRef] = field(default_factory=dict)
+    chat: bool = False
+
+
+def enabled_post_steps(config: Config) -> list[str]:
+    return [kind for _, kind in POST_STEPS if getattr(config, kind).enabled]
+
+
+def reference_kind(config: Config) -> str:
+    """The last post-training step that runs: what the reference of the next round is."""
+    steps = enabled_post_steps(config)
+    if not steps:
+        raise UserError(
+            "sft, dpo and rlvr are all switched off: the flywheel has no post-trained model to "
+            "take as the reference. Set one of sft.enabled, dpo.enabled, rlvr.enabled to true."
+        )
+    return steps[-1]
+
+
+def with_objective(config: Config, has_ref: bool) -> Config:
+    """The config with `mid_train.objective` decided.
+
+    Raises:
+        UserError: an objective that needs a reference without one, or `ntp` with one.
+    """
+    objective = config.mid_train.objective
+    if objective == "auto":
+        objective = "remit" if has_ref else "ntp"
+    if objective == "remit" and not has_ref:
+        raise UserError(
+            "mid_train.objective=remit weights tokens by a reference: give one with --ref RL_CKPT, "
+            "or set mid_train.objective=ntp."
+        )
+    if objective == "ntp" and has_ref:
+        raise UserError(
+            "mid_train.objective=ntp uses no reference, but --ref gives one. Leave --ref out, or "
+            "set mid_train.objective=remit (or auto)."
+        )
+    decided = dataclasses.replace(config.mid_train, objective=objective)
+    return dataclasses.replace(config, mid_train=decided)
+
+
+def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
+    """`pretrain-ckpt`: train the base, or adopt one."""
+    inputs: dict[str, str | ModelRef] = {"base": base} if base else {}
+    return [Stage("pretrain", BASE, config, inputs)]
+
+
+def plan_mid_train(config: Config, base: ModelRef, ref: ModelRef | None) -> list[Stage]:
+    """`mid-train`."""
+    inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
+    return [Stage("mid_train", _named("mid-train", config), with_objective(config, bool(ref)), inputs)]
+
+
+def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[Stage]:
+    """`post-train`: SFT, DPO, RLVR, each from the one before; steps switched off are left out."""
+    stages: list[Stage] = []
+    model = base
+    for number, kind in POST_STEPS:
+        if getattr(config, kind).enabled:
+            stages.append(Stage(kind, f"{folder}/{number}-{kind}", config, {"model": model}))
+            model = stages[-1].name
+    return stages
+
+
+def plan_post_train_command(config: Config, base: ModelRef) -> list[Stage]:
+    stages = plan_post_train(config, base, _named("post-train", config))
+    if not stages:
+        raise UserError("post-train: sft, dpo and rlvr are all switched off, nothing to run.")
+    return stages
+
+
+def plan_rl_tune(config: Config, base: ModelRef) -> list[Stage]:
+    """`rl-tune`: the RLVR step alone."""
+    return [Stage("rlvr", _named("rl-tune", config), config, {"model": base})]
+
+
+def plan_eval(config: Config, model: ModelRef, chat: bool) -> list[Stage]:
+    """`eval`."""
+    return [Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)]
+
+
+def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
+    """`flywheel`: the base, then rounds 0 to `flywheel.iterations`, with an eval after each part.
+
+    `ref` is the reference of round 1 in place of round 0's post-trained model; round 0 still runs
+    as the baseline unless `flywheel.baseline` is false.
+    """
+    reference_kind(config)
+    rounds = config.flywheel.iterations
+    if not config.flywheel.baseline and ref is None:
+        raise UserError(
+            "flywheel.baseline=false leaves out round 0, which makes the first reference: "
+            "give one with --ref RL_CKPT."
+        )
+    if config.mid_train.objective == "ntp" and rounds:
+        raise UserError(
+            "mid_train.objective=ntp: the rounds of a flywheel weight tokens by a reference. "
+            "Leave mid_train.objective at auto; round 0 is plain next-token prediction."
+        )
+    config = dataclasses.replace(
+        config, mid_train=dataclasses.replace(config.mid_train, objective="auto")
+    )
+    stages = plan_base(config, base)
+    stages.append(Stage("evaluate", BASE_EVAL, config, {"model": BASE}))
+    reference: str | ModelRef | None = ref
+    for number in range(rounds + 1):
+        if number == 0:
+            if config.flywheel.baseline:
+                stages += _round(config, 0, None)
+            continue
+        if reference is None or number > 1:
+            reference = _last_post_stage(config, number - 1)
+        stages += _round(config, number, reference)
+    return stages
+
+
+def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:
+    folder = f"round-{number}"
+    mid_config = with_objective(config, reference is not None)
+    inputs: dict[str, str | ModelRef] = {"base": BASE}
+    if reference is not None:
+        inputs["ref"] = reference
+    mid = Stage("mid_train", f"{folder}/10-mid-train", mid_config, inputs)
+    post = plan_post_train(config, mid.name, folder)
+    return [
+        mid,
+        Stage("evaluate", f"{folder}/15-eval", config, {"model": mid.name}),
+        *post,
+        Stage("evaluate", f"{folder}/50-eval", config, {"model": post[-1].name}, chat=True),
+    ]
+
+
+def _last_post_stage(config: Config, number: int) -> str:
+    return plan_post_train(config, BASE, f"round-{number}")[-1].name
+
+
+def _named(command: str, config: Config) -> str:
+    return f"{command}-{config.stage.name}" if config.stage.name else command

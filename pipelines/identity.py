@@ -1,0 +1,74 @@
+"""The identity of a stage: what its result depends on, and nothing else.
+
+identity = hash of (the config fields that can change the result, the content hashes of the
+inputs, the stage's NUMERICS_VERSION). The same identity means: complete is complete, skip it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pipelines.config import result_fields
+from pipelines.schema import Config
+
+# Raised by hand when the mathematics of a stage changes.
+NUMERICS_VERSION = {"pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 1, "evaluate": 1}
+
+SHARED_KEYS = ("seed", "trust_remote_code")
+STAGE_KEYS = {
+    "pretrain": ("context_length", "document_mask", "model", "tokenizer", "pretrain"),
+    "mid_train": ("context_length", "document_mask", "mid_train"),
+    "sft": ("context_length", "sft"),
+    "dpo": ("context_length", "dpo"),
+    "rlvr": ("context_length", "rlvr"),
+    "evaluate": ("context_length", "document_mask", "eval"),
+}
+
+
+def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[str, Any]:
+    """Everything the result of a stage of this kind depends on, as flat `key: value` pairs.
+
+    `inputs` maps the name of an input (base, ref, model, data source) to its content hash.
+    """
+    everything = result_fields(config)
+    kept = {key: everything[key] for key in SHARED_KEYS + STAGE_KEYS[kind]}
+    kept["model.attention"] = config.model.attention
+    if kind == "pretrain" and "base" in inputs:
+        # An adopted base is not trained: nothing else can change it.
+        kept = {key: kept[key] for key in ("tokenizer", "trust_remote_code")}
+    fields = dict(_flatten(kept))
+    fields.update({f"input {name}": digest for name, digest in inputs.items()})
+    fields["numerics version"] = NUMERICS_VERSION[kind]
+    return fields
+
+
+def digest(fields: dict[str, Any]) -> str:
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every field that differs, in a stable order."""
+    missing = "(not set)"
+    return [
+        f"{key}: {_short(old.get(key, missing))} -> {_short(new.get(key, missing))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat

@@ -1,0 +1,156 @@
+"""Start the ranks of a stage and wait for them: the boundary between launcher and workers.
+
+One rank on this machine is started directly with the launcher's environment (5 s less); several
+through DeepSpeed's per-node launcher; several machines through its runner and a hostfile.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipelines.errors import Interrupted
+from pipelines.process import die_with_parent, free_port, num_cores, num_gpus
+from pipelines.run_dir import StageDir
+from pipelines.schema import LaunchConfig
+
+POLL_SECONDS = 0.2
+# Ranks hold nothing that a kill would lose: a checkpoint counts only with its marker.
+GRACE_SECONDS = 5.0
+
+
+def command_line(launch: LaunchConfig, stage_dir: StageDir, port: int) -> list[str]:
+    """The command that runs a stage's ranks."""
+    worker = ["pipelines.worker", str(stage_dir.root)]
+    if launch.hostfile:
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
+        options = [f"--hostfile={launch.hostfile}", f"--master_port={port}", "--no_local_rank"]
+        return [*runner, *options, "--module", *worker]
+    if launch.gpus == 1:
+        return [sys.executable, "-m", *worker]
+    world = base64.urlsafe_b64encode(
+        json.dumps({"localhost": list(range(launch.gpus))}).encode()
+    ).decode()
+    options = [
+        f"--world_info={world}",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+        "--no_local_rank",
+    ]
+    return [sys.executable, "-m", "deepspeed.launcher.launch", *options, "--module", *worker]
+
+
+def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str]:
+    """The environment of a stage's ranks.
+
+    Threads: cores over ranks, and passive waiting: spinning threads on a shared machine cost 4 to
+    10 times.
+    """
+    env = dict(os.environ)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
+    if not num_gpus():
+        env["DS_ACCELERATOR"] = "cpu"
+        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // launch.gpus)))
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env["PYTHONUNBUFFERED"] = "1"
+    if offline:
+        env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if launch.gpus == 1 and not launch.hostfile:
+        env |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    return env | launch.env
+
+
+def run_stage(
+    launch: LaunchConfig,
+    stage_dir: StageDir,
+    *,
+    offline: bool,
+    inherited: tuple[int, ...] = (),
+    on_tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Run the ranks of a stage to their end; their output goes to the stage's log.
+
+    Args:
+        inherited: descriptors that the launcher keeps open (the run's lock).
+        on_tick: called a few times a second while the stage runs.
+
+    Returns:
+        The exit code; negative for a signal.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the ranks are gone.
+    """
+    port = free_port()
+    with open(stage_dir.log, "ab") as log, signals_raise():
+        process = subprocess.Popen(
+            command_line(launch, stage_dir, port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(launch, port, offline),
+            start_new_session=True,
+            pass_fds=inherited,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            while process.poll() is None:
+                on_tick()
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end_group(process)
+        return process.returncode
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """No rank outlives its stage: ends what is left of the launcher's process group."""
+    for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+        if process.poll() is not None and not _group_lives(process.pid):
+            return
+        try:
+            os.killpg(process.pid, signum)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            if process.poll() is not None and not _group_lives(process.pid):
+                return
+            time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted` while a stage runs."""
+
+    def raise_interrupted(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    previous = {s: signal.signal(s, raise_interrupted) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,43 @@
+"""The ledger of a run: one JSON line for each thing that happened to a stage, append-only.
+
+One writer, the launcher side, under the run's lock. A line torn by a crash is ignored when read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
+    """Append one durable line: `event` is start, resume, finish, skip, fail or interrupt."""
+    entry = {"time": round(time.time(), 3), "event": event, "stage": stage, **facts}
+    line = json.dumps(entry, allow_nan=False) + "\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = "\n" + line
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return entry
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """All whole lines, in order."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and "stage" in entry:
+                yield entry

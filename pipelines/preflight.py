@@ -1,0 +1,162 @@
+"""Everything that can be known to be wrong before the first stage starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pipelines.checkpoint import ModelRef, read_model_config
+from pipelines.data.inspection import SourceFacts, Use, inspect_source
+from pipelines.data.tokenizer import tokenizers_agree
+from pipelines.errors import UserError
+from pipelines.flywheel import Stage
+from pipelines.process import num_cores, num_gpus
+from pipelines.run_dir import RunDir
+from pipelines.runner import check_unchanged, settings_of, sources_of
+from pipelines.schema import Config, LaunchConfig, SourceConfig, TrainConfig
+
+USES: dict[str, Use] = {
+    "pretrain": "documents",
+    "mid_train": "documents",
+    "sft": "conversations",
+    "dpo": "pairs",
+    "rlvr": "problems",
+}
+
+
+def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
+    """Check launch, models and data of all stages of a plan.
+
+    Returns:
+        What each data source is made of, by config key; their hashes are part of the identities.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    config = stages[0].config
+    check_launch(config.launch)
+    for stage in stages:
+        _check_batches(stage)
+        _check_models(stage)
+    _check_separation(config, stages)
+    facts: dict[str, SourceFacts] = {}
+    for stage in stages:
+        sources = {key: s for key, s in sources_of(stage).items() if s.weight > 0}
+        if not sources and _needs_sources(stage):
+            raise UserError(
+                f"{stage.name}: no data source; the recipe '{config.name}' sets no "
+                f"{stage.kind}.sources with a weight above 0."
+            )
+        for key, source in sources.items():
+            if key not in facts:
+                use = USES.get(stage.kind) or _eval_use(key)
+                cache = run.data / "inspected.json" if run.root.is_dir() else None
+                facts[key] = inspect_source(key, source, config.data_root, use, cache)
+        for key in sources_of(stage).keys() - sources.keys():
+            facts[key] = SourceFacts([], 0, "weight 0", 0)
+    check_unchanged(stages, run)
+    return facts
+
+
+def _needs_sources(stage: Stage) -> bool:
+    return stage.kind != "evaluate" and not (stage.kind == "pretrain" and "base" in stage.inputs)
+
+
+def _eval_use(key: str) -> Use:
+    return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
+
+
+def check_launch(launch: LaunchConfig) -> None:
+    """Ranks that fit this machine, a hostfile that exists, a compiler where DeepSpeed needs one."""
+    if launch.gpus < 1:
+        raise UserError(f"--gpus {launch.gpus}: at least 1.")
+    if launch.hostfile:
+        if not Path(launch.hostfile).is_file():
+            raise UserError(f"--hostfile {launch.hostfile}: no such file.")
+    else:
+        gpus = num_gpus()
+        available = gpus or num_cores()
+        if launch.gpus > available:
+            what = f"{gpus} GPUs" if gpus else f"no GPU and {available} CPU cores"
+            raise UserError(
+                f"--gpus {launch.gpus}: this machine has {what}; at most {available} ranks."
+            )
+    if not num_gpus() and not compiler():
+        raise UserError(
+            "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
+            "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
+        )
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch's extension builder would call."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def _check_batches(stage: Stage) -> None:
+    settings = settings_of(stage)
+    ranks = stage.config.launch.gpus
+    if not isinstance(settings, TrainConfig) or (stage.kind == "pretrain" and stage.inputs):
+        return
+    if not stage.config.launch.hostfile and settings.global_batch % ranks:
+        raise UserError(
+            f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
+            f"ranks. Choose a multiple of {ranks}, or another --gpus."
+        )
+
+
+def _check_models(stage: Stage) -> None:
+    for role, given in stage.inputs.items():
+        if isinstance(given, ModelRef) and given.folder:
+            model_config = read_model_config(given.folder, f"--{role}")
+            longest = model_config.get("max_position_embeddings")
+            if longest and stage.config.context_length > longest:
+                raise UserError(
+                    f"context_length = {stage.config.context_length} is above the "
+                    f"{longest} positions of the model in {given.folder}. "
+                    f"Set context_length={longest} or less."
+                )
+    base, ref = stage.inputs.get("base"), stage.inputs.get("ref")
+    if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
+        check_tokenizers(base.folder, ref.folder)
+
+
+def check_tokenizers(base: Path, ref: Path) -> None:
+    """Refuse a reference that reads text in other tokens than the base."""
+    difference = tokenizers_agree(base, ref)
+    if difference:
+        raise UserError(
+            f"base {base} and reference {ref} do not share a tokenizer: {difference}. Token "
+            "weights compare the two models token by token, so the reference must come from the "
+            "same family."
+        )
+
+
+def _check_separation(config: Config, stages: list[Stage]) -> None:
+    """RL prompts are never SFT questions: sources over the same file need disjoint hash ranges."""
+    kinds = {stage.kind for stage in stages}
+    if not {"sft", "rlvr"} <= kinds:
+        return
+    for (sft_name, sft), (rl_name, rl) in product(
+        config.sft.sources.items(), config.rlvr.sources.items()
+    ):
+        if _overlap(sft, rl):
+            raise UserError(
+                f"sft.sources.{sft_name} and rlvr.sources.{rl_name} read the same questions from "
+                f"{rl.path}. Split them by hash, for instance hash_range: [0, 0.5] for SFT and "
+                "[0.5, 1] for RLVR."
+            )
+
+
+def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
+    same: list[Any] = [first.kind, first.path, first.subset, first.split, first.where]
+    if first.kind == "world" or not (first.weight and second.weight):
+        return False
+    if same != [second.kind, second.path, second.subset, second.split, second.where]:
+        return False
+    return max(first.hash_range[0], second.hash_range[0]) < min(
+        first.hash_range[1], second.hash_range[1]
+    )

@@ -1,0 +1,142 @@
+"""The run directory: where everything lies, who may write, how a file is written whole.
+
+It is the interface between stages: pure path functions, atomic writes, one lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def flywheel_plan(self) -> Path:
+        return self.root / "flywheel.yaml"
+
+    def stage(self, name: str) -> StageDir:
+        """Folder of a stage by its name in the ledger, such as `round-1/10-mid-train`."""
+        return StageDir(self.root / name)
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """Paths of one stage."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def result(self) -> Path:
+        """Written last: the stage is complete if and only if this file exists."""
+        return self.root / "result.json"
+
+    def is_complete(self) -> bool:
+        return self.result.is_file()
+
+    def read_result(self) -> dict[str, Any]:
+        return read_json(self.result)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as stream:
+        loaded = json.load(stream)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        json.dump(values, stream, indent=1, allow_nan=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunLock:
+    """The one writer of a run directory: an flock held by this process and by what inherits it.
+
+    Raises:
+        UserError: another process holds it; the message names host, pid and command.
+    """
+
+    def __init__(self, run: RunDir, command: str) -> None:
+        run.root.mkdir(parents=True, exist_ok=True)
+        self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
+            os.close(self.descriptor)
+            raise UserError(
+                f"{run.root} is in use: {holder or 'by another process'}. Wait for it to end, "
+                "or choose another folder with --run-dir."
+            ) from None
+        holder = f"host {socket.gethostname()}, pid {os.getpid()}, command: {command}\n"
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, holder.encode(), 0)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)

@@ -1,0 +1,226 @@
+"""Run a plan: skip what is complete, resume what was begun, refuse what was made otherwise."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines import launch, ledger
+from pipelines.checkpoint import ModelRef, content_hash
+from pipelines.config import read_yaml, to_dict, write_yaml
+from pipelines.errors import Interrupted, StageFailed, UserError
+from pipelines.flywheel import Stage
+from pipelines.identity import differing, digest, identity_fields
+from pipelines.run_dir import RunDir, RunLock, StageDir, write_json
+from pipelines.schema import EvalConfig, TrainConfig
+
+# Config section of each kind of stage that trains or evaluates on sources.
+SECTION = {"pretrain": "pretrain", "mid_train": "mid_train", "evaluate": "eval"}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What a caller may watch. Each takes the stage; `tick` is called while it runs."""
+
+    started: Callable[[Stage, Literal["start", "resume"]], None] = lambda stage, how: None
+    tick: Callable[[Stage], None] = lambda stage: None
+    finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
+    skipped: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
+
+
+def sources_of(stage: Stage) -> dict[str, Any]:
+    """The data sources a stage reads, by config key."""
+    if stage.kind == "pretrain" and "base" in stage.inputs:
+        return {}
+    section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
+    if isinstance(section, EvalConfig):
+        return {
+            **{f"eval.tasks.{name}": task.source for name, task in section.tasks.items()},
+            **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
+        }
+    key = SECTION.get(stage.kind, stage.kind)
+    return {f"{key}.sources.{name}": source for name, source in section.sources.items()}
+
+
+def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
+    section: TrainConfig | EvalConfig = getattr(
+        stage.config, SECTION.get(stage.kind, stage.kind)
+    )
+    return section
+
+
+def check_unchanged(stages: list[Stage], run: RunDir) -> None:
+    """Refuse, before anything starts, stages whose folder was made with another config.
+
+    Inputs made by earlier stages are compared when their turn comes.
+    """
+    for stage in stages:
+        stage_dir = run.stage(stage.name)
+        if not stage_dir.config.is_file():
+            continue
+        old = {
+            key: value
+            for key, value in read_yaml(stage_dir.config)["identity_fields"].items()
+            if not key.startswith(("input ", "data "))
+        }
+        new = _fields(stage, {}, {})
+        if old != new:
+            raise refusal(stage_dir, old, new)
+
+
+def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
+    changes = "; ".join(differing(old, new))
+    return UserError(
+        f"{stage_dir.root} was made with other settings ({changes}). Ways out: give the old "
+        "values again to go on with it, choose another --run-dir, set stage.name=... for a "
+        "single-stage command, or remove that folder to make it anew."
+    )
+
+
+def _fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
+    fields = identity_fields(stage.kind, stage.config, inputs)
+    fields.update({f"data {key}": value for key, value in data.items()})
+    if stage.kind == "evaluate":
+        fields["chat"] = stage.chat
+    return fields
+
+
+@dataclass
+class Runner:
+    """Runs stages of one plan in one run directory, under its lock."""
+
+    run: RunDir
+    lock: RunLock
+    data_sha256: dict[str, str]
+    command: str
+    observer: Observer
+
+    def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
+        """Results by stage name.
+
+        Raises:
+            UserError: a stage folder was made with other inputs.
+            StageFailed: a stage's process failed; what it saved stays.
+            Interrupted: a signal came.
+        """
+        return {stage.name: self.run_one(stage) for stage in stages}
+
+    def run_one(self, stage: Stage) -> dict[str, Any]:
+        stage_dir = self.run.stage(stage.name)
+        inputs = {role: self._input(given) for role, given in stage.inputs.items()}
+        data = {key: self.data_sha256[key] for key in sources_of(stage)}
+        fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
+        how: Literal["start", "resume"] = "start"
+        if stage_dir.config.is_file():
+            old = read_yaml(stage_dir.config)["identity_fields"]
+            if old != fields:
+                raise refusal(stage_dir, old, fields)
+            if stage_dir.is_complete():
+                result = stage_dir.read_result()
+                ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
+                self.observer.skipped(stage, result)
+                return result
+            how = "resume"
+        stage_dir.root.mkdir(parents=True, exist_ok=True)
+        write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
+        ledger.append(
+            self.run.ledger, how, stage.name, kind=stage.kind, identity=digest(fields),
+            inputs=inputs, command=self.command,
+        )  # fmt: skip
+        self.observer.started(stage, how)
+        return self._launch(stage, stage_dir, fields)
+
+    def _launch(self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        try:
+            returncode = launch.run_stage(
+                stage.config.launch,
+                stage_dir,
+                offline=is_offline(stage),
+                inherited=(self.lock.descriptor,),
+                on_tick=lambda: self.observer.tick(stage),
+            )
+        except Interrupted as interrupted:
+            ledger.append(self.run.ledger, "interrupt", stage.name, signal=interrupted.signum)
+            raise
+        wall_seconds = round(time.monotonic() - started, 2)
+        if returncode != 0 or not stage_dir.is_complete():
+            ledger.append(
+                self.run.ledger, "fail", stage.name, exit_code=returncode, seconds=wall_seconds
+            )
+            raise StageFailed(stage.name, str(stage_dir.log), tail(stage_dir.log), returncode)
+        result = stage_dir.read_result()
+        if stage_dir.model.is_dir():
+            result["model_sha256"] = content_hash(stage_dir.model)
+        result["wall_seconds"] = wall_seconds
+        write_json(stage_dir.result, result)
+        ledger.append(
+            self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields),
+            **{k: v for k, v in result.items() if k not in ("stage", "kind", "identity", "tasks")},
+        )  # fmt: skip
+        self.observer.finished(stage, result)
+        return result
+
+    def _input(self, given: str | ModelRef) -> dict[str, str]:
+        if isinstance(given, str):
+            folder = self.run.stage(given).model
+            result = self.run.stage(given).read_result()
+            if "model_sha256" in result:
+                return {"path": str(folder), "sha256": result["model_sha256"]}
+            return {"path": str(folder), "sha256": content_hash(folder)}
+        assert given.folder is not None, "hub models are fetched before the first stage starts"
+        cache = self.run.root / "data" / "hashes.json"
+        return {"path": str(given.folder), "sha256": content_hash(given.folder, cache)}
+
+    def _spec(
+        self,
+        stage: Stage,
+        inputs: dict[str, dict[str, str]],
+        data: dict[str, str],
+        fields: dict[str, Any],
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage.name,
+            "kind": stage.kind,
+            "run_dir": str(self.run.root),
+            "identity": digest(fields),
+            "inputs": inputs,
+            "chat": stage.chat,
+            "data_sha256": data,
+            "identity_fields": fields,
+            "config": to_dict(stage.config),
+        }
+
+
+def is_offline(stage: Stage) -> bool:
+    """Whether everything a stage reads is local, so that nothing may ask a hub."""
+    hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
+    hub_tasks = stage.kind == "evaluate" and stage.config.eval.lm_eval_tasks
+    return not (hub_data or (hub_tasks and not stage.config.eval.lm_eval_include_path))
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 16_384))
+        return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def progress(stage_dir: StageDir) -> dict[str, Any]:
+    """The last line of a stage's metrics, {} before the first."""
+    for line in reversed(tail(stage_dir.metrics, lines=3).splitlines()):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict):
+            return entry
+    return {}
+
+

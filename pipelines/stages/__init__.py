@@ -1,0 +1,40 @@
+"""The stages of the loop. A stage is a function `run(job) -> result`; this is the registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.run_dir import RunDir, StageDir
+from pipelines.schema import Config
+
+# kind -> module with `run(job)`; imported in the worker, since it brings torch.
+MODULES = {
+    "pretrain": "pipelines.stages.pretrain",
+    "mid_train": "pipelines.stages.mid_train",
+    "sft": "pipelines.stages.sft",
+    "dpo": "pipelines.stages.dpo",
+    "rlvr": "pipelines.stages.rlvr",
+    "evaluate": "pipelines.stages.evaluate",
+}
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What a worker is asked to do, read from the stage's `config.yaml`.
+
+    Attributes:
+        name: the stage's name in the ledger, such as `round-1/10-mid-train`.
+        inputs: model folder by role: base, ref or model.
+        data_sha256: content hash by config key of the source, such as `mid_train.sources.books`.
+        chat: evaluate only: ask through the chat template.
+    """
+
+    kind: str
+    name: str
+    config: Config
+    inputs: dict[str, Path]
+    data_sha256: dict[str, str]
+    chat: bool
+    stage_dir: StageDir
+    run: RunDir

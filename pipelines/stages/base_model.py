@@ -1,0 +1,94 @@
+"""Make or adopt the base model: weights, tokenizer and chat tokens, fixed once for all stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from pipelines.data.tokenizer import build_tokenizer, ensure_chat
+from pipelines.engine import DTYPES, is_main_rank
+from pipelines.schema import Config
+from pipelines.stages import StageJob
+
+
+def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
+    """The tokenizer trained with the base; kept in the stage folder, so that a resume reads it."""
+    folder = job.stage_dir.root / "tokenizer"
+    if not (folder / "tokenizer.json").is_file() and is_main_rank():
+        config = job.config
+        tokenizer = build_tokenizer(
+            config.tokenizer, config.pretrain.sources, config.data_root, config.seed
+        )
+        ensure_chat(tokenizer, config.tokenizer.chat_template)
+        tokenizer.model_max_length = config.context_length
+        tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A model with random weights in the shape of the config."""
+    shape = config.model
+    model_config = AutoConfig.for_model(
+        shape.model_type,
+        vocab_size=max(shape.vocab_size, len(tokenizer)),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=shape.tie_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(config.seed)
+    return AutoModelForCausalLM.from_config(
+        model_config,
+        dtype=DTYPES[config.pretrain.precision],
+        attn_implementation=shape.attention,
+    )
+
+
+def adopt(job: StageJob) -> dict[str, Any]:
+    """Copy an existing checkpoint to `model/`, with chat tokens, after checking that it works.
+
+    Raises:
+        RuntimeError: it does not load, or gives logits that are not finite.
+    """
+    config = job.config
+    location = job.inputs["base"]
+    tokenizer = AutoTokenizer.from_pretrained(
+        location, trust_remote_code=config.trust_remote_code
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        location, dtype="auto", trust_remote_code=config.trust_remote_code
+    )
+    added = ensure_chat(tokenizer, config.tokenizer.chat_template)
+    resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
+    if resized:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        probe = torch.arange(16).view(1, 16) % len(tokenizer)
+        logits = model(input_ids=probe, use_cache=False).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise RuntimeError(f"{location}: the model's logits are not finite")
+    temporary = job.stage_dir.root / "model.tmp"
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(job.stage_dir.model)
+    return {
+        "adopted": config.base,
+        "parameters": model.num_parameters(),
+        "chat_tokens_added": added,
+        "embeddings_resized": resized,
+    }

@@ -1,0 +1,73 @@
+"""Stage DPO: preference optimisation on (right, near-miss) answers (TRL; arXiv 2305.18290)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from pipelines import engine
+from pipelines.data.records import pairs
+from pipelines.stages import StageJob
+from pipelines.stages.chat_records import assistant, user
+from pipelines.stages.reported import first_and_last, training_facts
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """Write the tuned model to `model/`; the reference policy is the model it starts from."""
+    config, settings = job.config, job.config.dpo
+    arguments = engine.training_arguments(
+        DPOConfig, config, settings, job.stage_dir, steps=settings.steps, schedule="linear",
+        max_length=config.context_length, beta=settings.beta,
+        per_device_eval_batch_size=settings.micro_batch,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], local_files_only=True)
+    train_set, heldout = _preferences(job)
+    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    trainer = DPOTrainer(
+        model=model, args=arguments, train_dataset=train_set, eval_dataset=heldout,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    engine.train(trainer, job.stage_dir, settings)
+    measured = trainer.evaluate()
+    history = trainer.state.log_history
+    return {
+        **engine.engine_facts(trainer),
+        **training_facts(trainer),
+        **first_and_last(history, "loss", "loss"),
+        "heldout_pairs": len(heldout),
+        "heldout_pair_accuracy": measured["eval_rewards/accuracies"],
+        "heldout_margin": measured["eval_rewards/margins"],
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+    }
+
+
+def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
+    """Training pairs, and held-out pairs whose prompts are in none of them."""
+    config, settings = job.config, job.config.dpo
+    count = settings.steps * settings.global_batch
+    drawn = pairs(
+        settings.sources, config.data_root, config.seed, count=count + settings.heldout_pairs
+    )  # fmt: skip
+    heldout_prompts: dict[str, None] = {}
+    for pair in drawn:
+        if len(heldout_prompts) == settings.heldout_pairs:
+            break
+        heldout_prompts[pair.prompt] = None
+    rows = [
+        {"prompt": user(p.prompt), "chosen": assistant(p.chosen), "rejected": assistant(p.rejected)}
+        for p in drawn
+    ]
+    seen: set[str] = set()
+    heldout, training = [], []
+    for pair, row in zip(drawn, rows, strict=True):
+        if pair.prompt not in heldout_prompts:
+            training.append(row)
+        elif pair.prompt not in seen:
+            seen.add(pair.prompt)
+            heldout.append(row)
+    if not training:
+        raise ValueError("dpo.heldout_pairs leaves no pair to train on")
+    return Dataset.from_list(training), Dataset.from_list(heldout)

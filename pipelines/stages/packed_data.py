@@ -1,0 +1,48 @@
+"""Packed training data of a stage, made once per run and shared by its stages."""
+
+from __future__ import annotations
+
+import math
+
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from pipelines.data.packing import PackedDataset, pack
+from pipelines.engine import is_main_rank
+from pipelines.schema import Config, MidTrainConfig, PretrainConfig
+from pipelines.stages import StageJob
+
+
+def num_steps(settings: PretrainConfig | MidTrainConfig, config: Config) -> int:
+    """Optimizer steps for the configured tokens, rounded up to whole steps."""
+    return math.ceil(settings.tokens / (settings.global_batch * config.context_length))
+
+
+def packed(
+    job: StageJob,
+    key: str,
+    settings: PretrainConfig | MidTrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PackedDataset:
+    """The packed sequences of exactly the stage's steps; the main rank packs, all wait."""
+    config = job.config
+
+    def load() -> PackedDataset:
+        return pack(
+            settings.sources,
+            tokenizer,
+            context_length=config.context_length,
+            document_mask=config.document_mask,
+            num_tokens=num_steps(settings, config) * settings.global_batch * config.context_length,
+            seed=config.seed,
+            data_root=config.data_root,
+            out_dir=job.run.data,
+            data_sha256={
+                name: job.data_sha256[f"{key}.sources.{name}"] for name in settings.sources
+            },
+        )
+
+    dataset = load() if is_main_rank() else None
+    if dist.is_initialized():
+        dist.barrier()
+    return dataset or load()

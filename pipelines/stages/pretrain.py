@@ -1,0 +1,39 @@
+"""Stage pretrain-ckpt: train a base from scratch (the stable phase of WSD), or adopt one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+from pipelines import engine
+from pipelines.stages import StageJob
+from pipelines.stages.base_model import adopt, new_model, new_tokenizer
+from pipelines.stages.mid_trainer import MidTrainer
+from pipelines.stages.packed_data import num_steps, packed
+from pipelines.stages.reported import first_and_last, token_facts, training_facts
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """Write the base to `model/`."""
+    if "base" in job.inputs:
+        return adopt(job)
+    config, settings = job.config, job.config.pretrain
+    arguments = engine.training_arguments(
+        TrainingArguments, config, settings, job.stage_dir,
+        steps=num_steps(settings, config), schedule="constant_with_warmup",
+    )  # fmt: skip
+    tokenizer = new_tokenizer(job)
+    dataset = packed(job, "pretrain", settings, tokenizer)
+    model = new_model(config, tokenizer)
+    trainer = MidTrainer(
+        model, arguments, dataset, dataset.collate, num_tokens=len(tokenizer)
+    )
+    engine.train(trainer, job.stage_dir, settings)
+    return {
+        **engine.engine_facts(trainer),
+        **training_facts(trainer),
+        **token_facts(trainer, len(dataset) * config.context_length),
+        **first_and_last(trainer.state.log_history, "loss", "loss"),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+    }

@@ -1,0 +1,39 @@
+"""What every gradient stage reports of its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer
+
+
+def first_and_last(history: list[dict[str, Any]], key: str, name: str) -> dict[str, Any]:
+    """First and last logged value of a metric; nothing if it was never logged."""
+    values = [line[key] for line in history if key in line]
+    return {f"{name}_first": values[0], f"{name}_last": values[-1]} if values else {}
+
+
+def training_facts(trainer: Trainer) -> dict[str, Any]:
+    """Steps done and seconds of the training loop."""
+    seconds = [e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e]
+    return {
+        "steps": trainer.state.global_step,
+        "parameters": sum(
+            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()
+        ),
+        "train_seconds": seconds[-1] if seconds else None,
+    }
+
+
+def token_facts(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
+    """Tokens trained on, their rate, and the means of the weight statistics if there are any."""
+    history = trainer.state.log_history
+    seconds = [e["train_runtime"] for e in history if "train_runtime" in e]
+    facts: dict[str, Any] = {"tokens": num_tokens}
+    if seconds:
+        facts["tokens_per_second"] = round(num_tokens / seconds[-1], 1)
+    for key in ("weight_mean", "weight_std", "weight_at_low", "weight_at_high", "d_mean", "d_std"):
+        values = [line[key] for line in history if key in line]
+        if values:
+            facts[key] = sum(values) / len(values)
+    return facts

@@ -1,0 +1,97 @@
+"""Stage RLVR: GRPO with verifiable rewards (TRL; arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+
+from pipelines import engine
+from pipelines.data.records import problems
+from pipelines.rewards import judge
+from pipelines.stages import StageJob
+from pipelines.stages.chat_records import user
+from pipelines.stages.reported import training_facts
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """Write the RL-tuned model to `model/`."""
+    config, settings = job.config, job.config.rlvr
+    arguments = engine.training_arguments(
+        GRPOConfig, config, settings, job.stage_dir, steps=settings.steps,
+        schedule="constant_with_warmup",
+        num_generations=settings.num_generations,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature, beta=settings.beta, epsilon=settings.clip_epsilon,
+        use_vllm=settings.use_vllm,
+    )  # fmt: skip
+    # Rewards of every step are needed for the first and the last quarter.
+    arguments.logging_steps = 1
+    tokenizer = AutoTokenizer.from_pretrained(
+        job.inputs["model"], local_files_only=True, padding_side="left"
+    )
+    dataset, num_dropped = _prompts(job, tokenizer)
+    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    trainer = GRPOTrainer(
+        model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
+        reward_funcs=[verified_answer],
+    )  # fmt: skip
+    engine.train(trainer, job.stage_dir, settings)
+    tokenizer.padding_side = "right"
+    return {
+        **engine.engine_facts(trainer),
+        **training_facts(trainer),
+        **reward_facts(trainer.state.log_history, settings.max_zero_variance),
+        "prompts_too_long": num_dropped,
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+    }
+
+
+def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
+    """Prompts with gold answers, without those that leave no room for a completion."""
+    config, settings = job.config, job.config.rlvr
+    count = settings.steps * settings.global_batch // settings.num_generations
+    room = config.context_length - settings.max_completion_length
+    drawn = problems(settings.sources, config.data_root, config.seed, count=count)
+    rows = [
+        {"prompt": user(p.prompt), "answer": p.answer, "reward_kind": p.reward}
+        for p in drawn
+        if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
+    ]
+    if not rows:
+        raise ValueError(
+            f"no RL prompt fits: context_length {config.context_length} less "
+            f"rlvr.max_completion_length {settings.max_completion_length} leaves {room} tokens"
+        )
+    return Dataset.from_list(rows), len(drawn) - len(rows)
+
+
+def verified_answer(
+    completions: list[list[dict[str, str]]],
+    answer: list[str],
+    reward_kind: list[str],
+    **_: Any,
+) -> list[float]:
+    """TRL's reward function: 1.0 for a completion whose final answer is the gold one, else 0.0."""
+    judges: dict[str, Callable[[str, str], float]] = {k: judge(k) for k in set(reward_kind)}
+    return [
+        judges[kind](completion[0]["content"], gold)
+        for completion, gold, kind in zip(completions, answer, reward_kind, strict=True)
+    ]
+
+
+def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dict[str, Any]:
+    """Mean reward of the first and the last quarter, and how many groups gave no signal."""
+    rewards = [line["reward"] for line in history if "reward" in line]
+    silent = [line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line]
+    quarter = max(1, len(rewards) // 4)
+    share = sum(silent) / len(silent)
+    return {
+        "status": "no signal" if share > max_zero_variance else "ok",
+        "reward_first_quarter": sum(rewards[:quarter]) / quarter,
+        "reward_last_quarter": sum(rewards[-quarter:]) / quarter,
+        "zero_variance_groups": share,
+    }

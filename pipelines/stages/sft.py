@@ -1,0 +1,45 @@
+"""Stage SFT: supervised fine-tuning on conversations, loss on the answer only (TRL)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from pipelines import engine
+from pipelines.data.records import conversations
+from pipelines.stages import StageJob
+from pipelines.stages.chat_records import assistant, user
+from pipelines.stages.reported import first_and_last, training_facts
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """Write the fine-tuned model to `model/`."""
+    config, settings = job.config, job.config.sft
+    arguments = engine.training_arguments(
+        SFTConfig, config, settings, job.stage_dir, steps=settings.steps, schedule="linear",
+        max_length=config.context_length, completion_only_loss=True,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], local_files_only=True)
+    drawn = conversations(
+        settings.sources, config.data_root, config.seed,
+        count=settings.steps * settings.global_batch,
+    )  # fmt: skip
+    dataset = Dataset.from_list(
+        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in drawn]
+    )
+    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
+    )
+    engine.train(trainer, job.stage_dir, settings)
+    history = trainer.state.log_history
+    return {
+        **engine.engine_facts(trainer),
+        **training_facts(trainer),
+        **first_and_last(history, "loss", "loss"),
+        **first_and_last(history, "mean_token_accuracy", "token_accuracy"),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+    }

@@ -1,0 +1,71 @@
+"""The process under the DeepSpeed launcher: one rank of one stage.
+
+Reads the stage's `config.yaml` and nothing else; the main rank writes `result.json` last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import from_dict, read_yaml
+from pipelines.process import die_with_parent
+from pipelines.run_dir import RunDir, StageDir, write_json
+from pipelines.stages import MODULES, StageJob
+
+VERSIONED = ("torch", "transformers", "trl", "deepspeed", "datasets", "tokenizers", "accelerate")
+
+
+def read_job(stage_dir: StageDir) -> StageJob:
+    spec = read_yaml(stage_dir.config)
+    return StageJob(
+        kind=spec["kind"],
+        name=spec["stage"],
+        config=from_dict(spec["config"]),
+        inputs={role: Path(given["path"]) for role, given in spec["inputs"].items()},
+        data_sha256=spec["data_sha256"],
+        chat=spec["chat"],
+        stage_dir=stage_dir,
+        run=RunDir(Path(spec["run_dir"])),
+    )
+
+
+def run_job(stage_dir: StageDir) -> None:
+    """Run this rank's part of a stage to its end."""
+    spec = read_yaml(stage_dir.config)
+    job = read_job(stage_dir)
+    started = time.time()
+    result = importlib.import_module(MODULES[job.kind]).run(job)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(stage_dir.result, {
+            "stage": job.name,
+            "kind": job.kind,
+            "identity": spec["identity"],
+            "seconds": round(time.time() - started, 2),
+            "environment": environment(),
+            **result,
+        })
+
+
+def environment() -> dict[str, Any]:
+    """What can move a result in its last bits and is not part of the identity."""
+    keys = ("WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DS_ACCELERATOR")
+    return {
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in VERSIONED},
+        **{key: os.environ[key] for key in keys if key in os.environ},
+    }
+
+
+def main() -> None:
+    die_with_parent()
+    run_job(StageDir(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

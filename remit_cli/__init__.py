@@ -1,0 +1,1 @@
+"""The command line of remit: parse, call, render. Imports no torch."""

@@ -1,0 +1,209 @@
+"""The commands: parse, call, render."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remit_cli import options
+
+if TYPE_CHECKING:
+    from pipelines.flywheel import Stage
+    from remit_cli.session import Session
+
+app = typer.Typer(
+    name="remit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="ReMiT: RL-guided mid-training, iterated, on DeepSpeed.\n\n"
+    "A post-trained model weights the tokens of its own base's mid-training; the better base gives "
+    "a better post-trained model; and round again.",
+)
+STAGES = "Stages of the loop"
+LOOP = "The loop"
+
+
+def _execute(
+    command: str,
+    given: tuple[str, Path | None, int | None, Path | None, bool, list[str] | None],
+    make_plan: Callable[[Session], list[Stage]],
+    *,
+    start: bool = True,
+) -> None:
+    # Here and not above: `remit --help` answers without reading recipes or data.
+    from remit_cli.session import Session, run_and_exit
+
+    run_and_exit(Session(command, *given), make_plan, start=start)
+
+
+@app.command("pretrain-ckpt", rich_help_panel=STAGES)
+def pretrain_ckpt(
+    base: options.OptionalBase = None,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Train a base from scratch, or adopt an existing checkpoint.
+
+    Example: remit pretrain-ckpt --run-dir runs/mine --base ~/models/OLMo-2-0425-1B
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("pretrain-ckpt", given, lambda s: s.plan_base(base))
+
+
+@app.command("mid-train", rich_help_panel=STAGES)
+def mid_train(
+    base: options.Base,
+    ref: options.OptionalRef = None,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Anneal a base on the mid-training mixture; with --ref, tokens are weighted by ReMiT.
+
+    Example: remit mid-train --base runs/mine/base --ref runs/mine/rl-tune --run-dir runs/mine
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("mid-train", given, lambda s: s.plan_mid_train(base, ref))
+
+
+@app.command("rl-tune", rich_help_panel=STAGES)
+def rl_tune(
+    base: options.Base,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Reinforcement learning with verifiable rewards (GRPO) alone, on any checkpoint.
+
+    Example: remit rl-tune --base runs/mine/post-train/20-sft --run-dir runs/mine
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("rl-tune", given, lambda s: s.plan_rl_tune(base))
+
+
+@app.command("post-train", rich_help_panel=STAGES)
+def post_train(
+    base: options.Base,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """SFT, then DPO, then RLVR; each can be switched off.
+
+    Example: remit post-train --base runs/mine/mid-train --run-dir runs/mine dpo.enabled=false
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("post-train", given, lambda s: s.plan_post_train(base))
+
+
+@app.command("eval", rich_help_panel=STAGES)
+def evaluate(
+    model: options.Model,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Ask through the chat template. Default: a "
+                     "post-trained stage is, others are not."),
+    ] = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """Accuracy per task with intervals, held-out bits per byte, lm-eval tasks.
+
+    Example: remit eval --model runs/mine/mid-train --run-dir runs/mine stage.name=mid --json
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("eval", given, lambda s: s.plan_eval(model, chat))
+
+
+@app.command("flywheel", rich_help_panel=LOOP)
+def flywheel(
+    iterations: options.Iterations = None,
+    base: options.OptionalBase = None,
+    ref: options.OptionalRef = None,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Run the whole loop: base, the plain round 0, then rounds of ReMiT.
+
+    Example: remit flywheel --iterations 3
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref))
+
+
+@app.command("plan", rich_help_panel=LOOP)
+def plan(
+    iterations: options.Iterations = None,
+    base: options.OptionalBase = None,
+    ref: options.OptionalRef = None,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Show what `flywheel` would run: stages, tokens, FLOPs, bytes, time. Starts nothing.
+
+    Example: remit plan --config olmo2-1b --iterations 3
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("plan", given, lambda s: s.plan_flywheel(iterations, base, ref), start=False)
+
+
+@app.command("status", rich_help_panel=LOOP)
+def status(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    json: options.Json = False,
+) -> None:
+    """Show what a run has done, and what it is doing.
+
+    Example: remit status runs/world
+    """
+    from remit_cli.session import show_status
+
+    show_status(run, json)
+
+
+def main() -> None:
+    """Entry point of the `remit` command."""
+    import pipelines
+
+    if not hasattr(pipelines, "__version__"):
+        sys.exit(
+            f"remit: another package named 'pipelines' was imported ({pipelines.__path__}). "
+            "Install remit in a virtual environment of its own."
+        )
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The options that commands share. Few, and frozen by a test: everything else is config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[
+    str, typer.Option("--config", help="A recipe: a name of configs/ or a path to a YAML file.")
+]
+RunDirectory = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="Where everything is written. Default: runs/<config name>."),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", help="Ranks on this machine: GPUs, or processes where there are none."),
+]
+Hostfile = Annotated[
+    Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile, for several machines.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
+]
+Base = Annotated[
+    str, typer.Option("--base", help="CKPT: a model folder, a stage folder, or org/name@revision.")
+]
+OptionalBase = Annotated[
+    str | None, typer.Option("--base", help="CKPT to adopt instead of training from scratch.")
+]
+OptionalRef = Annotated[
+    str | None, typer.Option("--ref", help="CKPT of the RL-tuned model that weights the tokens.")
+]
+Model = Annotated[str, typer.Option("--model", help="CKPT to evaluate.")]
+Iterations = Annotated[
+    int | None, typer.Option("--iterations", help="Rounds after round 0. Default: the recipe's, 3.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),
+]

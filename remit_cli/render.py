@@ -1,0 +1,360 @@
+"""Everything that remit prints: live view, tables, errors. Nothing else prints.
+
+On a terminal a live table; else one line per event without colour. With `--json` one JSON object
+on standard output and all of this on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelines import ledger, summary
+from pipelines.errors import StageFailed
+from pipelines.estimate import Estimate
+from pipelines.flywheel import Stage
+from pipelines.run_dir import RunDir
+from pipelines.runner import progress
+
+MARKS = {"done": "[green]done[/]", "skip": "[dim]done before[/]", "run": "[yellow]running[/]"}
+
+
+def duration(seconds: float) -> str:
+    """`1h02m`, `3m05s` or `12s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def quantity(number: float) -> str:
+    """`1.5M`, `12k`, `300`."""
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What a finished stage has to say in a few words."""
+    kind = result["kind"]
+    if kind == "evaluate":
+        parts = []
+        if "average" in result:
+            half = result["average_half_interval"]
+            parts.append(f"accuracy {result['average']:.1%} +- {half:.1%}")
+        domains = result["bits_per_byte"].items()
+        parts += [f"{domain} {v['bits_per_byte']:.3f} bits/byte" for domain, v in domains]
+        return ", ".join(parts)
+    if kind == "dpo":
+        return f"held-out pair accuracy {result['heldout_pair_accuracy']:.2f}"
+    if kind == "rlvr":
+        first, last = result["reward_first_quarter"], result["reward_last_quarter"]
+        silent = result["zero_variance_groups"]
+        note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
+        return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
+    if "adopted" in result:
+        return f"adopted {result['adopted']}, {quantity(result['parameters'])} parameters"
+    words = f"loss {result['loss_first']:.3f} to {result['loss_last']:.3f}"
+    if "tokens_per_second" in result:
+        words += f", {quantity(result['tokens_per_second'])} tokens/s"
+    if "weight_std" in result:
+        words = f"{result['objective']}, {words}, weights 1 +- {result['weight_std']:.3f}"
+    return words
+
+
+class Screen:
+    """Where a command's words go."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def _emit(self, values: dict[str, Any]) -> None:
+        if self.as_json:
+            print(json.dumps(values))
+
+    def user_error(self, message: str) -> None:
+        self.errors.print(f"[bold red]error:[/] {escape(message)}")
+        self._emit({"status": "wrong input", "error": message})
+
+    def stage_failed(self, failed: StageFailed) -> None:
+        self.errors.print(f"[bold red]failed:[/] {escape(str(failed))}")
+        self.errors.print("The end of it:")
+        self.errors.print(Text(failed.last_lines))
+        self.errors.print("What was saved stays; the same command goes on from there.")
+        self._emit(
+            {"status": "failed", "stage": failed.stage, "log": failed.log_path,
+             "exit_code": failed.returncode}
+        )  # fmt: skip
+
+    def interrupted(self, signum: int) -> None:
+        name = signal.Signals(signum).name
+        self.errors.print(f"interrupted by {name}; the same command goes on from here.")
+        self._emit({"status": "interrupted", "signal": name})
+
+    def view(self, stages: list[Stage], run: RunDir) -> View:
+        """The view of a running plan: live on a terminal, else lines."""
+        return View(stages, run, self.console)
+
+    def results(
+        self,
+        results: dict[str, dict[str, Any]],
+        checks: list[summary.Expectation],
+        run: RunDir,
+        values: dict[str, Any],
+    ) -> None:
+        columns = summary.columns(results)
+        if len(columns) > 1:
+            self.console.print(score_table(columns))
+            self.console.print(step_table(results))
+        elif columns:
+            self.console.print(task_table(columns[0]))
+        if checks:
+            self.console.print("What the built-in world is calibrated to show:")
+        for check in checks:
+            mark = "[green]met[/]    " if check.met else "[red]not met[/]"
+            self.console.print(f"  {mark} {check.text}: {check.measured}")
+        self.console.print(f"run directory: {escape(str(run.root))}")
+        self._emit(values)
+
+    def plan(self, predicted: Estimate, run: RunDir) -> None:
+        table = Table(title=f"plan, {quantity(predicted.parameters)} parameters")
+        for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
+            table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+        for s in predicted.stages:
+            table.add_row(
+                s.stage, quantity(s.tokens), quantity(s.flops), f"{quantity(s.disk_bytes)}B",
+                duration(s.seconds), s.state,
+            )  # fmt: skip
+        totals = {
+            "tokens": sum(s.tokens for s in predicted.stages),
+            "flops": sum(s.flops for s in predicted.stages),
+            "disk_bytes": sum(s.disk_bytes for s in predicted.stages),
+            "seconds": sum(s.seconds for s in predicted.stages),
+        }
+        table.add_section()
+        table.add_row(
+            f"{len(predicted.stages)} stages", quantity(totals["tokens"]),
+            quantity(totals["flops"]), f"{quantity(totals['disk_bytes'])}B",
+            duration(totals["seconds"]), f"{duration(predicted.seconds_left)} left",
+        )  # fmt: skip
+        self.console.print(table)
+        self.console.print(
+            f"Time at {quantity(predicted.flops_per_second)}FLOP/s, {predicted.rate_source}; "
+            f"run directory {escape(str(run.root))}; nothing was started."
+        )
+        self._emit({
+            "status": "planned",
+            "run_dir": str(run.root),
+            "parameters": predicted.parameters,
+            "stages": [vars(s) for s in predicted.stages],
+            "total": totals,
+            "seconds_left": predicted.seconds_left,
+            "rate": {"flops_per_second": predicted.flops_per_second,
+                     "source": predicted.rate_source},
+        })  # fmt: skip
+
+    def status(self, run: RunDir) -> None:
+        entries = list(ledger.read(run.ledger))
+        last = {e["stage"]: e for e in entries if e["event"] != "skip"}
+        holder = run.lock.read_text().strip() if run.lock.is_file() else ""
+        table = Table(title=str(run.root))
+        for heading in ("stage", "state", "time", "result"):
+            table.add_column(heading)
+        stages: dict[str, Any] = {}
+        for name in last:
+            state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
+            table.add_row(name, state, duration(seconds), escape(words))
+            stages[name] = {"state": state, "seconds": seconds, "result": words}
+        self.console.print(table)
+        self.console.print(escape(f"running: {holder}") if holder else "nothing is running.")
+        results = summary.read_results(run, list(last))
+        columns = summary.columns(results)
+        if columns:
+            self.console.print(score_table(columns))
+        self._emit({"status": "running" if holder else "idle", "holder": holder,
+                    "run_dir": str(run.root), "stages": stages})  # fmt: skip
+
+
+def _stage_status(
+    run: RunDir, name: str, entry: dict[str, Any], running: bool
+) -> tuple[str, float, str]:
+    stage_dir = run.stage(name)
+    if stage_dir.is_complete():
+        result = stage_dir.read_result()
+        return "done", result.get("wall_seconds", result["seconds"]), headline(result)
+    if entry["event"] in ("start", "resume"):
+        at = progress(stage_dir)
+        words = f"step {at['step']} of {at['max_steps']}" if at else "starting"
+        if "loss" in at:
+            words += f", loss {at['loss']}"
+        state = "running" if running else "ended without a word"
+        return state, time.time() - entry["time"], words
+    return {"fail": "failed", "interrupt": "interrupted"}[entry["event"]], 0.0, str(stage_dir.log)
+
+
+class View:
+    """Watches a plan: a live table on a terminal, else a line for each thing that happens."""
+
+    def __init__(self, stages: list[Stage], run: RunDir, console: Console) -> None:
+        self.stages = stages
+        self.run = run
+        self.console = console
+        self.states: dict[str, str] = {}
+        self.words: dict[str, str] = {}
+        self.began: dict[str, float] = {}
+        self.took: dict[str, float] = {}
+        self.start = time.monotonic()
+        self.stack = ExitStack()
+        self.live: Live | None = None
+
+    def __enter__(self) -> View:
+        if self.console.is_terminal:
+            live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
+            self.live = self.stack.enter_context(live)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stack.close()
+
+    def started(self, stage: Stage, how: Literal["start", "resume"]) -> None:
+        self.states[stage.name] = "run"
+        self.began[stage.name] = time.monotonic()
+        if not self.live:
+            self._line(stage, "resumes" if how == "resume" else "starts")
+
+    def tick(self, stage: Stage) -> None:
+        at = progress(self.run.stage(stage.name))
+        if at:
+            loss = f", loss {at['loss']:.3f}" if isinstance(at.get("loss"), float) else ""
+            reward = f", reward {at['reward']:.2f}" if isinstance(at.get("reward"), float) else ""
+            self.words[stage.name] = f"step {at['step']}/{at['max_steps']}{loss}{reward}"
+
+    def finished(self, stage: Stage, result: dict[str, Any]) -> None:
+        self.states[stage.name] = "done"
+        self.words[stage.name] = headline(result)
+        self.took[stage.name] = result["wall_seconds"]
+        if not self.live:
+            self._line(stage, f"done in {duration(result['wall_seconds'])}: {headline(result)}")
+
+    def skipped(self, stage: Stage, result: dict[str, Any]) -> None:
+        self.states[stage.name] = "skip"
+        self.words[stage.name] = headline(result)
+        self.took[stage.name] = result.get("wall_seconds", result["seconds"])
+        if not self.live:
+            self._line(stage, f"is complete, not run again: {headline(result)}")
+
+    def _line(self, stage: Stage, words: str) -> None:
+        number = 1 + [s.name for s in self.stages].index(stage.name)
+        place = f"[{number}/{len(self.stages)}]"
+        self.console.print(
+            Text(f"{duration(time.monotonic() - self.start):>7} {place} {stage.name} {words}")
+        )
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("stage", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for stage in self.stages:
+            state = self.states.get(stage.name)
+            took = self.took.get(stage.name)
+            if state == "run":
+                took = time.monotonic() - self.began[stage.name]
+            table.add_row(
+                stage.name,
+                MARKS.get(state or "", "[dim]to do[/]"),
+                duration(took) if took is not None else "",
+                escape(self.words.get(stage.name, "")),
+            )
+        done = sum(state in ("done", "skip") for state in self.states.values())
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=len(self.stages), completed=done, width=40),
+            f"{done}/{len(self.stages)} stages, {duration(time.monotonic() - self.start)}",
+        )
+        return Group(table, bar)
+
+
+def score_table(columns: list[summary.Column]) -> Table:
+    """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
+    table = Table(title="accuracy in percent (average: with 95% interval)")
+    table.add_column("task")
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    tasks = [task for task in columns[0].result["tasks"]]
+    for task in tasks:
+        table.add_row(
+            task,
+            *(f"{100 * c.accuracy(task):.1f}" if task in c.result["tasks"] else "-"
+              for c in columns),
+        )  # fmt: skip
+    if tasks:
+        table.add_section()
+        table.add_row(
+            "average",
+            *(f"{100 * c.result['average']:.1f}+-{100 * c.result['average_half_interval']:.1f}"
+              for c in columns),
+        )  # fmt: skip
+    for domain in columns[0].result["bits_per_byte"]:
+        table.add_row(
+            f"bits/byte {domain}",
+            *(f"{c.result['bits_per_byte'][domain]['bits_per_byte']:.3f}" for c in columns),
+        )
+    return table
+
+
+def step_table(results: dict[str, dict[str, Any]]) -> Table:
+    """The gradient stages, each reported alone."""
+    table = Table(title="stages, each alone")
+    for heading in ("stage", "time", "result"):
+        table.add_column(heading)
+    for name, result in results.items():
+        if result["kind"] != "evaluate":
+            seconds = result.get("wall_seconds", result["seconds"])
+            table.add_row(name, duration(seconds), escape(headline(result)))
+    return table
+
+
+def task_table(column: summary.Column) -> Table:
+    """One model: accuracy with interval per task."""
+    table = Table(title=column.stage)
+    for heading in ("task", "accuracy", "95% interval", "questions"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task, score in column.result["tasks"].items():
+        low, high = score["interval"]
+        table.add_row(
+            task, f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(score["questions"])
+        )
+    if "average" in column.result:
+        half = column.result["average_half_interval"]
+        table.add_section()
+        table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
+    for domain, value in column.result["bits_per_byte"].items():
+        table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
+    for task, metrics in column.result.get("lm_eval", {}).items():
+        for metric, value in metrics.items():
+            table.add_row(f"lm-eval {task}", f"{value:.4f}", metric, "")
+    return table
+
+

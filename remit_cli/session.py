@@ -1,0 +1,176 @@
+"""One command from options to exit code: load the config, plan, check, run, show."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import checkpoint, config as recipes, flywheel, preflight, summary
+from pipelines.errors import Interrupted, StageFailed, UserError
+from pipelines.estimate import estimate
+from pipelines.flywheel import Stage
+from pipelines.run_dir import RunDir, RunLock
+from pipelines.runner import Observer, Runner
+from remit_cli import render
+
+CHAT_KINDS = ("sft", "dpo", "rlvr")
+
+
+@dataclass
+class Session:
+    """The options of a command, and the plans it can make of them."""
+
+    command: str
+    config_name: str
+    run_dir: Path | None
+    gpus: int | None
+    hostfile: Path | None
+    json: bool
+    overrides: list[str] | None
+
+    def load(self) -> None:
+        """Load the recipe; `--gpus` and `--hostfile` win over it."""
+        config = recipes.load(self.config_name, self.overrides)
+        launch = config.launch
+        if self.gpus is not None:
+            launch = replace(launch, gpus=self.gpus)
+        if self.hostfile is not None:
+            launch = replace(launch, hostfile=str(self.hostfile))
+        self.config = replace(config, launch=launch)
+        self.run = RunDir((self.run_dir or Path("runs") / config.name).resolve())
+
+    def _base(self, base: str | None) -> checkpoint.ModelRef | None:
+        """`--base`, else the recipe's `base`; the identity names it either way."""
+        given = base if base is not None else self.config.base or None
+        if given is None:
+            return None
+        found = checkpoint.find_checkpoint(given, "--base")
+        self.config = replace(self.config, base=given)
+        return found
+
+    @staticmethod
+    def _ref(ref: str | None) -> checkpoint.ModelRef | None:
+        return None if ref is None else checkpoint.find_checkpoint(ref, "--ref")
+
+    def plan_base(self, base: str | None) -> list[Stage]:
+        return flywheel.plan_base(self.config, self._base(base))
+
+    def plan_mid_train(self, base: str, ref: str | None) -> list[Stage]:
+        found = checkpoint.find_checkpoint(base, "--base")
+        return flywheel.plan_mid_train(self.config, found, self._ref(ref))
+
+    def plan_rl_tune(self, base: str) -> list[Stage]:
+        return flywheel.plan_rl_tune(self.config, checkpoint.find_checkpoint(base, "--base"))
+
+    def plan_post_train(self, base: str) -> list[Stage]:
+        found = checkpoint.find_checkpoint(base, "--base")
+        return flywheel.plan_post_train_command(self.config, found)
+
+    def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
+        found = checkpoint.find_checkpoint(model, "--model")
+        if chat is None:
+            chat = checkpoint.stage_kind(found) in CHAT_KINDS
+        return flywheel.plan_eval(self.config, found, chat)
+
+    def plan_flywheel(
+        self, iterations: int | None, base: str | None, ref: str | None
+    ) -> list[Stage]:
+        if iterations is not None:
+            if iterations < 0:
+                raise UserError(f"--iterations {iterations}: must not be negative.")
+            wheel = replace(self.config.flywheel, iterations=iterations)
+            self.config = replace(self.config, flywheel=wheel)
+        return flywheel.plan_flywheel(self.config, self._base(base), self._ref(ref))
+
+
+def run_and_exit(
+    session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
+) -> None:
+    """Run a command to its exit code: 0 done, 1 a stage failed, 2 wrong input, 128 + signal."""
+    screen = render.Screen(session.json)
+    try:
+        session.load()
+        stages = make_plan(session)
+        if start:
+            _run(session, stages, screen)
+        else:
+            _show_plan(session, stages, screen)
+    except UserError as error:
+        screen.user_error(str(error))
+        sys.exit(2)
+    except StageFailed as failed:
+        screen.stage_failed(failed)
+        sys.exit(1)
+    except Interrupted as interrupted:
+        screen.interrupted(interrupted.signum)
+        sys.exit(128 + interrupted.signum)
+    except KeyboardInterrupt:
+        screen.interrupted(signal.SIGINT)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
+    run = session.run
+    stages = [_fetched(stage) for stage in stages]
+    command = shlex.join(["remit", *sys.argv[1:]])
+    # Checked before the run directory is made, so that a mistake leaves nothing behind.
+    facts = preflight.check_plan(stages, run)
+    with RunLock(run, command) as lock:
+        view = screen.view(stages, run)
+        runner = Runner(
+            run=run,
+            lock=lock,
+            data_sha256={key: fact.sha256 for key, fact in facts.items()},
+            command=command,
+            observer=Observer(view.started, view.tick, view.finished, view.skipped),
+        )
+        with view:
+            results = runner.run_all(stages)
+    _show_results(session, results, screen)
+
+
+def _fetched(stage: Stage) -> Stage:
+    """The stage with its hub models in local folders."""
+    return replace(
+        stage,
+        inputs={
+            role: given if isinstance(given, str) else checkpoint.fetch(given, f"--{role}")
+            for role, given in stage.inputs.items()
+        },
+    )
+
+
+def _show_results(
+    session: Session, results: dict[str, dict[str, Any]], screen: render.Screen
+) -> None:
+    values = {"status": "done", "command": session.command, **summary.as_json(session.run, results)}
+    checks: list[summary.Expectation] = []
+    if session.command == "flywheel" and session.config.flywheel.expectations:
+        from pipelines.data.world import CHANCE
+
+        checks = summary.expectations(results, CHANCE)
+        values["expectations"] = [vars(check) for check in checks]
+    screen.results(results, checks, session.run, values)
+
+
+def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
+    base = stages[0].inputs.get("base")
+    predicted = estimate(
+        stages, session.run, base if isinstance(base, checkpoint.ModelRef) else None
+    )
+    screen.plan(predicted, session.run)
+
+
+def show_status(folder: Path, json: bool) -> None:
+    """`remit status`: what a run has done and is doing, from its files alone."""
+    screen = render.Screen(json)
+    run = RunDir(folder.resolve())
+    if not run.ledger.is_file():
+        screen.user_error(f"{folder}: no run directory (it has no ledger.jsonl).")
+        sys.exit(2)
+    screen.status(run)
