@@ -51,8 +51,10 @@ class MetricsWriter(TrainerCallback):
             "max_steps": state.max_steps,
             "time": round(now, 3),
             "elapsed": round(now - self.started, 3),
-            **{k: v if not isinstance(v, float) or math.isfinite(v) else str(v)
-               for k, v in values.items()},
+            **{
+                k: v if not isinstance(v, float) or math.isfinite(v) else str(v)
+                for k, v in values.items()
+            },
         }
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

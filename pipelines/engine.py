@@ -119,6 +119,7 @@ def training_arguments(
         lr_scheduler_type=schedule,
         warmup_steps=round(train.warmup_ratio * steps),
         logging_steps=train.logging_steps,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="no",
         bf16=train.precision == "bf16",

@@ -85,7 +85,9 @@ def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
 def plan_mid_train(config: Config, base: ModelRef, ref: ModelRef | None) -> list[Stage]:
     """`mid-train`."""
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
-    return [Stage("mid_train", _named("mid-train", config), with_objective(config, bool(ref)), inputs)]
+    return [
+        Stage("mid_train", _named("mid-train", config), with_objective(config, bool(ref)), inputs)
+    ]
 
 
 def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[Stage]:

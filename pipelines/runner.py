@@ -47,9 +47,7 @@ def sources_of(stage: Stage) -> dict[str, Any]:
 
 
 def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
-    section: TrainConfig | EvalConfig = getattr(
-        stage.config, SECTION.get(stage.kind, stage.kind)
-    )
+    section: TrainConfig | EvalConfig = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
     return section
 
 
@@ -222,5 +220,3 @@ def progress(stage_dir: StageDir) -> dict[str, Any]:
         if isinstance(entry, dict):
             return entry
     return {}
-
-

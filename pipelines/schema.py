@@ -44,7 +44,9 @@ class SourceConfig:
     rejected: str = setting("{rejected}", "template of the rejected answer")
     answer: str = setting("{answer}", "template of the gold answer that a reward compares with")
     strip: str = setting("", "regular expression removed from every rendered text")
-    answer_pattern: str = setting("", "regular expression; group 1 in the answer is the gold answer")
+    answer_pattern: str = setting(
+        "", "regular expression; group 1 in the answer is the gold answer"
+    )
     near_miss: bool = setting(
         False, "make preference pairs: chosen = response, rejected = response with a wrong number"
     )

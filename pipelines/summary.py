@@ -73,9 +73,7 @@ def stage_facts(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def read_results(run: RunDir, names: list[str]) -> dict[str, dict[str, Any]]:
     """Results of the complete stages among `names`."""
-    return {
-        name: run.stage(name).read_result() for name in names if run.stage(name).is_complete()
-    }
+    return {name: run.stage(name).read_result() for name in names if run.stage(name).is_complete()}
 
 
 def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -117,9 +115,7 @@ class Expectation:
     measured: str
 
 
-def expectations(
-    results: dict[str, dict[str, Any]], chance: dict[str, float]
-) -> list[Expectation]:
+def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -> list[Expectation]:
     """What a default run of the built-in world must show. ReMiT beating NTP is not among it.
 
     Args:
@@ -130,9 +126,7 @@ def expectations(
     mid_average, post_average = mid.result["average"], post.result["average"]
     gain, half = paired_difference(mid.bits(), post.bits())
     highest = max(mid.result["tasks"].items(), key=lambda item: item[1]["accuracy"])
-    above = [
-        f for f, score in post.result["tasks"].items() if score["interval"][0] > chance[f]
-    ]
+    above = [f for f, score in post.result["tasks"].items() if score["interval"][0] > chance[f]]
     found = [
         Expectation(
             "mid-0 average between 10% and 60%, above the base",
@@ -179,10 +173,12 @@ def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
         Expectation(
             "RLVR: mean reward of the last quarter above the first",
             all(r["reward_last_quarter"] > r["reward_first_quarter"] for r in rlvr.values()),
-            listed({
-                n: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}"
-                for n, r in rlvr.items()
-            }),
+            listed(
+                {
+                    n: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}"
+                    for n, r in rlvr.items()
+                }
+            ),
         ),
         Expectation(
             "RLVR: share of groups without reward variance below 0.8",

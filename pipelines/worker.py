@@ -42,14 +42,17 @@ def run_job(stage_dir: StageDir) -> None:
     started = time.time()
     result = importlib.import_module(MODULES[job.kind]).run(job)
     if int(os.environ.get("RANK", "0")) == 0:
-        write_json(stage_dir.result, {
-            "stage": job.name,
-            "kind": job.kind,
-            "identity": spec["identity"],
-            "seconds": round(time.time() - started, 2),
-            "environment": environment(),
-            **result,
-        })
+        write_json(
+            stage_dir.result,
+            {
+                "stage": job.name,
+                "kind": job.kind,
+                "identity": spec["identity"],
+                "seconds": round(time.time() - started, 2),
+                "environment": environment(),
+                **result,
+            },
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -126,8 +126,10 @@ def evaluate(
     json: options.Json = False,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--no-chat", help="Ask through the chat template. Default: a "
-                     "post-trained stage is, others are not."),
+        typer.Option(
+            "--chat/--no-chat",
+            help="Ask through the chat template. Default: a post-trained stage is, others are not.",
+        ),
     ] = None,
     overrides: options.Overrides = None,
 ) -> None:

@@ -356,5 +356,3 @@ def task_table(column: summary.Column) -> Table:
         for metric, value in metrics.items():
             table.add_row(f"lm-eval {task}", f"{value:.4f}", metric, "")
     return table
-
-

@@ -50,8 +50,14 @@ def questions(stream: str, seed: int) -> Iterator[str]:
 def test_exports() -> None:
     assert len(world.FAMILIES) == len(set(world.FAMILIES)) == 10
     assert world.STREAMS == (
-        "pretrain", "mid_train", "sft", "dpo", "rlvr", "eval",
-        "heldout_pretrain", "heldout_mid_train",
+        "pretrain",
+        "mid_train",
+        "sft",
+        "dpo",
+        "rlvr",
+        "eval",
+        "heldout_pretrain",
+        "heldout_mid_train",
     )
     assert isinstance(world.WORLD_VERSION, int)
     assert set(world.CHANCE) == set(world.FAMILIES)
@@ -73,7 +79,11 @@ print(json.dumps({s: hashlib.blake2b(json.dumps(list(itertools.islice(world.reco
 
 def test_the_same_seed_gives_the_same_records_in_another_process() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FINGERPRINT], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", FINGERPRINT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
         env={"PYTHONHASHSEED": "12345"},
     )
     here = {
@@ -152,8 +162,15 @@ def test_eval_questions_never_occur_elsewhere(stream: str) -> None:
 
 def test_streams_of_different_owners_share_no_question() -> None:
     drawn = {name: set(itertools.islice(questions(name, 0), 20_000)) for name in ENDLESS}
-    owners = {"sft": "tuning", "dpo": "tuning", "rlvr": "rlvr", "pretrain": "text",
-              "mid_train": "text", "heldout_pretrain": "heldout", "heldout_mid_train": "heldout"}
+    owners = {
+        "sft": "tuning",
+        "dpo": "tuning",
+        "rlvr": "rlvr",
+        "pretrain": "text",
+        "mid_train": "text",
+        "heldout_pretrain": "heldout",
+        "heldout_mid_train": "heldout",
+    }
     for left, right in itertools.combinations(drawn, 2):
         if owners[left] != owners[right]:
             assert not drawn[left] & drawn[right], (left, right)
@@ -198,10 +215,26 @@ def test_check_rejects_near_misses_and_accepts_what_was_chosen() -> None:
         assert item["rejected"] != item["chosen"]
 
 
-@pytest.mark.parametrize("text", [
-    "", " ", "\n", "so", "so ", " so \n", "7", "also 7", "so 77", "so 7 so 8", "so 8\nso 7",
-    "it is 7", "so7", "so 7.", "so 7 7",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n",
+        "so",
+        "so ",
+        " so \n",
+        "7",
+        "also 7",
+        "so 77",
+        "so 7 so 8",
+        "so 8\nso 7",
+        "it is 7",
+        "so7",
+        "so 7.",
+        "so 7 7",
+    ],
+)
 def test_check_rejects_what_does_not_end_in_the_answer(text: str) -> None:
     assert not world.check(text, "7")
 
@@ -262,7 +295,7 @@ def solve_maximum(words: list[str]) -> str:
 
 def solve_sorting(words: list[str]) -> str:
     """`sort 5281`"""
-    return "".join(digit for digit in "0123456789" if digit in words[1])
+    return "".join(digit * words[1].count(digit) for digit in "0123456789")
 
 
 def solve_reversal(words: list[str]) -> str:
@@ -302,8 +335,18 @@ def solve_tracing(words: list[str]) -> str:
     """`run itd on 4`"""
     value = int(words[3])
     for name in words[1]:
-        value = {"i": value + 1, "d": value + 9, "t": value + value, "n": 9 - value,
-                 "p": value + 3, "m": value + 7, "h": value + 5}[name] % 10
+        value = {
+            "i": value + 1,
+            "d": value + 9,
+            "t": value + value,
+            "n": 9 - value,
+            "p": value + 3,
+            "m": value + 7,
+            "h": value + 5,
+            "s": value**2,
+            "r": 10 - value,
+            "k": value + value + value,
+        }[name] % 10
     return str(value)
 
 
@@ -369,6 +412,6 @@ def test_steps_of_brackets_take_out_one_pair_at_a_time() -> None:
     for prompt, steps, _ in steps_of("brackets"):
         states = [prompt.split()[1], *steps.split()]
         for before, after in itertools.pairwise(states):
-            cuts = [i for i in range(len(before) - 1) if before[i:i + 2] in ("()", "[]", "<>")]
-            assert after == before[:cuts[0]] + before[cuts[0] + 2:]
+            cuts = [i for i in range(len(before) - 1) if before[i : i + 2] in ("()", "[]", "<>")]
+            assert after == before[: cuts[0]] + before[cuts[0] + 2 :]
         assert set(states[-1]) <= set("([<")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from pipelines.schema import SourceConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Raise when the same inputs give other tokens.
 PACKING_VERSION = 1
@@ -265,6 +268,7 @@ class _Writer:
                     np.array(starts, dtype=_START_TYPE).tofile(starts_file)
                     np.array(origins, dtype=_SOURCE_TYPE).tofile(sources_file)
                     buffer, starts, origins, pending = [], [], [], 0
+                    logger.info("packed %d of %d tokens", written, self.total)
         self._mark()
 
     def _count(self, document: Document, num_tokens: int) -> None:
@@ -291,7 +295,10 @@ class _Writer:
         for count in counts.values():
             count["share"] = count["tokens"] / self.total
         files = {
-            name: {"bytes": (self.folder / name).stat().st_size, "sha256": _sha256(self.folder / name)}
+            name: {
+                "bytes": (self.folder / name).stat().st_size,
+                "sha256": _sha256(self.folder / name),
+            }
             for name in ("tokens.bin", "starts.bin", "sources.bin")
         }
         facts = {
@@ -331,7 +338,8 @@ def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
 def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Ids of texts, in which the name of a special token is plain text."""
     if not tokenizer.is_fast:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        slow: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return slow
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
@@ -347,7 +355,10 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
 def _is_complete(folder: Path) -> bool:
     if not (folder / _MARKER).is_file():
         return False
-    facts = json.loads((folder / _MARKER).read_text("utf-8"))
+    try:
+        facts = json.loads((folder / _MARKER).read_text("utf-8"))
+    except ValueError:  # cut off by a power loss
+        return False
     return all(
         (folder / name).is_file() and (folder / name).stat().st_size == file["bytes"]
         for name, file in facts["files"].items()

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pipelines.data import templates
 from pipelines.data.near_miss import near_miss
-from pipelines.data.sources import Record, Records, open_source
+from pipelines.data.sources import Record, Records, is_endless, open_source
 from pipelines.errors import UserError
 from pipelines.schema import SourceConfig
 
@@ -88,21 +88,26 @@ def interleave(
 
 
 def document_streams(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> dict[str, Iterator[Document]]:
-    """One endless stream of documents per source with weight; empty documents are among them.
+    """One stream of documents per source with weight; empty documents are among them.
+
+    Endless with `repeat`; without, one pass over each finite source.
 
     Raises:
         UserError: no source, a missing field, or (while iterating) only empty documents.
     """
-    return _streams(sources, data_root, seed, _document, repeat=True)
+    return _streams(sources, data_root, seed, _document, repeat=repeat)
 
 
 def documents(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> Iterator[Document]:
-    """Endless documents of a mixture, by share of characters, without the empty ones."""
-    streams = document_streams(sources, data_root, seed)
+    """Documents of a mixture, by share of characters, without the empty ones.
+
+    Endless with `repeat`; without, one pass over each finite source (for held-out text).
+    """
+    streams = document_streams(sources, data_root, seed, repeat=repeat)
     merged = interleave(streams, _weights(sources), lambda document: len(document.text))
     return (document for document in merged if document.text)
 
@@ -220,15 +225,9 @@ def _streams(
     repeat: bool,
 ) -> dict[str, Iterator[Item]]:
     return {
-        name: _stream(open_source(name, sources[name], data_root, seed), view, repeat=repeat)
+        name: _passes(open_source(name, sources[name], data_root, seed), view, repeat=repeat)
         for name in _weights(sources)
     }
-
-
-def _stream(records: Records, view: _View[Item], *, repeat: bool) -> Iterator[Item]:
-    if not repeat and not records.finite:
-        raise UserError(f"source '{records.name}' never ends: set its limit")
-    return _passes(records, view, repeat=repeat)
 
 
 def _passes(records: Records, view: _View[Item], *, repeat: bool) -> Iterator[Item]:
@@ -256,6 +255,9 @@ def _take(
     count: int,
     view: _View[Item],
 ) -> list[Item]:
+    for name in _weights(sources) if not count else ():
+        if is_endless(sources[name]):
+            raise UserError(f"source '{name}' never ends: set its limit")
     streams = _streams(sources, data_root, seed, view, repeat=count > 0)
     merged = interleave(streams, _weights(sources), lambda item: 1.0)
     return list(islice(merged, count or None))

@@ -35,7 +35,6 @@ class Records(Protocol):
 
     name: str
     source: SourceConfig
-    finite: bool
 
     def __iter__(self) -> Iterator[Record]:
         """One pass, in the order of epoch 0."""
@@ -106,6 +105,11 @@ def keeps_everything(source: SourceConfig) -> bool:
     return not source.where and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
 
 
+def is_endless(source: SourceConfig) -> bool:
+    """Whether one pass over the source never ends: a world stream other than eval, no limit."""
+    return source.kind == "world" and source.stream != "eval" and not source.limit
+
+
 def is_kept(record: Record, source: SourceConfig) -> bool:
     """Whether a record passes `where` and `hash_range`."""
     if source.where and not templates.matches(record, source.where):
@@ -130,7 +134,6 @@ class WorldRecords:
         self.name = name
         self.source = source
         self.seed = seed
-        self.finite = source.limit > 0 or source.stream == "eval"
 
     def __iter__(self) -> Iterator[Record]:
         return (record for _, record in self.iterate())
@@ -165,8 +168,6 @@ class WorldRecords:
 
 class FileRecords:
     """Records of local files or of a hub data set; a pass is a seeded permutation of them."""
-
-    finite = True
 
     def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
         self.name = name

@@ -206,14 +206,29 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
             return f"token {token!r} has id {token_id} in the base and {other} in the reference"
     for part, name in (("normalizer", "normalizer"), ("pre_tokenizer", "pre-tokenizer")):
         if base.get(part) != ref.get(part):
-            return f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
+            return (
+                f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
+            )
     return _model_difference(base["model"], ref["model"])
 
 
 def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
     if base.get("type") != ref.get("type"):
         return f"the base is a {base.get('type')} tokenizer, the reference a {ref.get('type')} one"
-    ours, theirs = base.get("merges") or [], ref.get("merges") or []
+    names = sorted((base.keys() | ref.keys()) - {"type", "vocab", "merges"})
+    for name in names:
+        # A file of an older version leaves out what is false.
+        if (base.get(name) or None) != (ref.get(name) or None):
+            return (
+                f"{name} of the tokenizer is {base.get(name)} in the base "
+                f"and {ref.get(name)} in the reference"
+            )
+    if isinstance(base["vocab"], list) and ref["vocab"][: len(base["vocab"])] != base["vocab"]:
+        return "the tokens have other scores in the base than in the reference"
+    return _merge_difference(base.get("merges") or [], ref.get("merges") or [])
+
+
+def _merge_difference(ours: list[Any], theirs: list[Any]) -> str | None:
     if ours == theirs:
         return None
     for rank, (one, other) in enumerate(zip(ours, theirs, strict=False)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_MARKERS = (re.compile(r"####[ \t]*([^\n]*)"), re.compile(r"(?i)\banswer(?: is|:)[ \t]*([^\n]*)"))
+_MARKERS = (re.compile(r"####"), re.compile(r"(?i)\banswer(?: is|:)"))
 _NUMBER = re.compile(
     r"(?:(?<![\w)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
 )
@@ -29,7 +29,7 @@ def reward(completion: str, answer: str) -> float:
     final, is_marked = final_answer(completion)
     gold = as_number(answer)
     if gold is None:
-        return float(bool(_normal(final)) and _normal(final) == _normal(answer))
+        return float(bool(normal_text(final)) and normal_text(final) == normal_text(answer))
     found = _NUMBER.findall(final)
     if not found:
         return 0.0
@@ -39,9 +39,9 @@ def reward(completion: str, answer: str) -> float:
 def final_answer(completion: str) -> tuple[str, bool]:
     """The text that counts as the final answer, and whether a marker announced it."""
     for marker in _MARKERS:
-        found = marker.findall(completion)
-        if found:
-            return found[-1].strip(), True
+        end = max((match.end() for match in marker.finditer(completion)), default=-1)
+        if end >= 0:
+            return completion[end:].partition("\n")[0].strip(), True
     lines = [line for line in completion.splitlines() if line.strip()]
     return (lines[-1].strip() if lines else ""), False
 
@@ -55,5 +55,6 @@ def as_number(text: str) -> Fraction | None:
     return Fraction(top) / int(bottom or 1) if int(bottom or 1) else None
 
 
-def _normal(text: str) -> str:
+def normal_text(text: str) -> str:
+    """Text without what two equal answers may differ in."""
     return " ".join(text.lower().split()).rstrip(".").strip("\"' ")

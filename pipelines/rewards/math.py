@@ -1,8 +1,9 @@
 """Reward by mathematical equality, through math-verify.
 
-A completion that writes `####` is judged by what follows the last one, any other by the expression
-that math-verify finds. Plain numbers are compared without it. What the library cannot parse, or
-not within its time limit, is wrong.
+A completion is right if its final answer (`exact` says which text that is) is the gold answer as
+text or as a plain number, which also covers answers that are no mathematics, like `True`. Else
+math-verify compares: what follows the last `####`, or without one the expression that it finds.
+What the library cannot parse, or not within its time limit, is wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from math_verify import parse, verify
 from math_verify.errors import TimeoutException
 
-from pipelines.rewards.exact import as_number
+from pipelines.rewards.exact import as_number, final_answer, normal_text
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,16 @@ _num_failures = 0
 
 def reward(completion: str, answer: str) -> float:
     """1.0 where the completion's final answer equals the gold answer mathematically, else 0.0."""
-    final = completion[-_MAX_CHARACTERS:]
-    marked = _MARKER in final
-    if marked:
-        final = final.rpartition(_MARKER)[2].strip().partition("\n")[0]
-        value, gold_value = as_number(final), as_number(answer)
-        if value is not None and value == gold_value:
-            return 1.0
+    text = completion[-_MAX_CHARACTERS:]
+    final, _ = final_answer(text)
+    if final and normal_text(final) == normal_text(answer):
+        return 1.0
+    value = as_number(final)
+    if value is not None and value == as_number(answer):
+        return 1.0
     try:
-        gold = _parse_gold(answer)
-        found = _parse(final) if marked else parse(final, parsing_timeout=_timeout())
-        return float(verify(gold, found, timeout_seconds=_timeout()))
+        found = _parse(final) if _MARKER in text else parse(text, parsing_timeout=_timeout())
+        return float(verify(_parse_gold(answer), found, timeout_seconds=_timeout()))
     except (Exception, TimeoutException) as error:  # odd input must not end a training run
         _count_failure(error)
         return 0.0

@@ -66,9 +66,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
     """
     config = job.config
     location = job.inputs["base"]
-    tokenizer = AutoTokenizer.from_pretrained(
-        location, trust_remote_code=config.trust_remote_code
-    )
+    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=config.trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
         location, dtype="auto", trust_remote_code=config.trust_remote_code
     )

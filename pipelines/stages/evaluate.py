@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from pipelines.evals.generation import greedy_answers
 from pipelines.evals.intervals import macro_average, wilson
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.rewards import judge
-from pipelines.schema import TaskConfig
+from pipelines.schema import SourceConfig, TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
 
@@ -128,7 +127,7 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any) -> dict[str, Any]:
         name: bits_per_byte(
             model,
             tokenizer,
-            _one_pass(documents({name: source}, config.data_root, QUESTION_ORDER_SEED)),
+            (d.text for d in _heldout(name, source, config.data_root)),
             context_length=config.context_length,
             max_tokens=settings.bits_per_byte_tokens,
             batch_size=settings.batch_size,
@@ -137,5 +136,6 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _one_pass(endless: Iterator[Document]) -> Iterator[str]:
-    return (d.text for d in takewhile(lambda d: d.epoch == 0, endless))
+def _heldout(name: str, source: SourceConfig, data_root: str) -> Iterator[Document]:
+    # A world stream never ends; a file is read once, so that no text counts twice.
+    return documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from pipelines.objectives.losses import weighted_nll
@@ -46,9 +48,7 @@ class MidTrainer(Trainer):
         self.weight_sums = WeightSums(eps, args.device)
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        # Packing has shuffled: sequence = f(seed, step), so a resume is a jump to an index.
-        assert self.train_dataset is not None
-        return SequentialSampler(self.train_dataset)
+        return SequenceOrder(len(self.train_dataset), self.args.seed)  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -80,6 +80,26 @@ class MidTrainer(Trainer):
         if self.reference is not None and "loss" in logs:
             logs = {**logs, **self.weight_sums.take()}
         super().log(logs, start_time)
+
+
+class SequenceOrder(Sampler[int]):
+    """A seeded permutation of the packed sequences: sequence = f(seed, position).
+
+    Neighbours in a packed file often come from one long document. A resume is a jump to a position.
+    """
+
+    def __init__(self, num_sequences: int, seed: int) -> None:
+        self.num_sequences = num_sequences
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_sequences
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.num_sequences]).permutation(
+            self.num_sequences
+        )
+        return (int(index) for index in order)
 
 
 class WeightSums:

@@ -18,9 +18,7 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
     seconds = [e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e]
     return {
         "steps": trainer.state.global_step,
-        "parameters": sum(
-            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()
-        ),
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),
         "train_seconds": seconds[-1] if seconds else None,
     }
 

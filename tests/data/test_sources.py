@@ -233,6 +233,8 @@ def test_documents_skip_empty_ones_and_refuse_only_empty(tmp_path: Path) -> None
     write_jsonl(tmp_path / "e.jsonl", [{"text": ""}, {"text": "  "}])
     drawn = records.documents({"a": SourceConfig(path="a.jsonl")}, tmp_path, 0)
     assert sorted(d.text for d in itertools.islice(drawn, 4)) == ["x", "x", "y", "y"]
+    once = records.documents({"a": SourceConfig(path="a.jsonl")}, tmp_path, 0, repeat=False)
+    assert sorted(d.text for d in once) == ["x", "y"]
     with pytest.raises(UserError, match="none of its records"):
         next(records.documents({"e": SourceConfig(path="e.jsonl")}, tmp_path, 0))
 

@@ -9,8 +9,16 @@ from . import lists, machines
 from .chance import Dice, digest
 
 FAMILIES = (
-    "lookup", "modular", "maximum", "counting", "sorting",
-    "reversal", "boolean", "weekday", "brackets", "tracing",
+    "lookup",
+    "modular",
+    "maximum",
+    "counting",
+    "sorting",
+    "reversal",
+    "boolean",
+    "weekday",
+    "brackets",
+    "tracing",
 )
 MARK = "so"  # the word before the final answer, in every family
 BUCKETS = 100
@@ -21,6 +29,22 @@ OWNERS: dict[str, tuple[int, int]] = {
     "rlvr": (35, 55),
     "heldout": (55, 60),
     "text": (60, 100),
+}
+
+
+# The accuracy of the best constant answer to problems of each family: 1/10, 1/7 and 1/7 for
+# lookup, counting and weekday by the way they are drawn, else the frequency in 2 million draws.
+CHANCE: dict[str, float] = {
+    "lookup": 0.1,
+    "modular": 0.1227,
+    "maximum": 0.0492,
+    "counting": 0.1429,
+    "sorting": 0.0017,
+    "reversal": 0.0001,
+    "boolean": 0.0409,
+    "weekday": 0.1429,
+    "brackets": 0.0373,
+    "tracing": 0.1074,
 }
 
 
@@ -109,7 +133,3 @@ def check(completion: str, answer: str) -> bool:
     lines = completion.strip().split("\n", 1)
     _, mark, final = f" {lines[0]}".rpartition(f" {MARK} ")
     return bool(mark) and final.strip() == answer.strip() != ""
-
-
-# The accuracy of the best constant answer to problems of each family.
-CHANCE: dict[str, float] = {name: 0.1 for name in FAMILIES}

@@ -12,6 +12,7 @@ from .chance import Dice
 LETTERS = "abcdefgh"
 VOWELS = "aeiou"
 OTHERS = "bcdfghklmn"
+COUNTED = ("aei", "bcdf")  # few letters, so that many of them repeat
 DIGITS = "0123456789"
 OPENERS = "([<"
 CLOSERS = {"(": ")", "[": "]", "<": ">"}
@@ -20,17 +21,17 @@ CLOSERS = {"(": ")", "[": "]", "<": ">"}
 LOOKUP_PAIRS = (3, 6)
 LOOKUP_HOPS = (1, 3)
 MAXIMUM_ITEMS = (3, 6)
-COUNTING_ITEMS = (6, 11)
+COUNTING_ITEMS = (8, 13)
 COUNTING_HITS = (0, 6)
-SORTING_ITEMS = (4, 6)
-REVERSAL_ITEMS = (3, 6)
+SORTING_ITEMS = (5, 8)
+REVERSAL_ITEMS = (4, 7)
 BRACKETS_LEFT = (2, 4)
 BRACKETS_PAIRS = (1, 3)
 
 
 def swapped(text: str, place: int, new: str) -> str:
     """`text` with the character at `place` replaced by `new`."""
-    return text[:place] + new + text[place + 1:]
+    return text[:place] + new + text[place + 1 :]
 
 
 def other(dice: Dice, items: str, taken: str) -> str:
@@ -39,6 +40,7 @@ def other(dice: Dice, items: str, taken: str) -> str:
 
 
 # lookup: follow letter-to-letter pairs until a digit ends the chain.
+
 
 def lookup_draw(dice: Dice) -> tuple:
     """(first letter, pairs as written): a chain that ends in a digit, among other pairs."""
@@ -72,10 +74,11 @@ def lookup_slip(dice: Dice, state: tuple) -> tuple:
     start, pairs = state
     place = dice.pick([i for i, pair in enumerate(pairs) if pair[1] in DIGITS])
     new = pairs[place][0] + other(dice, DIGITS, pairs[place][1])
-    return start, (*pairs[:place], new, *pairs[place + 1:])
+    return start, (*pairs[:place], new, *pairs[place + 1 :])
 
 
 # maximum: the largest of some two-digit numbers, by a running best.
+
 
 def maximum_draw(dice: Dice) -> tuple:
     """The two-digit numbers, as written."""
@@ -99,16 +102,17 @@ def maximum_solve(state: tuple) -> tuple[str, str]:
 def maximum_slip(dice: Dice, state: tuple) -> tuple:
     """One number is misread."""
     place = dice.below(len(state))
-    return (*state[:place], str(dice.between(10, 99)), *state[place + 1:])
+    return (*state[:place], str(dice.between(10, 99)), *state[place + 1 :])
 
 
 # counting: how many letters are vowels, by a running count.
+
 
 def counting_draw(dice: Dice) -> tuple:
     """(the letters as written); the number of vowels is drawn first, so no count is favoured."""
     hits = dice.between(*COUNTING_HITS)
     size = dice.between(*COUNTING_ITEMS)
-    items = [dice.pick(VOWELS if i < hits else OTHERS) for i in range(size)]
+    items = [dice.pick(COUNTED[0 if i < hits else 1]) for i in range(size)]
     return ("".join(dice.deal(items, size)),)
 
 
@@ -130,14 +134,15 @@ def counting_slip(dice: Dice, state: tuple) -> tuple:
     """One letter is misread."""
     text = state[0]
     place = dice.below(len(text))
-    return (swapped(text, place, other(dice, VOWELS + OTHERS, text[place])),)
+    return (swapped(text, place, other(dice, "".join(COUNTED), text[place])),)
 
 
-# sorting: different digits in rising order.
+# sorting: digits in rising order; one may occur more than once.
+
 
 def sorting_draw(dice: Dice) -> tuple:
-    """(the digits as written, all different)."""
-    return ("".join(dice.deal(DIGITS, dice.between(*SORTING_ITEMS))),)
+    """(the digits as written)."""
+    return ("".join(dice.pick(DIGITS) for _ in range(dice.between(*SORTING_ITEMS))),)
 
 
 def sorting_prompt(state: tuple) -> str:
@@ -154,14 +159,17 @@ def sorting_solve(state: tuple) -> tuple[str, str]:
 def sorting_slip(dice: Dice, state: tuple) -> tuple:
     """One digit is misread."""
     text = state[0]
-    return (swapped(text, dice.below(len(text)), other(dice, DIGITS, text)),)
+    place = dice.below(len(text))
+    return (swapped(text, place, other(dice, DIGITS, text[place])),)
 
 
 # reversal: letters from the last to the first.
 
+
 def reversal_draw(dice: Dice) -> tuple:
-    """(the letters as written, all different)."""
-    return ("".join(dice.deal(VOWELS + OTHERS, dice.between(*REVERSAL_ITEMS))),)
+    """(the letters as written)."""
+    size = dice.between(*REVERSAL_ITEMS)
+    return ("".join(dice.pick(VOWELS + OTHERS) for _ in range(size)),)
 
 
 def reversal_prompt(state: tuple) -> str:
@@ -180,11 +188,12 @@ def reversal_slip(dice: Dice, state: tuple) -> tuple:
     text = state[0]
     place = dice.below(len(text) - 1)
     if dice.random() < 0.5:
-        return (text[:place] + text[place + 1] + text[place] + text[place + 2:],)
-    return (swapped(text, place, other(dice, VOWELS + OTHERS, text)),)
+        return (text[:place] + text[place + 1] + text[place] + text[place + 2 :],)
+    return (swapped(text, place, other(dice, VOWELS + OTHERS, text[place])),)
 
 
 # brackets: the closers that a string of brackets still needs.
+
 
 def brackets_draw(dice: Dice) -> tuple:
     """(the brackets as written): some closed, `BRACKETS_LEFT` of them still open at the end."""
@@ -212,7 +221,7 @@ def brackets_solve(state: tuple) -> tuple[str, str]:
     """What is left each time the first closed pair is taken out, and the closers at the end."""
     text, steps = state[0], []
     while (place := next((i for i, item in enumerate(text) if item not in CLOSERS), 0)) > 0:
-        text = text[:place - 1] + text[place + 1:]
+        text = text[: place - 1] + text[place + 1 :]
         steps.append(text)
     return " ".join(steps), "".join(CLOSERS[item] for item in reversed(text))
 

@@ -23,27 +23,34 @@ COMMANDS = {
     "p": lambda value: (value + 3) % 10,
     "m": lambda value: (value - 3) % 10,
     "h": lambda value: (value + 5) % 10,
+    "s": lambda value: value * value % 10,
+    "r": lambda value: -value % 10,
+    "k": lambda value: value * 3 % 10,
 }
+NAMES = "".join(COMMANDS)
 
 # Sizes are (least, most), all equally likely. They are the difficulty of the world.
-MODULAR_ITEMS = (3, 5)
+MODULAR_MOVES = (2, 4)
+MODULAR_REACH = 6
 MODULAR_BASES = (7, 10)
 BOOLEAN_ITEMS = (3, 5)
 WEEKDAY_MOVES = (2, 5)
 WEEKDAY_REACH = 6
-TRACING_MOVES = (3, 6)
+TRACING_MOVES = (3, 7)
 
 
 # modular: digits added one after the other, always keeping the remainder.
 
+
 def modular_draw(dice: Dice) -> tuple:
-    """(base, different digits below the base)."""
+    """(base, digits): the first below the base, the others from 1 to `MODULAR_REACH`."""
     base = dice.pick(MODULAR_BASES)
-    return base, tuple(dice.deal(range(base), dice.between(*MODULAR_ITEMS)))
+    moves = (dice.between(1, MODULAR_REACH) for _ in range(dice.between(*MODULAR_MOVES)))
+    return base, (dice.below(base), *moves)
 
 
 def modular_prompt(state: tuple) -> str:
-    """For example `add 7 5 9 mod 10`."""
+    """For example `add 7 5 2 mod 10`."""
     return f"add {' '.join(map(str, state[1]))} mod {state[0]}"
 
 
@@ -59,23 +66,22 @@ def modular_solve(state: tuple) -> tuple[str, str]:
 
 
 def modular_slip(dice: Dice, state: tuple) -> tuple:
-    """One digit is misread."""
+    """One digit that is added is misread as the next one."""
     base, digits = state
-    place = dice.below(len(digits))
-    new = (digits[place] + dice.between(1, base - 1)) % base
-    return base, (*digits[:place], new, *digits[place + 1:])
+    place = dice.between(1, len(digits) - 1)
+    new = digits[place] % MODULAR_REACH + 1
+    return base, (*digits[:place], new, *digits[place + 1 :])
 
 
 # boolean: a gate between two bits under each of some letters; which letters come out true.
+
 
 def boolean_draw(dice: Dice) -> tuple:
     """(gate, letters with two bits each), at least one of them true."""
     gate = dice.pick(("and", "or", "xor"))
     size = dice.between(*BOOLEAN_ITEMS)
     while True:
-        items = tuple(
-            f"{label}{dice.below(2)}{dice.below(2)}" for label in dice.deal(LABELS, size)
-        )
+        items = tuple(f"{label}{dice.below(2)}{dice.below(2)}" for label in dice.deal(LABELS, size))
         if boolean_solve((gate, items))[1]:
             return gate, items
 
@@ -97,18 +103,19 @@ def boolean_slip(dice: Dice, state: tuple) -> tuple:
     gate, items = state
     place, side = dice.below(len(items)), dice.between(1, 2)
     item = items[place]
-    item = item[:side] + ("1" if item[side] == "0" else "0") + item[side + 1:]
-    slipped = gate, (*items[:place], item, *items[place + 1:])
+    item = item[:side] + ("1" if item[side] == "0" else "0") + item[side + 1 :]
+    slipped = gate, (*items[:place], item, *items[place + 1 :])
     # An answer with no letter at all would not look right.
     return slipped if boolean_solve(slipped)[1] else state
 
 
 # weekday: steps forward through the week.
 
+
 def weekday_draw(dice: Dice) -> tuple:
-    """(first day 0-6, different moves forward in days)."""
-    count = dice.between(*WEEKDAY_MOVES)
-    return dice.below(7), tuple(dice.deal(range(1, WEEKDAY_REACH + 1), count))
+    """(first day 0-6, moves forward in days)."""
+    moves = (dice.between(1, WEEKDAY_REACH) for _ in range(dice.between(*WEEKDAY_MOVES)))
+    return dice.below(7), tuple(moves)
 
 
 def weekday_prompt(state: tuple) -> str:
@@ -130,14 +137,16 @@ def weekday_slip(dice: Dice, state: tuple) -> tuple:
     """One move is misread as one day more."""
     start, moves = state
     place = dice.below(len(moves))
-    return start, (*moves[:place], moves[place] % WEEKDAY_REACH + 1, *moves[place + 1:])
+    return start, (*moves[:place], moves[place] % WEEKDAY_REACH + 1, *moves[place + 1 :])
 
 
 # tracing: a program of one-letter commands, run on one digit.
 
+
 def tracing_draw(dice: Dice) -> tuple:
-    """(different commands, starting digit)."""
-    return "".join(dice.deal("".join(COMMANDS), dice.between(*TRACING_MOVES))), dice.below(10)
+    """(commands, starting digit)."""
+    size = dice.between(*TRACING_MOVES)
+    return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(10)
 
 
 def tracing_prompt(state: tuple) -> str:
@@ -161,5 +170,4 @@ def tracing_slip(dice: Dice, state: tuple) -> tuple:
     if dice.random() < 0.3:
         return program, (value + 1) % 10
     place = dice.below(len(program))
-    left = [name for name in COMMANDS if name not in program]
-    return program[:place] + dice.pick(left) + program[place + 1:], value
+    return program[:place] + dice.pick(NAMES) + program[place + 1 :], value

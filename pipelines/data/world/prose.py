@@ -4,15 +4,42 @@ from __future__ import annotations
 
 from .chance import Dice
 from .lists import CLOSERS, DIGITS, OPENERS, OTHERS, VOWELS
-from .machines import COMMANDS, DAYS, GATES, MODULAR_BASES, WEEKDAY_REACH
+from .machines import (
+    COMMANDS,
+    DAYS,
+    GATES,
+    MODULAR_BASES,
+    MODULAR_REACH,
+    NAMES,
+    WEEKDAY_REACH,
+    modular_solve,
+    weekday_solve,
+)
 
-WHO = ("the cat", "the dog", "a boy", "a girl", "the man", "the king", "my friend", "the bird",
-       "the cook", "a child")
+WHO = (
+    "the cat",
+    "the dog",
+    "a boy",
+    "a girl",
+    "the man",
+    "the king",
+    "my friend",
+    "the bird",
+    "the cook",
+    "a child",
+)
 DOES = ("saw", "took", "found", "likes", "lost", "made", "sold", "hid", "wants", "gave away")
 LOOK = ("red", "small", "big", "tall", "new", "green", "warm", "dark", "round", "soft")
 THING = ("box", "hat", "ball", "book", "lamp", "cake", "stone", "boat", "door", "cup", "tree")
-WHERE = ("in the house", "near the river", "on the hill", "by the road", "at the market",
-         "under the bridge", "behind the barn")
+WHERE = (
+    "in the house",
+    "near the river",
+    "on the hill",
+    "by the road",
+    "at the market",
+    "under the bridge",
+    "behind the barn",
+)
 ALPHA = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -26,13 +53,18 @@ def _tale(dice: Dice) -> str:
 
 
 def _sum(dice: Dice) -> str:
-    """A small sum and its remainder, or a step through the week."""
+    """A chain of two to four small sums, of digits with a remainder or of days."""
+    size = dice.between(2, 4)
     if dice.random() < 0.4:
-        day, move = dice.below(7), dice.between(1, WEEKDAY_REACH)
-        return f"{DAYS[day]}+{move}={DAYS[(day + move) % 7]}"
+        return weekday_solve((dice.below(7), _moves(dice, size, WEEKDAY_REACH)))[0]
     base = dice.pick(MODULAR_BASES)
-    left, right = dice.below(base), dice.below(base)
-    return f"mod {base} {left}+{right}={(left + right) % base}"
+    digits = (dice.below(base), *_moves(dice, size, MODULAR_REACH))
+    return f"mod {base} {modular_solve((base, digits))[0]}"
+
+
+def _moves(dice: Dice, size: int, reach: int) -> tuple[int, ...]:
+    """`size` numbers from 1 to `reach`."""
+    return tuple(dice.between(1, reach) for _ in range(size))
 
 
 def _order(dice: Dice) -> str:
@@ -61,7 +93,7 @@ def _rule(dice: Dice) -> str:
         gate, left, right = dice.pick(("and", "or", "xor")), dice.below(2), dice.below(2)
         return f"{gate} {left}{right} is {GATES[gate](left, right)}"
     if kind == 2:
-        name, value = dice.pick("".join(COMMANDS)), dice.below(10)
+        name, value = dice.pick(NAMES), dice.below(10)
         return f"run {name} on {value} is {COMMANDS[name](value)}"
     letter = dice.pick(VOWELS + OTHERS)
     return f"vowels in {letter} is {int(letter in VOWELS)}"

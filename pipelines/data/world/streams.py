@@ -9,11 +9,18 @@ from .chance import Dice
 from .families import FAMILIES, near_miss, problem
 
 STREAMS = (
-    "pretrain", "mid_train", "sft", "dpo", "rlvr", "eval", "heldout_pretrain", "heldout_mid_train",
+    "pretrain",
+    "mid_train",
+    "sft",
+    "dpo",
+    "rlvr",
+    "eval",
+    "heldout_pretrain",
+    "heldout_mid_train",
 )
 WORLD_VERSION = 1  # raised by hand when the content of any stream changes
 EVAL_PER_FAMILY = 200
-ALPHABET = "\n ()+-.0123456789<=>[]abcdefghijklmnopqrstuvwxyz"
+ALPHABET = "\n ()+.0123456789<=>[]abcdefghijklmnopqrstuvwxyz"
 
 # The chance that a document is a problem, so that problems are about 10% and 60% of characters.
 PROBLEM_RATE = {"pretrain": 0.18, "mid_train": 0.73}
