@@ -39,7 +39,7 @@ def sources_of(stage: Stage) -> dict[str, Any]:
     section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
     if isinstance(section, EvalConfig):
         return {
-            **{f"eval.tasks.{name}": task.source for name, task in section.tasks.items()},
+            **{f"eval.tasks.{name}": task.source for name, task in section.tasks.items() if task.enabled},
             **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
         }
     key = SECTION.get(stage.kind, stage.kind)

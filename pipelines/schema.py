@@ -158,6 +158,7 @@ class RlvrConfig(PostTrainConfig):
 class TaskConfig:
     """One evaluation task: greedy answers to the prompts of a source, judged by its reward."""
 
+    enabled: bool = setting(True, "ask this task")
     source: SourceConfig = setting(SourceConfig, "records with prompt and answer")
     limit: int = setting(0, "questions used; 0: all")
     max_new_tokens: int = setting(64, "answer length")

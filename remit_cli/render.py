@@ -321,6 +321,12 @@ def score_table(columns: list[summary.Column]) -> Table:
             f"bits/byte {domain}",
             *(f"{c.result['bits_per_byte'][domain]['bits_per_byte']:.3f}" for c in columns),
         )
+    for task, metrics in columns[0].result.get("lm_eval", {}).items():
+        for metric in (m for m in metrics if "stderr" not in m):
+            table.add_row(
+                f"lm-eval {task} {metric}",
+                *(f"{c.result['lm_eval'][task][metric]:.3f}" for c in columns),
+            )
     return table
 
 

@@ -47,6 +47,12 @@ def questions(stream: str, seed: int) -> Iterator[str]:
             yield record["text"].split("\n")[0]
 
 
+@cache
+def asked(stream: str) -> frozenset[str]:
+    """The different prompts among the first 50 thousand of a stream."""
+    return frozenset(itertools.islice(questions(stream, 0), 50_000))
+
+
 def test_exports() -> None:
     assert len(world.FAMILIES) == len(set(world.FAMILIES)) == 10
     assert world.STREAMS == (
@@ -155,13 +161,11 @@ def test_eval_is_two_hundred_of_each_family_for_every_seed() -> None:
 @pytest.mark.parametrize("stream", ENDLESS)
 def test_eval_questions_never_occur_elsewhere(stream: str) -> None:
     held = {item["prompt"] for item in exam()}
-    drawn = set(itertools.islice(questions(stream, 0), 50_000))
-    assert len(drawn) > 20_000
-    assert not held & drawn
+    assert len(asked(stream)) > 20_000
+    assert not held & asked(stream)
 
 
 def test_streams_of_different_owners_share_no_question() -> None:
-    drawn = {name: set(itertools.islice(questions(name, 0), 20_000)) for name in ENDLESS}
     owners = {
         "sft": "tuning",
         "dpo": "tuning",
@@ -171,11 +175,11 @@ def test_streams_of_different_owners_share_no_question() -> None:
         "heldout_pretrain": "heldout",
         "heldout_mid_train": "heldout",
     }
-    for left, right in itertools.combinations(drawn, 2):
+    for left, right in itertools.combinations(ENDLESS, 2):
         if owners[left] != owners[right]:
-            assert not drawn[left] & drawn[right], (left, right)
-    for name, prompts in drawn.items():
-        assert {families.owner(prompt) for prompt in prompts} == {owners[name]}
+            assert not asked(left) & asked(right), (left, right)
+    for name in ENDLESS:
+        assert {families.owner(prompt) for prompt in asked(name)} == {owners[name]}
 
 
 def test_every_bucket_has_exactly_one_owner() -> None:
@@ -332,22 +336,17 @@ def solve_brackets(words: list[str]) -> str:
 
 
 def solve_tracing(words: list[str]) -> str:
-    """`run itd on 4`"""
-    value = int(words[3])
+    """`run itd on 04`"""
+    shifts = {"i": 1, "d": 99, "p": 3, "m": 97, "t": 10, "h": 50}
+    text = words[3]
     for name in words[1]:
-        value = {
-            "i": value + 1,
-            "d": value + 9,
-            "t": value + value,
-            "n": 9 - value,
-            "p": value + 3,
-            "m": value + 7,
-            "h": value + 5,
-            "s": value**2,
-            "r": 10 - value,
-            "k": value + value + value,
-        }[name] % 10
-    return str(value)
+        if name == "r":
+            text = text[::-1]
+        elif name == "n":
+            text = text.translate(str.maketrans("0123456789", "9876543210"))
+        else:
+            text = str(int(text) + shifts[name])[-2:].zfill(2)
+    return text
 
 
 @pytest.mark.parametrize("family", world.FAMILIES)
@@ -391,7 +390,9 @@ def test_steps_through_the_week_are_true_one_by_one() -> None:
 
 def test_steps_of_lists_hold_the_list() -> None:
     for prompt, steps, answer in steps_of("counting"):
-        assert steps[::2] == prompt.split()[-1] and steps[-1] == answer
+        assert steps == "none" or len(steps) == int(answer)
+        rest = iter(prompt.split()[-1])
+        assert steps == "none" or all(item in rest for item in steps)
     for family in ("sorting", "reversal"):
         for _, steps, answer in steps_of(family):
             assert steps.replace(" ", "") == answer

@@ -34,11 +34,12 @@ def run(job: StageJob) -> dict[str, Any]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         dist.init_process_group("gloo")
-    settings = job.config.eval
+    config, settings = job.config, job.config.eval
     model, tokenizer = _load(job)
     tasks: dict[str, Any] = {}
     for name, task in settings.tasks.items():
-        tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
+        if task.enabled:
+            tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
     scores = {"tasks": tasks}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
@@ -48,7 +49,12 @@ def run(job: StageJob) -> dict[str, Any]:
         if settings.lm_eval_tasks:
             from pipelines.evals.harness import lm_eval_scores
 
-            scores["lm_eval"] = lm_eval_scores(job.inputs["model"], settings, chat=job.chat)
+            scores["lm_eval"] = lm_eval_scores(
+                job.inputs["model"],
+                settings,
+                context_length=config.context_length,
+                chat=job.chat,
+            )
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

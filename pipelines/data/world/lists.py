@@ -18,15 +18,15 @@ OPENERS = "([<"
 CLOSERS = {"(": ")", "[": "]", "<": ">"}
 
 # Sizes are (least, most), all equally likely. They are the difficulty of the world.
-LOOKUP_PAIRS = (3, 6)
+LOOKUP_PAIRS = (3, 7)
 LOOKUP_HOPS = (1, 3)
-MAXIMUM_ITEMS = (3, 6)
-COUNTING_ITEMS = (8, 13)
+MAXIMUM_ITEMS = (3, 7)
+COUNTING_ITEMS = (7, 12)
 COUNTING_HITS = (0, 6)
-SORTING_ITEMS = (5, 8)
-REVERSAL_ITEMS = (4, 7)
+SORTING_ITEMS = (4, 7)
+REVERSAL_ITEMS = (4, 9)
 BRACKETS_LEFT = (2, 4)
-BRACKETS_PAIRS = (1, 3)
+BRACKETS_PAIRS = (1, 2)
 
 
 def swapped(text: str, place: int, new: str) -> str:
@@ -105,7 +105,7 @@ def maximum_slip(dice: Dice, state: tuple) -> tuple:
     return (*state[:place], str(dice.between(10, 99)), *state[place + 1 :])
 
 
-# counting: how many letters are vowels, by a running count.
+# counting: how many letters are vowels, by picking them out.
 
 
 def counting_draw(dice: Dice) -> tuple:
@@ -122,12 +122,9 @@ def counting_prompt(state: tuple) -> str:
 
 
 def counting_solve(state: tuple) -> tuple[str, str]:
-    """Each letter with the count so far, and the last count."""
-    count, steps = 0, []
-    for item in state[0]:
-        count += item in VOWELS
-        steps.append(f"{item}{count}")
-    return "".join(steps), str(count)
+    """The vowels in their order (`none` if there are none), and how many there are."""
+    found = "".join(item for item in state[0] if item in VOWELS)
+    return found or "none", str(len(found))
 
 
 def counting_slip(dice: Dice, state: tuple) -> tuple:

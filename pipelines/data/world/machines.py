@@ -14,29 +14,27 @@ GATES = {
     "xor": lambda left, right: left ^ right,
 }
 LABELS = "abcdefgh"
-# What each command of a traced program does to the one digit it holds.
+# What each command of a traced program does to the number from 0 to 99 that it holds.
 COMMANDS = {
-    "i": lambda value: (value + 1) % 10,
-    "d": lambda value: (value - 1) % 10,
-    "t": lambda value: value * 2 % 10,
-    "n": lambda value: 9 - value,
-    "p": lambda value: (value + 3) % 10,
-    "m": lambda value: (value - 3) % 10,
-    "h": lambda value: (value + 5) % 10,
-    "s": lambda value: value * value % 10,
-    "r": lambda value: -value % 10,
-    "k": lambda value: value * 3 % 10,
+    "i": lambda value: (value + 1) % 100,
+    "d": lambda value: (value - 1) % 100,
+    "p": lambda value: (value + 3) % 100,
+    "m": lambda value: (value - 3) % 100,
+    "t": lambda value: (value + 10) % 100,
+    "h": lambda value: (value + 50) % 100,
+    "n": lambda value: 99 - value,
+    "r": lambda value: value % 10 * 10 + value // 10,
 }
 NAMES = "".join(COMMANDS)
 
 # Sizes are (least, most), all equally likely. They are the difficulty of the world.
 MODULAR_MOVES = (2, 4)
 MODULAR_REACH = 6
-MODULAR_BASES = (7, 10)
-BOOLEAN_ITEMS = (3, 5)
+MODULAR_BASES = (7, 8, 10)
+BOOLEAN_ITEMS = (2, 6)
 WEEKDAY_MOVES = (2, 5)
-WEEKDAY_REACH = 6
-TRACING_MOVES = (3, 7)
+WEEKDAY_REACH = 9
+TRACING_MOVES = (2, 5)
 
 
 # modular: digits added one after the other, always keeping the remainder.
@@ -140,34 +138,33 @@ def weekday_slip(dice: Dice, state: tuple) -> tuple:
     return start, (*moves[:place], moves[place] % WEEKDAY_REACH + 1, *moves[place + 1 :])
 
 
-# tracing: a program of one-letter commands, run on one digit.
-
+# tracing: a program of one-letter commands, run on one number of two digits.
 
 def tracing_draw(dice: Dice) -> tuple:
-    """(commands, starting digit)."""
+    """(commands, starting number)."""
     size = dice.between(*TRACING_MOVES)
-    return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(10)
+    return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(100)
 
 
 def tracing_prompt(state: tuple) -> str:
-    """For example `run itd on 4`."""
-    return f"run {state[0]} on {state[1]}"
+    """For example `run itd on 04`."""
+    return f"run {state[0]} on {state[1]:02d}"
 
 
 def tracing_solve(state: tuple) -> tuple[str, str]:
-    """Each command with the digit after it, and the last digit."""
+    """Each command with the number after it, and the last number."""
     value = state[1]
-    steps = str(value)
+    steps = f"{value:02d}"
     for command in state[0]:
         value = COMMANDS[command](value)
-        steps += f"{command}{value}"
-    return steps, str(value)
+        steps += f"{command}{value:02d}"
+    return steps, f"{value:02d}"
 
 
 def tracing_slip(dice: Dice, state: tuple) -> tuple:
     """One command is misread, or the start is off by one."""
     program, value = state
     if dice.random() < 0.3:
-        return program, (value + 1) % 10
+        return program, (value + 1) % 100
     place = dice.below(len(program))
-    return program[:place] + dice.pick(NAMES) + program[place + 1 :], value
+    return program[:place] + dice.pick(NAMES) + program[place + 1:], value

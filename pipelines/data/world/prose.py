@@ -93,8 +93,8 @@ def _rule(dice: Dice) -> str:
         gate, left, right = dice.pick(("and", "or", "xor")), dice.below(2), dice.below(2)
         return f"{gate} {left}{right} is {GATES[gate](left, right)}"
     if kind == 2:
-        name, value = dice.pick(NAMES), dice.below(10)
-        return f"run {name} on {value} is {COMMANDS[name](value)}"
+        name, value = dice.pick(NAMES), dice.below(100)
+        return f"run {name} on {value:02d} is {COMMANDS[name](value):02d}"
     letter = dice.pick(VOWELS + OTHERS)
     return f"vowels in {letter} is {int(letter in VOWELS)}"
 
@@ -112,7 +112,8 @@ def clean(dice: Dice) -> str:
     """A clean paragraph of two or three sentences, most of them facts."""
     parts = []
     for _ in range(dice.between(2, 4)):
-        parts.append((dice.pick(FACTS) if dice.random() < 0.7 else _tale)(dice))
+        kind = dice.random()
+        parts.append((dice.pick(FACTS) if kind < 0.7 else _chant if kind < 0.8 else _tale)(dice))
     return ". ".join(parts) + "."
 
 
@@ -135,13 +136,13 @@ def noisy(dice: Dice) -> str:
     parts = []
     for _ in range(dice.between(2, 3)):
         kind = dice.random()
-        if kind < 0.4:
+        if kind < 0.5:
             parts.append(_chant(dice))
             continue
         text = (dice.pick(FACTS) if dice.random() < 0.15 else _tale)(dice)
-        if kind < 0.6:
+        if kind < 0.7:
             text = _typo(dice, text, 0.08)
-        elif kind < 0.75:
+        elif kind < 0.85:
             words = text.split(" ")
             text = " ".join(dice.deal(words, len(words)))
         parts.append(text)

@@ -1,0 +1,169 @@
+"""Shared by all tests: the real CLI in a subprocess, one tiny flywheel, a tiny model, real data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+# Would colour the output of the CLI, or hold it to a width, or point it at data of this machine.
+SCRUBBED = (
+    "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "COLUMNS",
+    "TTY_COMPATIBLE", "TTY_INTERACTIVE", "REMIT_DATA", "PYTHONPATH", "OMP_NUM_THREADS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: exit code and both outputs."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Standard output, which must be one JSON object and nothing else."""
+        loaded = json.loads(self.stdout)
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished flywheel of one round.
+
+    Attributes:
+        cwd: where the command ran; `--run-dir` is relative to it.
+        args: the command after `remit`.
+    """
+
+    cwd: Path
+    args: tuple[str, ...]
+    finished: Finished
+
+    @property
+    def root(self) -> Path:
+        return self.cwd / "tiny"
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / "ledger.jsonl").open()]
+
+
+Remit = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The repository."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def cli_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment without colours, GPUs, hub and this machine's data."""
+    env = {key: value for key, value in os.environ.items() if key not in SCRUBBED}
+    return env | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets-cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def remit(cli_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Remit:
+    """`remit(*args, cwd, env, check)`: the real CLI in a process of its own, its output piped.
+
+    `env` is laid over `cli_env`; `check` asserts exit code 0.
+    """
+    nowhere = tmp_path_factory.mktemp("cwd")
+
+    def run(
+        *args: str | Path,
+        cwd: Path = nowhere,
+        env: dict[str, str] | None = None,
+        check: bool = False,
+        timeout: float = 900,
+    ) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "remit_cli", *map(str, args)],
+            cwd=cwd, env=cli_env | (env or {}), capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{args}: {done.stdout}\n{done.stderr}"
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(remit: Remit, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A flywheel of one round through the real CLI and DeepSpeed. Copy it before changing it."""
+    cwd = tmp_path_factory.mktemp("flywheel")
+    args = ("flywheel", "--config", "world-tiny", "--iterations", "1", "--json",
+            "--run-dir", "tiny")  # fmt: skip
+    return TinyRun(cwd, args, remit(*args, cwd=cwd, check=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder from elsewhere: Llama type, random weights, the world's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipelines.data.tokenizer import build_tokenizer
+    from pipelines.schema import TokenizerConfig
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = build_tokenizer(TokenizerConfig(), {}, ".", 0, model_max_length=128)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """`write_recipe(changes)`: world-tiny with changes, as a YAML file to give to --config."""
+
+    def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        return values | {
+            key: merged(values[key], new)
+            if isinstance(new, dict) and isinstance(values.get(key), dict)
+            else new
+            for key, new in changes.items()
+        }
+
+    def write(changes: dict[str, Any]) -> Path:
+        tiny = yaml.safe_load((CHECKOUT / "configs" / "world-tiny.yaml").read_text())
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(merged(tiny, changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets."""
+    beside = CHECKOUT.parent / "shared" / "data"
+    folder = Path(os.environ.get("REMIT_DATA") or beside)
+    if not (folder / "gsm8k" / "train.jsonl").is_file():
+        pytest.skip("no real data: REMIT_DATA is not set and ../shared/data is not there")
+    return folder

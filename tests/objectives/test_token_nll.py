@@ -1,0 +1,106 @@
+"""Per-token NLL: equal to the stock forward, in chunks too, packed and unpacked, fp32 for bf16."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipelines.errors import UserError
+from pipelines.objectives.token_nll import score_tokens_in_forward, token_nll
+
+
+def small_model(**changes: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**(shape | changes)))
+
+
+def stock_nll(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+def shifted(input_ids: torch.Tensor) -> torch.Tensor:
+    return F.pad(input_ids[:, 1:], (0, 1), value=-100)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_equals_the_stock_forward(tied: bool) -> None:
+    model = small_model(tie_word_embeddings=tied)
+    ids = torch.randint(50, (3, 12))
+    expected = stock_nll(model, ids)
+    score_tokens_in_forward(model, num_tokens=50)
+    nll = model(input_ids=ids, shift_labels=shifted(ids))["nll"]
+    torch.testing.assert_close(nll[:, :-1], expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(nll[:, -1], torch.zeros(3))
+
+
+def test_chunks_give_the_same_values_and_gradients() -> None:
+    head = torch.nn.Linear(8, 30)
+    hidden = torch.randn(2, 9, 8)
+    labels = torch.randint(30, (2, 9))
+    labels[0, 3] = labels[1, 8] = -100
+    upstream = torch.randn(2, 9)
+    found = []
+    for chunk_bytes in (1 << 20, 4 * 30 * 4):
+        h = hidden.clone().requires_grad_()
+        head.zero_grad()
+        nll = token_nll(head, h, labels, num_tokens=30, chunk_bytes=chunk_bytes)
+        (nll * upstream).sum().backward()
+        found.append((nll.detach(), h.grad, head.weight.grad.clone()))
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_padding_of_the_head_does_not_count() -> None:
+    padded, model = small_model(vocab_size=64), small_model()
+    state = {k: v for k, v in padded.state_dict().items()}
+    state["lm_head.weight"] = padded.lm_head.weight[:50]
+    state["model.embed_tokens.weight"] = padded.model.embed_tokens.weight[:50]
+    model.load_state_dict(state)
+    ids = torch.randint(50, (2, 10))
+    for m in (padded, model):
+        score_tokens_in_forward(m, num_tokens=50)
+    with torch.no_grad():
+        first, second = (m(input_ids=ids, shift_labels=shifted(ids))["nll"] for m in (padded, model))
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["learner", "reference in eval mode"])
+def test_packed_equals_unpacked(training: bool) -> None:
+    model = small_model().train(training)
+    assert model.config.use_cache, "the trap: a cache drops the document mask"
+    score_tokens_in_forward(model, num_tokens=50)
+    documents = [torch.randint(50, (1, n)) for n in (5, 9, 2)]
+    packed = torch.cat(documents, dim=1)
+    positions = torch.cat([torch.arange(d.shape[1]) for d in documents])[None]
+    labels = torch.cat([shifted(d) for d in documents], dim=1)
+    with torch.no_grad():
+        together = model(input_ids=packed, position_ids=positions, shift_labels=labels)["nll"]
+        alone = [model(input_ids=d, shift_labels=shifted(d))["nll"] for d in documents]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+    unmasked = model(input_ids=packed, shift_labels=labels)["nll"]
+    assert (unmasked - together).abs().max() > 1e-3
+
+
+def test_bf16_weights_give_fp32_log_probs_of_fp32_logits() -> None:
+    model = small_model().to(torch.bfloat16)
+    ids = torch.randint(50, (2, 12))
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state.float()
+        logits = hidden @ model.lm_head.weight.float().T
+    expected = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    score_tokens_in_forward(model, num_tokens=50)
+    nll = model(input_ids=ids, shift_labels=shifted(ids))["nll"]
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll[:, :-1], expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_changes_its_logits_is_refused() -> None:
+    model = small_model()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        score_tokens_in_forward(model, num_tokens=50)

@@ -1,0 +1,133 @@
+"""The ReMiT equation by value: against numbers worked out by hand and a naive loop."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.objectives.losses import weighted_nll
+from pipelines.objectives.weights import discrepancy, remit_weights
+
+
+def naive(logprobs, ref_logprobs, mask, eps):
+    """Equations 3 to 5, token by token, in Python floats."""
+    rows = []
+    for own, ref, targets in zip(
+        logprobs.tolist(), ref_logprobs.tolist(), mask.tolist(), strict=True
+    ):
+        d = [r - o for o, r in zip(own, ref, strict=True)]
+        counted = [x for x, t in zip(d, targets, strict=True) if t]
+        mean = sum(counted) / len(counted) if counted else 0.0
+        rows.append(
+            [
+                min(max(2 / (1 + math.exp(-(x - mean))), 1 - eps), 1 + eps) if t else 0.0
+                for x, t in zip(d, targets, strict=True)
+            ]
+        )
+    return torch.tensor(rows)
+
+
+def test_numbers_worked_out_by_hand() -> None:
+    # d = 0.3, 0.1, 0.2, (masked 9): mean 0.2; c = 0.1, -0.1, 0; 2 sigmoid(0.1) = 1.0499584.
+    logprobs = torch.tensor([[-1.0, -1.0, -1.0, -1.0]])
+    ref = torch.tensor([[-0.7, -0.9, -0.8, 8.0]])
+    mask = torch.tensor([[1, 1, 1, 0]])
+    weights = remit_weights(logprobs, ref, mask)
+    expected = torch.tensor([[1.0499584, 0.9500416, 1.0, 0.0]])
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
+
+
+def test_clip_binds_at_ln_one_and_a_half() -> None:
+    # 2 sigmoid(c) = 1.2 at c = ln 1.5 = 0.405.
+    d = torch.tensor([[0.5, -0.5, 0.4, -0.4]])
+    weights = remit_weights(torch.zeros(1, 4), d, torch.ones(1, 4))
+    bounds = torch.tensor([1.2, 0.8])
+    assert torch.equal(weights[0, :2], bounds)
+    assert 1.19 < weights[0, 2] < 1.2 and 0.8 < weights[0, 3] < 0.81
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.9))
+def test_equals_the_naive_loop(seed: int, eps: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = -torch.rand(3, 7, generator=generator) * 4
+    ref = -torch.rand(3, 7, generator=generator) * 4
+    mask = torch.rand(3, 7, generator=generator) < 0.7
+    weights = remit_weights(logprobs, ref, mask, eps=eps)
+    torch.testing.assert_close(weights, naive(logprobs, ref, mask, eps), atol=2e-6, rtol=0)
+    assert weights.dtype == torch.float32
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-3, 3))
+def test_a_constant_added_to_d_changes_nothing(seed: int, constant: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs, ref = torch.randn(2, 6, generator=generator), torch.randn(2, 6, generator=generator)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    moved = remit_weights(logprobs, ref + constant, mask)
+    torch.testing.assert_close(moved, remit_weights(logprobs, ref, mask), atol=1e-5, rtol=0)
+
+
+def test_reference_equal_to_learner_gives_exactly_one() -> None:
+    logprobs = torch.randn(4, 9)
+    mask = torch.rand(4, 9) < 0.5
+    assert torch.equal(remit_weights(logprobs, logprobs.clone(), mask), mask.float())
+
+
+def test_masked_tokens_enter_no_mean() -> None:
+    logprobs = torch.zeros(1, 5)
+    ref = torch.tensor([[0.1, 0.2, 0.3, 100.0, -100.0]])
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    weights = remit_weights(logprobs, ref, mask)
+    alone = remit_weights(logprobs[:, :3], ref[:, :3], mask[:, :3])
+    assert torch.equal(weights[:, :3], alone)
+    assert torch.equal(weights[:, 3:], torch.zeros(1, 2))
+
+
+def test_larger_d_never_gets_a_smaller_weight() -> None:
+    d, _ = torch.sort(torch.randn(1, 50))
+    weights = remit_weights(torch.zeros(1, 50), d, torch.ones(1, 50))
+    assert (weights.diff() >= 0).all()
+
+
+def test_rows_do_not_see_each_other() -> None:
+    logprobs, ref, mask = torch.randn(3, 5), torch.randn(3, 5), torch.ones(3, 5)
+    order = torch.tensor([2, 0, 1])
+    together = remit_weights(logprobs, ref, mask)
+    assert torch.equal(remit_weights(logprobs[order], ref[order], mask), together[order])
+
+
+def test_no_gradient_reaches_the_weights_or_the_reference() -> None:
+    logprobs = torch.randn(2, 4, requires_grad=True)
+    ref = torch.randn(2, 4, requires_grad=True)
+    mask = torch.ones(2, 4)
+    weights = remit_weights(logprobs, ref, mask)
+    weighted_nll(-logprobs, weights, 8).backward()
+    assert ref.grad is None
+    torch.testing.assert_close(logprobs.grad, -weights / 8)
+
+
+def test_all_ones_is_plain_nll_and_an_empty_mask_is_nothing() -> None:
+    nll = torch.rand(2, 4, requires_grad=True)
+    assert torch.equal(weighted_nll(nll, torch.ones(2, 4), 8), weighted_nll(nll, None, 8))
+    empty = torch.zeros(2, 4)
+    weights = remit_weights(-nll, -torch.rand(2, 4), empty)
+    loss = weighted_nll(nll, weights, 1)
+    loss.backward()
+    assert loss == 0 and torch.equal(nll.grad, empty)
+
+
+@pytest.mark.parametrize("parts", [[1, 1], [2, 6], [3, 1, 4]])
+def test_ragged_micro_batches_add_up_to_the_step(parts: list[int]) -> None:
+    count = sum(parts)
+    nll, weights = torch.rand(1, count), torch.rand(1, count)
+    whole = weighted_nll(nll, weights, count)
+    pieces = zip(nll.split(parts, 1), weights.split(parts, 1), strict=True)
+    torch.testing.assert_close(sum(weighted_nll(n, w, count) for n, w in pieces), whole)
+
+
+def test_discrepancy_is_reference_minus_learner() -> None:
+    d = discrepancy(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2))
+    assert torch.equal(d, torch.tensor([[1.5, -2.0]]))

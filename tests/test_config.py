@@ -1,0 +1,169 @@
+"""Recipes: every shipped one loads, overrides and mistakes are what they say, identity follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import config as recipes
+from pipelines.errors import UserError
+from pipelines.schema import Config, SourceConfig
+
+
+def shipped() -> list[str]:
+    names = recipes.config_names()
+    assert names, "an empty glob tests nothing"
+    return names
+
+
+def refusal(tmp_path: Path, text: str = "", overrides: list[str] | None = None) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        recipes.load(str(path), overrides)
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def remit_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMIT_DATA", str(tmp_path))
+
+
+def test_names_are_the_files_of_configs(checkout: Path) -> None:
+    files = list((checkout / "configs").rglob("*.yaml"))
+    assert sorted(shipped()) == sorted(
+        path.relative_to(checkout / "configs").with_suffix("").as_posix() for path in files
+    )
+    assert "world-tiny" in shipped()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipe_loads(name: str, checkout: Path) -> None:
+    loaded = recipes.load(name)
+    assert loaded.name == Path(name).stem
+    header = (checkout / "configs" / f"{name}.yaml").read_text().splitlines()
+    comments = [line for line in header if line.startswith("#")]
+    assert any("remit " in line for line in comments), "its header says how to launch it"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    loaded = recipes.load(name)
+    values = recipes.to_dict(loaded)
+    assert recipes.from_dict(values) == loaded
+    recipes.write_yaml(values, tmp_path / "config.yaml")
+    assert recipes.from_dict(recipes.read_yaml(tmp_path / "config.yaml")) == loaded
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=7", ("seed",), 7),
+        ("mid_train.eps=0.1", ("mid_train", "eps"), 0.1),
+        ("mid_train.learning_rate=1e-4", ("mid_train", "learning_rate"), 1e-4),
+        ("pretrain.tokens=20_000", ("pretrain", "tokens"), 20_000),
+        ("dpo.enabled=false", ("dpo", "enabled"), False),
+        ("launch.env.A=b", ("launch", "env"), {"A": "b"}),
+        ("eval.lm_eval_tasks=[a,b]", ("eval", "lm_eval_tasks"), ["a", "b"]),
+        ("stage.name=lr1e-4", ("stage", "name"), "lr1e-4"),
+    ],
+)
+def test_override(override: str, path: tuple[str, ...], value: Any) -> None:
+    found: Any = recipes.load("world-tiny", [override])
+    for key in path:
+        found = getattr(found, key)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_override_wins_and_reaches_into_sources() -> None:
+    loaded = recipes.load(
+        "world-tiny", ["seed=1", "sft.sources.world.weight=0.5", "seed=2", "dpo.sources.b.path=b"]
+    )
+    assert loaded.seed == 2
+    assert loaded.sft.sources["world"] == SourceConfig(kind="world", stream="sft", weight=0.5)
+    assert loaded.dpo.sources["b"].path == "b"
+
+
+def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("world-tiny").write_text("seed: 5\n")
+    assert recipes.load("world-tiny").seed == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("mid_train: {epss: 0.1}", [], ["mine.yaml", "'mid_train.epss'", "Did you mean 'eps'?"]),
+        ("midtrain: {eps: 0.1}", [], ["mine.yaml", "'midtrain'", "Did you mean 'mid_train'?"]),
+        ("sft: {sources: {a: {pth: x}}}", [], ["'sft.sources.a.pth'", "'path'"]),
+        ("", ["seeed=1"], ["override 'seeed=1'", "Did you mean 'seed'?"]),
+        ("", ["seed"], ["override 'seed'", "key=value"]),
+        ("", ["=3"], ["override '=3'", "key=value"]),
+        ("seed: many", [], ["mine.yaml", "'seed'", "many"]),
+        ("mid_train: {objective: rho}", [], ["'mid_train.objective'", "rho"]),
+        ("mid_train: 3", [], ["mine.yaml", "mid_train"]),
+        ("- a\n- b", [], ["mine.yaml", "mapping"]),
+        ("a: [1", [], ["mine.yaml", "not valid YAML"]),
+        ("data_root: ${oc.env:NOT_SET_HERE}", [], ["mine.yaml", "data_root", "NOT_SET_HERE"]),
+        ("mid_train: {eps: 1.5}", [], ["mine.yaml", "mid_train.eps"]),
+        ("mid_train: {tokens: 100}", [], ["mid_train.tokens = 100", "one step"]),
+        ("sft: {steps: 0}", [], ["sft.steps"]),
+        ("dpo: {zero_stage: 4}", [], ["dpo.zero_stage"]),
+        ("rlvr: {num_generations: 3, global_batch: 16}", [], ["rlvr.global_batch = 16", "3"]),
+        ("sft: {sources: {a: {hash_range: [0.5, 0.5]}}}", [], ["sft.sources.a.hash_range"]),
+        ("flywheel: {iterations: -1}", [], ["flywheel.iterations"]),
+        ("context_length: 4", [], ["context_length"]),
+        ("mid_train: {tokens: ???}", [], ["mine.yaml", "mid_train.tokens"]),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, text: str, overrides: list[str], words: list[str]
+) -> None:
+    said = refusal(tmp_path, text, overrides)
+    assert [word for word in words if word not in said] == []
+    assert "\n" not in said or "not valid YAML" in said
+
+
+def test_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"world-tinny.*world-tiny.*Did you mean 'world-tiny'\?"):
+        recipes.load("world-tinny")
+
+
+def test_result_fields_leave_out_what_cannot_change_a_result() -> None:
+    loaded = recipes.load("world-tiny")
+    elsewhere = replace(
+        loaded,
+        name="other",
+        data_root="/other",
+        launch=replace(loaded.launch, gpus=4, env={"A": "b"}),
+        stage=replace(loaded.stage, name="other"),
+        flywheel=replace(loaded.flywheel, iterations=9),
+        mid_train=replace(
+            loaded.mid_train, zero_stage=3, micro_batch=1, keep=7, save_every_steps=3
+        ),
+    )
+    assert recipes.result_fields(elsewhere) == recipes.result_fields(loaded)
+    for changed in (
+        replace(loaded, seed=1),
+        replace(loaded, mid_train=replace(loaded.mid_train, eps=0.1)),
+        replace(loaded, dpo=replace(loaded.dpo, sources={})),
+    ):
+        assert recipes.result_fields(changed) != recipes.result_fields(loaded)
+
+
+def test_every_field_says_what_it_is() -> None:
+    def silent(of: type, prefix: str = "") -> list[str]:
+        found = []
+        for field in of.__dataclass_fields__.values():  # type: ignore[attr-defined]
+            if not field.metadata.get("help"):
+                found.append(prefix + field.name)
+            made = getattr(of(), field.name)
+            if hasattr(made, "__dataclass_fields__"):
+                found += silent(type(made), f"{prefix}{field.name}.")
+        return found
+
+    assert silent(Config) == []

@@ -1,0 +1,119 @@
+"""Identity: the same for what cannot change a result, another for what can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines import config as recipes
+from pipelines.identity import NUMERICS_VERSION, differing, digest, identity_fields
+from pipelines.schema import Config
+from pipelines.stages import MODULES
+
+
+@pytest.fixture
+def config() -> Config:
+    return recipes.load("world-tiny")
+
+
+def of(kind: str, config: Config, **inputs: str) -> str:
+    return digest(identity_fields(kind, config, inputs))
+
+
+def test_every_kind_of_stage_has_an_identity(config: Config) -> None:
+    assert NUMERICS_VERSION.keys() == MODULES.keys()
+    assert len({of(kind, config) for kind in MODULES}) == len(MODULES)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other", "data_root=/elsewhere", "launch.gpus=2", "launch.env.A=b", "stage.name=x",
+        "flywheel.iterations=9", "flywheel.expectations=true", "mid_train.zero_stage=3",
+        "mid_train.micro_batch=1", "mid_train.keep=3", "mid_train.logging_steps=1",
+        "mid_train.save_every_steps=5", "mid_train.save_every_seconds=1",
+        "mid_train.gradient_checkpointing=true", "mid_train.offload_optimizer=true",
+        # Of other stages:
+        "pretrain.tokens=40_000", "sft.steps=3", "rlvr.temperature=0.5", "eval.batch_size=1",
+        "eval.bits_per_byte_tokens=1", "flywheel.baseline=false",
+    ],
+)  # fmt: skip
+def test_these_cannot_change_mid_train(config: Config, override: str) -> None:
+    assert of("mid_train", recipes.load("world-tiny", [override])) == of("mid_train", config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "context_length=64", "document_mask=false", "mid_train.eps=0.1",
+        "mid_train.objective=remit", "mid_train.tokens=40_000", "mid_train.global_batch=4",
+        "mid_train.learning_rate=1e-5", "mid_train.weight_decay=0", "mid_train.adam_beta2=0.9",
+        "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.precision=bf16",
+        "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b", "model.attention=eager",
+        "trust_remote_code=true",
+    ],
+)  # fmt: skip
+def test_these_can_change_mid_train(config: Config, override: str) -> None:
+    assert of("mid_train", recipes.load("world-tiny", [override])) != of("mid_train", config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "override"),
+    [
+        ("pretrain", "model.num_layers=3"), ("pretrain", "tokenizer.vocab_size=512"),
+        ("pretrain", "pretrain.tokens=40_000"), ("sft", "sft.steps=3"), ("dpo", "dpo.beta=0.2"),
+        ("rlvr", "rlvr.temperature=0.5"), ("evaluate", "eval.bits_per_byte_tokens=1"),
+        ("evaluate", "eval.tasks.world.max_new_tokens=9"),
+    ],
+)  # fmt: skip
+def test_these_can_change_their_stage(config: Config, kind: str, override: str) -> None:
+    assert of(kind, recipes.load("world-tiny", [override])) != of(kind, config)
+
+
+def test_an_input_counts_by_role_and_content(config: Config) -> None:
+    found = {
+        of("mid_train", config),
+        of("mid_train", config, base="a"),
+        of("mid_train", config, base="b"),
+        of("mid_train", config, ref="a"),
+        of("mid_train", config, base="a", ref="b"),
+        of("mid_train", config, base="b", ref="a"),
+    }
+    assert len(found) == 6
+    assert of("mid_train", config, ref="b", base="a") in found
+
+
+def test_an_adopted_base_depends_on_nothing_of_training(config: Config) -> None:
+    other = recipes.load("world-tiny", ["seed=3", "pretrain.tokens=40_000", "model.num_layers=3"])
+    assert of("pretrain", other, base="a") == of("pretrain", config, base="a")
+    assert of("pretrain", config, base="a") != of("pretrain", config, base="b")
+
+
+def test_numerics_version_counts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of("mid_train", config)
+    monkeypatch.setitem(NUMERICS_VERSION, "mid_train", 99)
+    assert of("mid_train", config) != before
+
+
+def test_digest_does_not_depend_on_order() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 1.5})
+
+
+def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> None:
+    again = recipes.from_dict(recipes.to_dict(config))
+    assert all(of(kind, again) == of(kind, config) for kind in MODULES)
+
+
+def test_differing_names_key_old_and_new(config: Config) -> None:
+    new = replace(config, seed=3, mid_train=replace(config.mid_train, eps=0.1))
+    found = differing(identity_fields("mid_train", config, {"base": "a"}),
+                      identity_fields("mid_train", new, {"ref": "b"}))  # fmt: skip
+    assert found == [
+        "input base: a -> (not set)",
+        "input ref: (not set) -> b",
+        "mid_train.eps: 0.2 -> 0.1",
+        "seed: 0 -> 3",
+    ]
+    assert differing({"a": "x" * 99}, {"a": 1}) == [f"a: {'x' * 57}... -> 1"]

@@ -1,0 +1,72 @@
+"""95% intervals against published values and arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipelines.evals.intervals import Z95, macro_average, paired_difference, wilson
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [
+        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_published(correct: int, count: int, low: float, high: float) -> None:
+    assert wilson(correct, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_edges() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(20, 20)
+    assert (low, high) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    for correct in range(11):
+        low, high = wilson(correct, 10)
+        assert 0 <= low <= high <= 1
+        assert low - 1e-12 <= correct / 10 <= high + 1e-12
+        mirrored = wilson(10 - correct, 10)
+        assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
+
+
+def test_more_questions_narrow_it() -> None:
+    widths = [high - low for low, high in (wilson(n / 2, n) for n in (10, 100, 1000))]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[2] == pytest.approx(2 * Z95 * math.sqrt(0.25 / 1000), rel=0.01)
+
+
+def test_macro_average_weighs_tasks_the_same() -> None:
+    mean, half = macro_average([(0.5, 100), (0.2, 400)])
+    # Variances 0.25/100 = 0.0025 and 0.16/400 = 0.0004; of the mean of two: 0.0029/4.
+    assert mean == pytest.approx(0.35)
+    assert half == pytest.approx(1.959964 * math.sqrt(0.0029 / 4), rel=1e-6)
+    assert macro_average([(1.0, 5)]) == (1.0, 0.0)
+
+
+def test_paired_difference_by_hand() -> None:
+    first = {"a": [0, 0, 1, 1], "b": [1, 0]}
+    second = {"a": [1, 1, 1, 0], "b": [1, 1]}
+    # a: deltas 1, 1, 0, -1: mean 1/4, variance (4 values, 3 degrees) 2.75/3, of the mean /4.
+    # b: deltas 0, 1: mean 1/2, variance 0.5/1, of the mean /2.
+    difference, half = paired_difference(first, second)
+    assert difference == pytest.approx((0.25 + 0.5) / 2)
+    variance = (2.75 / 3 / 4 + 0.5 / 2) / 4
+    assert half == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    assert paired_difference(second, first) == (pytest.approx(-difference), pytest.approx(half))
+
+
+def test_pairing_narrows_what_agrees() -> None:
+    bits = {"a": [0, 1] * 50}
+    assert paired_difference(bits, bits) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("other", [{"a": [1]}, {"b": [1, 0]}, {"a": [1, 0], "b": [1, 0]}, {}])
+def test_other_questions_are_not_compared(other: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match="different questions"):
+        paired_difference({"a": [1, 0]}, other)

@@ -1,0 +1,258 @@
+"""Plans: which stages in which order from which inputs, what they cost, and that none starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import config as recipes
+from pipelines.checkpoint import ModelRef
+from pipelines.errors import UserError
+from pipelines.estimate import estimate, num_parameters
+from pipelines.flywheel import (
+    Stage,
+    plan_base,
+    plan_eval,
+    plan_flywheel,
+    plan_mid_train,
+    plan_post_train_command,
+    plan_rl_tune,
+)
+from pipelines.run_dir import RunDir
+from pipelines.schema import Config
+
+OUTSIDE = ModelRef("models/base", Path("/models/base"))
+REFERENCE = ModelRef("models/rl", Path("/models/rl"))
+
+
+def recipe(*overrides: str) -> Config:
+    return recipes.load("world-tiny", list(overrides))
+
+
+def wheel(
+    *overrides: str,
+    iterations: int = 1,
+    base: ModelRef | None = None,
+    ref: ModelRef | None = None,
+) -> dict[str, Stage]:
+    config = recipe(f"flywheel.iterations={iterations}", *overrides)
+    stages = plan_flywheel(config, base, ref)
+    found = {stage.name: stage for stage in stages}
+    assert len(found) == len(stages), "every stage has a folder of its own"
+    return found
+
+
+def a_round(number: int) -> list[str]:
+    steps = ("10-mid-train", "15-eval", "20-sft", "30-dpo", "40-rlvr", "50-eval")
+    return [f"round-{number}/{step}" for step in steps]
+
+
+def inputs(stages: dict[str, Stage]) -> dict[str, dict[str, Any]]:
+    return {name: dict(stage.inputs) for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_order(iterations: int) -> None:
+    stages = wheel(iterations=iterations)
+    rounds = [name for number in range(iterations + 1) for name in a_round(number)]
+    assert list(stages) == ["base", "base-eval", *rounds]
+    assert len(stages) == 2 + 6 * (iterations + 1)
+
+
+def test_inputs_of_one_round() -> None:
+    assert inputs(wheel(iterations=1)) == {
+        "base": {},
+        "base-eval": {"model": "base"},
+        "round-0/10-mid-train": {"base": "base"},
+        "round-0/15-eval": {"model": "round-0/10-mid-train"},
+        "round-0/20-sft": {"model": "round-0/10-mid-train"},
+        "round-0/30-dpo": {"model": "round-0/20-sft"},
+        "round-0/40-rlvr": {"model": "round-0/30-dpo"},
+        "round-0/50-eval": {"model": "round-0/40-rlvr"},
+        "round-1/10-mid-train": {"base": "base", "ref": "round-0/40-rlvr"},
+        "round-1/15-eval": {"model": "round-1/10-mid-train"},
+        "round-1/20-sft": {"model": "round-1/10-mid-train"},
+        "round-1/30-dpo": {"model": "round-1/20-sft"},
+        "round-1/40-rlvr": {"model": "round-1/30-dpo"},
+        "round-1/50-eval": {"model": "round-1/40-rlvr"},
+    }
+
+
+def test_every_round_starts_from_the_base_with_the_last_rounds_reference() -> None:
+    stages = wheel(iterations=3)
+    mids = [stages[f"round-{k}/10-mid-train"] for k in range(4)]
+    assert [mid.inputs["base"] for mid in mids] == ["base"] * 4
+    assert [mid.inputs.get("ref") for mid in mids] == [
+        None, "round-0/40-rlvr", "round-1/40-rlvr", "round-2/40-rlvr"
+    ]  # fmt: skip
+    objectives = [mid.config.mid_train.objective for mid in mids]
+    assert objectives == ["ntp", "remit", "remit", "remit"]
+
+
+def test_an_input_is_made_before_it_is_used() -> None:
+    done: set[str] = set()
+    for stage in wheel(iterations=3).values():
+        assert {given for given in stage.inputs.values() if isinstance(given, str)} <= done
+        done.add(stage.name)
+
+
+def test_only_post_trained_models_are_asked_through_chat() -> None:
+    stages = wheel(iterations=1)
+    assert [n for n, s in stages.items() if s.chat] == ["round-0/50-eval", "round-1/50-eval"]
+
+
+def test_ref_replaces_the_bootstrap() -> None:
+    stages = wheel(iterations=2, ref=REFERENCE)
+    assert list(stages) == list(wheel(iterations=2)), "round 0 still runs, as the baseline"
+    assert "ref" not in stages["round-0/10-mid-train"].inputs
+    assert stages["round-1/10-mid-train"].inputs["ref"] is REFERENCE
+    assert stages["round-2/10-mid-train"].inputs["ref"] == "round-1/40-rlvr"
+
+
+def test_no_baseline() -> None:
+    stages = wheel("flywheel.baseline=false", iterations=2, ref=REFERENCE)
+    assert list(stages) == ["base", "base-eval", *a_round(1), *a_round(2)]
+    with pytest.raises(UserError, match=r"flywheel.baseline=false.*--ref"):
+        wheel("flywheel.baseline=false")
+
+
+def test_an_adopted_base_is_the_only_stage_that_reads_it() -> None:
+    stages = wheel(base=OUTSIDE)
+    assert stages["base"].inputs == {"base": OUTSIDE}
+    assert all(OUTSIDE not in s.inputs.values() for n, s in stages.items() if n != "base")
+
+
+@pytest.mark.parametrize(
+    ("off", "left", "reference"),
+    [
+        (["rlvr"], ["20-sft", "30-dpo"], "30-dpo"),
+        (["dpo"], ["20-sft", "40-rlvr"], "40-rlvr"),
+        (["sft", "dpo"], ["40-rlvr"], "40-rlvr"),
+        (["dpo", "rlvr"], ["20-sft"], "20-sft"),
+    ],
+)
+def test_steps_switched_off(off: list[str], left: list[str], reference: str) -> None:
+    stages = wheel(*(f"{kind}.enabled=false" for kind in off))
+    names = [n.removeprefix("round-0/") for n in stages if n.startswith("round-0/")]
+    assert names == ["10-mid-train", "15-eval", *left, "50-eval"]
+    chain = ["round-0/10-mid-train", *(f"round-0/{name}" for name in left)]
+    for made, user in zip(chain, [*chain[1:], "round-0/50-eval"], strict=True):
+        assert stages[user].inputs == {"model": made}
+    assert stages["round-1/10-mid-train"].inputs["ref"] == f"round-0/{reference}"
+
+
+def test_all_steps_off() -> None:
+    off = [f"{kind}.enabled=false" for kind in ("sft", "dpo", "rlvr")]
+    with pytest.raises(UserError, match=r"sft.enabled, dpo.enabled, rlvr.enabled"):
+        wheel(*off)
+    with pytest.raises(UserError, match="switched off"):
+        plan_post_train_command(recipe(*off), OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("objective", "ref", "decided"),
+    [("auto", None, "ntp"), ("auto", REFERENCE, "remit"), ("ntp", None, "ntp"),
+     ("remit", REFERENCE, "remit")],
+)  # fmt: skip
+def test_objective(objective: str, ref: ModelRef | None, decided: str) -> None:
+    (stage,) = plan_mid_train(recipe(f"mid_train.objective={objective}"), OUTSIDE, ref)
+    assert stage.config.mid_train.objective == decided
+    assert stage.inputs == ({"base": OUTSIDE} | ({"ref": ref} if ref else {}))
+
+
+@pytest.mark.parametrize(("objective", "ref"), [("remit", None), ("ntp", REFERENCE)])
+def test_objective_against_reference(objective: str, ref: ModelRef | None) -> None:
+    with pytest.raises(UserError, match=rf"objective={objective}.*--ref"):
+        plan_mid_train(recipe(f"mid_train.objective={objective}"), OUTSIDE, ref)
+
+
+@pytest.mark.parametrize(("name", "tail"), [("", ""), ("lr1e-4", "-lr1e-4")])
+def test_single_stage_folders(name: str, tail: str) -> None:
+    config = recipe(*([f"stage.name={name}"] if name else []))
+    assert [s.name for s in plan_mid_train(config, OUTSIDE, None)] == [f"mid-train{tail}"]
+    assert [s.name for s in plan_rl_tune(config, OUTSIDE)] == [f"rl-tune{tail}"]
+    assert [s.name for s in plan_eval(config, OUTSIDE, chat=True)] == [f"eval{tail}"]
+    assert [s.name for s in plan_base(config, None)] == ["base"]
+    post = plan_post_train_command(config, OUTSIDE)
+    assert [s.name for s in post] == [
+        f"post-train{tail}/{step}" for step in ("20-sft", "30-dpo", "40-rlvr")
+    ]
+    assert [s.inputs["model"] for s in post] == [OUTSIDE, post[0].name, post[1].name]
+
+
+@pytest.mark.parametrize("name", ["world-tiny", "gsm8k-small"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_parameters_are_those_of_a_real_model(
+    name: str, tied: bool, kv_heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setenv("REMIT_DATA", str(tmp_path))
+    shape = replace(recipes.load(name).model, tie_embeddings=tied, num_kv_heads=kv_heads)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300, hidden_size=shape.hidden_size, tie_word_embeddings=tied,
+            intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads, num_key_value_heads=kv_heads,
+        )
+    )  # fmt: skip
+    assert num_parameters(shape, 300) == model.num_parameters()
+
+
+def test_parameters_of_the_world_use_its_own_vocabulary(tmp_path: Path) -> None:
+    from pipelines.data.tokenizer import build_tokenizer
+
+    config = recipe()
+    vocabulary = len(build_tokenizer(config.tokenizer, {}, ".", 0))
+    found = estimate(plan_base(config, None), RunDir(tmp_path), None)
+    assert found.parameters == num_parameters(config.model, vocabulary)
+
+
+def test_estimate_by_hand(tmp_path: Path) -> None:
+    config = recipe()
+    stages = plan_flywheel(recipe("flywheel.iterations=1"), None, None)
+    found = estimate(stages, RunDir(tmp_path), None)
+    n = found.parameters
+    by_name = {stage.stage: stage for stage in found.stages}
+    assert list(by_name) == [stage.name for stage in stages]
+    assert by_name["base"].tokens == config.pretrain.tokens
+    assert by_name["base"].flops == 6 * n * config.pretrain.tokens
+    plain, weighted = by_name["round-0/10-mid-train"], by_name["round-1/10-mid-train"]
+    assert plain.flops == 6 * n * config.mid_train.tokens
+    assert weighted.flops == 8 * n * config.mid_train.tokens, "the reference's forward"
+    assert all(stage.seconds > 0 and stage.disk_bytes > 0 for stage in found.stages)
+    assert {stage.state for stage in found.stages} == {"to do"}
+    assert found.seconds_left == pytest.approx(sum(stage.seconds for stage in found.stages))
+
+
+def test_an_adopted_base_is_counted_from_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    given = ModelRef(str(tiny_model), tiny_model)
+    found = estimate(plan_base(recipe(), given), RunDir(tmp_path), given)
+    real = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
+    assert found.parameters == pytest.approx(real, rel=0.1), "a file has a header"
+    assert found.stages[0].tokens == 0 and found.stages[0].flops == 0
+
+
+def test_the_command_starts_nothing(remit: Any, tmp_path: Path) -> None:
+    done = remit("plan", "--config", "world-tiny", "--iterations", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+    assert [s["stage"] for s in done.json["stages"]] == list(wheel(iterations=1))
+    assert {s["state"] for s in done.json["stages"]} == {"to do"}
+    assert done.json["run_dir"] == str(tmp_path / "runs" / "world-tiny")
+    total = done.json["total"]
+    for key in ("tokens", "flops", "disk_bytes", "seconds"):
+        assert total[key] == pytest.approx(sum(s[key] for s in done.json["stages"]))
+    assert "nothing was started" in done.stderr
+
+
+def test_the_command_as_text(remit: Any, tmp_path: Path) -> None:
+    done = remit("plan", "--config", "world-tiny", "--iterations", "0", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "round-0/40-rlvr" in done.stdout and "round-1" not in done.stdout
+    assert "\x1b" not in done.stdout and list(tmp_path.iterdir()) == []
