@@ -17,7 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError
-from pipelines.schema import Config, MidTrainConfig, PretrainConfig, RlvrConfig, TrainConfig
+from pipelines.schema import (
+    Config,
+    MidTrainConfig,
+    PostTrainConfig,
+    PretrainConfig,
+    RlvrConfig,
+    TrainConfig,
+)
 
 DEFAULT_CONFIG = "world"
 
@@ -127,7 +134,7 @@ def _unknown_key(patch: DictConfig, base: DictConfig) -> tuple[str, str] | None:
         if is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key)):
             below = _unknown_key(patch[key], base[key])
             if below:
-                return f"{key}.{below[0]}", below[1]
+                return f"{key!s}.{below[0]}", below[1]
     return None
 
 
@@ -159,7 +166,8 @@ def _check_values(config: Config, where: str) -> None:
                 f"{stage.global_batch} x {config.context_length} = {one_step} tokens",
             )
         else:
-            require(getattr(stage, "steps") >= 1, f"{name}.steps must be at least 1")
+            assert isinstance(stage, PostTrainConfig)
+            require(stage.steps >= 1, f"{name}.steps must be at least 1")
         for source_name, source in stage.sources.items():  # type: ignore[attr-defined]
             key = f"{name}.sources.{source_name}"
             require(source.weight >= 0, f"{key}.weight must not be negative")

@@ -106,7 +106,7 @@ def training_arguments(
     group, then the model. Callers build the model after this.
     """
     split = split_batch(train.global_batch, train.micro_batch, world_size())
-    arguments = cls(
+    arguments: Arguments = cls(
         output_dir=str(stage_dir.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=split.micro,
@@ -239,12 +239,13 @@ def _reload_difference(
 
 @torch.no_grad()
 def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
-    """Logits [2, 16, vocab] by the class's own forward, whatever this instance's was replaced by."""
+    """Logits [2, 16, vocab] by the class's own forward, even where the instance has another."""
     module = getattr(model, "module", model)
     module.eval()
     replaced = module.__dict__.pop("forward", None)
     try:
-        return model(input_ids=probe, use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=probe, use_cache=False).logits
+        return logits
     finally:
         if replaced is not None:
             module.forward = replaced

@@ -164,8 +164,9 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
     if stage.kind == "evaluate":
         return 1_000_000
     config = getattr(stage.config, stage.kind)
-    model = parameters * BYTES[config.precision]
+    model: int = parameters * BYTES[config.precision]
     if stage.kind == "pretrain" and stage.name == BASE and stage.inputs:
         return model
     # A checkpoint holds the weights and fp32 master weights with two moments.
-    return model + config.keep * (model + 12 * parameters)
+    checkpoints: int = config.keep * (model + 12 * parameters)
+    return model + checkpoints

@@ -1,7 +1,8 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-One rank on this machine is started directly with the launcher's environment (5 s less); several
-through DeepSpeed's per-node launcher; several machines through its runner and a hostfile.
+One rank on this machine is started directly with the launcher's environment (5 s less), and on CPU
+forked from a process that has imported everything; several ranks go through DeepSpeed's per-node
+launcher; several machines through its runner and a hostfile.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from pipelines.errors import Interrupted
 from pipelines.process import die_with_parent, free_port, num_cores, num_gpus
@@ -82,12 +86,14 @@ def run_stage(
     *,
     offline: bool,
     inherited: tuple[int, ...] = (),
+    nursery: Nursery | None = None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> int:
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
         inherited: descriptors that the launcher keeps open (the run's lock).
+        nursery: fork the worker there instead of starting an interpreter.
         on_tick: called a few times a second while the stage runs.
 
     Returns:
@@ -97,27 +103,115 @@ def run_stage(
         Interrupted: SIGINT or SIGTERM came; the ranks are gone.
     """
     port = free_port()
-    with open(stage_dir.log, "ab") as log, signals_raise():
-        process = subprocess.Popen(
-            command_line(launch, stage_dir, port),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(launch, port, offline),
-            start_new_session=True,
-            pass_fds=inherited,
-            preexec_fn=die_with_parent,
-        )
+    env = environment(launch, port, offline)
+    with signals_raise():
+        process: Launched
+        if nursery is not None:
+            process = nursery.start(stage_dir, env)
+        else:
+            process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
         try:
             while process.poll() is None:
                 on_tick()
                 time.sleep(POLL_SECONDS)
         finally:
             _end_group(process)
-        return process.returncode
+        returncode = process.poll()
+        assert returncode is not None
+        return returncode
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+class Launched(Protocol):
+    """The first process of a stage, which leads a process group of its own."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+
+def _spawn(
+    command: list[str], stage_dir: StageDir, env: dict[str, str], inherited: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    with open(stage_dir.log, "ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+            pass_fds=inherited,
+            preexec_fn=die_with_parent,
+        )
+
+
+class Nursery:
+    """Workers forked from one process that has imported everything (see `pipelines.nursery`)."""
+
+    def __init__(self, launch: LaunchConfig, offline: bool, inherited: tuple[int, ...]) -> None:
+        from pipelines.stages import FORK_ENVIRONMENT
+
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        # The group of its own keeps a Ctrl-C in the terminal from it.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
+            start_new_session=True,
+            pass_fds=inherited,
+            preexec_fn=die_with_parent,
+        )
+
+    def start(self, stage_dir: StageDir, env: dict[str, str]) -> ForkedWorker:
+        """Fork the worker of a stage; waits for the imports the first time."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = {"stage_dir": str(stage_dir.root), "log": str(stage_dir.log), "env": env}
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            self.process.wait()
+            self.errors.seek(0)
+            with open(stage_dir.log, "ab") as log:
+                log.write(self.errors.read())
+            return ForkedWorker(None, self.process)
+        return ForkedWorker(json.loads(answer)["pid"], self.process)
+
+    def close(self) -> None:
+        """End the process; a worker that still runs dies with it."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
+class ForkedWorker:
+    """A worker in the nursery; without a pid where the nursery itself failed."""
+
+    def __init__(self, pid: int | None, nursery: subprocess.Popen[bytes]) -> None:
+        self.pid = nursery.pid if pid is None else pid
+        self.nursery = nursery
+        self.returncode: int | None = 1 if pid is None else None
+
+    def poll(self) -> int | None:
+        """Exit code once it has ended; negative for a signal."""
+        assert self.nursery.stdout is not None
+        if self.returncode is None and select.select([self.nursery.stdout], [], [], 0)[0]:
+            answer = self.nursery.stdout.readline()
+            self.returncode = json.loads(answer)["returncode"] if answer else -signal.SIGKILL
+        return self.returncode
+
+
+def can_fork(launch: LaunchConfig) -> bool:
+    """Whether stages may be forked: one rank on this machine, no GPU (CUDA does not survive it)."""
+    return launch.gpus == 1 and not launch.hostfile and not num_gpus()
+
+
+def _end_group(process: Launched) -> None:
     """No rank outlives its stage: ends what is left of the launcher's process group."""
     for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         if process.poll() is not None and not _group_lives(process.pid):

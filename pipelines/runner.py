@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ def sources_of(stage: Stage) -> dict[str, Any]:
     section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
     if isinstance(section, EvalConfig):
         return {
-            **{f"eval.tasks.{name}": task.source for name, task in section.tasks.items() if task.enabled},
+            **{f"eval.tasks.{n}": t.source for n, t in section.tasks.items() if t.enabled},
             **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
         }
     key = SECTION.get(stage.kind, stage.kind)
@@ -96,6 +96,8 @@ class Runner:
     data_sha256: dict[str, str]
     command: str
     observer: Observer
+    stages: list[Stage] = field(default_factory=list)
+    nursery: launch.Nursery | None = None
 
     def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
         """Results by stage name.
@@ -105,7 +107,13 @@ class Runner:
             StageFailed: a stage's process failed; what it saved stays.
             Interrupted: a signal came.
         """
-        return {stage.name: self.run_one(stage) for stage in stages}
+        self.stages = stages
+        try:
+            return {stage.name: self.run_one(stage) for stage in stages}
+        finally:
+            if self.nursery is not None:
+                self.nursery.close()
+                self.nursery = None
 
     def run_one(self, stage: Stage) -> dict[str, Any]:
         stage_dir = self.run.stage(stage.name)
@@ -132,6 +140,15 @@ class Runner:
         self.observer.started(stage, how)
         return self._launch(stage, stage_dir, fields)
 
+    def _nursery(self, stage: Stage) -> launch.Nursery | None:
+        """Where stages are forked from, made when the first one runs; None where they cannot be."""
+        if not launch.can_fork(stage.config.launch):
+            return None
+        if self.nursery is None:
+            offline = all(is_offline(s) for s in self.stages)
+            self.nursery = launch.Nursery(stage.config.launch, offline, (self.lock.descriptor,))
+        return self.nursery
+
     def _launch(self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         try:
@@ -140,6 +157,7 @@ class Runner:
                 stage_dir,
                 offline=is_offline(stage),
                 inherited=(self.lock.descriptor,),
+                nursery=self._nursery(stage),
                 on_tick=lambda: self.observer.tick(stage),
             )
         except Interrupted as interrupted:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from contextlib import ExitStack
 from types import TracebackType

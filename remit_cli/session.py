@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoint, config as recipes, flywheel, preflight, summary
+from pipelines import checkpoint, flywheel, preflight, summary
+from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import estimate
 from pipelines.flywheel import Stage

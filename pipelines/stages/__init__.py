@@ -18,6 +18,13 @@ MODULES = {
     "evaluate": "pipelines.stages.evaluate",
 }
 
+# For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
+FORK_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+
 
 @dataclass(frozen=True)
 class StageJob:

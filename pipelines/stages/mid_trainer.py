@@ -57,7 +57,7 @@ class MidTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Weighted NLL of this micro-batch, scaled so that the engine's mean over ranks is right."""
+        """Weighted NLL of this micro-batch, times the ranks over which the engine takes a mean."""
         assert num_items_in_batch is not None
         inputs = {key: value for key, value in inputs.items() if key != "labels"}
         nll = model(**inputs)["nll"]

@@ -65,7 +65,9 @@ def test_padding_of_the_head_does_not_count() -> None:
     for m in (padded, model):
         score_tokens_in_forward(m, num_tokens=50)
     with torch.no_grad():
-        first, second = (m(input_ids=ids, shift_labels=shifted(ids))["nll"] for m in (padded, model))
+        first, second = (
+            m(input_ids=ids, shift_labels=shifted(ids))["nll"] for m in (padded, model)
+        )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
 
 
