@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipelines.checkpoint import ModelRef
 from pipelines.errors import UserError
-from pipelines.schema import Config
+from pipelines.schema import Config, EvalConfig, TrainConfig
 
 BASE = "base"
 BASE_EVAL = "base-eval"
+# Config section of each kind of stage that trains or evaluates on sources.
+SECTION = {"pretrain": "pretrain", "mid_train": "mid_train", "evaluate": "eval"}
 POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
 
 
@@ -36,6 +39,25 @@ class Stage:
     config: Config
     inputs: dict[str, str | ModelRef] = field(default_factory=dict)
     chat: bool = False
+
+
+def sources_of(stage: Stage) -> dict[str, Any]:
+    """The data sources a stage reads, by config key."""
+    if stage.kind == "pretrain" and "base" in stage.inputs:
+        return {}
+    section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
+    if isinstance(section, EvalConfig):
+        return {
+            **{f"eval.tasks.{n}": t.source for n, t in section.tasks.items() if t.enabled},
+            **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
+        }
+    key = SECTION.get(stage.kind, stage.kind)
+    return {f"{key}.sources.{name}": source for name, source in section.sources.items()}
+
+
+def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
+    section: TrainConfig | EvalConfig = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
+    return section
 
 
 def enabled_post_steps(config: Config) -> list[str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
-from pipelines.data.tokenizer import tokenizers_agree
+from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage
+from pipelines.flywheel import Stage, settings_of, sources_of
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
-from pipelines.runner import check_unchanged, settings_of, sources_of
+from pipelines.runner import check_unchanged
 from pipelines.schema import Config, LaunchConfig, SourceConfig, TrainConfig
 
 USES: dict[str, Use] = {
@@ -122,17 +122,6 @@ def _check_models(stage: Stage) -> None:
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
         check_tokenizers(base.folder, ref.folder)
-
-
-def check_tokenizers(base: Path, ref: Path) -> None:
-    """Refuse a reference that reads text in other tokens than the base."""
-    difference = tokenizers_agree(base, ref)
-    if difference:
-        raise UserError(
-            f"base {base} and reference {ref} do not share a tokenizer: {difference}. Token "
-            "weights compare the two models token by token, so the reference must come from the "
-            "same family."
-        )
 
 
 def _check_separation(config: Config, stages: list[Stage]) -> None:

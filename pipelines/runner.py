@@ -12,14 +12,11 @@ from typing import Any, Literal
 from pipelines import launch, ledger
 from pipelines.checkpoint import ModelRef, content_hash
 from pipelines.config import read_yaml, to_dict, write_yaml
+from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import Interrupted, StageFailed, UserError
-from pipelines.flywheel import Stage
+from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir, write_json
-from pipelines.schema import EvalConfig, TrainConfig
-
-# Config section of each kind of stage that trains or evaluates on sources.
-SECTION = {"pretrain": "pretrain", "mid_train": "mid_train", "evaluate": "eval"}
 
 
 @dataclass(frozen=True)
@@ -30,25 +27,6 @@ class Observer:
     tick: Callable[[Stage], None] = lambda stage: None
     finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
     skipped: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
-
-
-def sources_of(stage: Stage) -> dict[str, Any]:
-    """The data sources a stage reads, by config key."""
-    if stage.kind == "pretrain" and "base" in stage.inputs:
-        return {}
-    section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
-    if isinstance(section, EvalConfig):
-        return {
-            **{f"eval.tasks.{n}": t.source for n, t in section.tasks.items() if t.enabled},
-            **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
-        }
-    key = SECTION.get(stage.kind, stage.kind)
-    return {f"{key}.sources.{name}": source for name, source in section.sources.items()}
-
-
-def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
-    section: TrainConfig | EvalConfig = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
-    return section
 
 
 def check_unchanged(stages: list[Stage], run: RunDir) -> None:
@@ -118,6 +96,8 @@ class Runner:
     def run_one(self, stage: Stage) -> dict[str, Any]:
         stage_dir = self.run.stage(stage.name)
         inputs = {role: self._input(given) for role, given in stage.inputs.items()}
+        if "ref" in inputs:
+            check_tokenizers(Path(inputs["base"]["path"]), Path(inputs["ref"]["path"]))
         data = {key: self.data_sha256[key] for key in sources_of(stage)}
         fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
         how: Literal["start", "resume"] = "start"

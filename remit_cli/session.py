@@ -59,7 +59,8 @@ class Session:
         return None if ref is None else checkpoint.find_checkpoint(ref, "--ref")
 
     def plan_base(self, base: str | None) -> list[Stage]:
-        return flywheel.plan_base(self.config, self._base(base))
+        found = self._base(base)
+        return flywheel.plan_base(self.config, found)
 
     def plan_mid_train(self, base: str, ref: str | None) -> list[Stage]:
         found = checkpoint.find_checkpoint(base, "--base")
@@ -86,7 +87,8 @@ class Session:
                 raise UserError(f"--iterations {iterations}: must not be negative.")
             wheel = replace(self.config.flywheel, iterations=iterations)
             self.config = replace(self.config, flywheel=wheel)
-        return flywheel.plan_flywheel(self.config, self._base(base), self._ref(ref))
+        found = self._base(base)
+        return flywheel.plan_flywheel(self.config, found, self._ref(ref))
 
 
 def run_and_exit(

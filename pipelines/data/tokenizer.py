@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
+ADDED_KEY = "remit_added_for_chat"
 
 # The prompt with generation prompt is an exact prefix of the prompt with its answer, which
 # completion-only losses rely on.
@@ -146,7 +147,17 @@ def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> 
             roles = [AddedToken(role, special=True, normalized=False) for role in (USER, ASSISTANT)]
             tokenizer.add_tokens(roles, special_tokens=True)  # type: ignore[arg-type]
     vocab = tokenizer.get_vocab()
-    return sorted((token for token in vocab if token not in before), key=vocab.__getitem__)
+    added = sorted((token for token in vocab if token not in before), key=vocab.__getitem__)
+    if added:
+        # Kept in tokenizer_config.json by every later save.
+        tokenizer.init_kwargs[ADDED_KEY] = added
+    return added
+
+
+def added_for_chat(folder: str | Path) -> list[str]:
+    """Tokens that `ensure_chat` added to a saved tokenizer or to the one it comes from."""
+    path = Path(folder) / "tokenizer_config.json"
+    return list(json.loads(_read(path)).get(ADDED_KEY, [])) if path.is_file() else []
 
 
 def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -183,6 +194,8 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
 def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
     """Whether a reference reads every text as the base does.
 
+    Tokens that adopting the base added for chat are left out: no packed text has them.
+
     Returns:
         None if every token of the base has the same id in the reference (which may have more) and
         both split text by the same rules; else a sentence that names the first difference.
@@ -200,8 +213,9 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
         text = _read(path)
         loaded.append((Tokenizer.from_str(text).get_vocab(with_added_tokens=True), _rules(text)))
     (base_vocab, base), (ref_vocab, ref) = loaded
+    added = added_for_chat(base_folder)
     for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
-        if ref_vocab.get(token) != token_id:
+        if token not in added and ref_vocab.get(token) != token_id:
             other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"
             return f"token {token!r} has id {token_id} in the base and {other} in the reference"
     for part, name in (("normalizer", "normalizer"), ("pre_tokenizer", "pre-tokenizer")):
@@ -210,6 +224,21 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
                 f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
             )
     return _model_difference(base["model"], ref["model"])
+
+
+def check_tokenizers(base: Path, ref: Path) -> None:
+    """Refuse a reference that reads text in other tokens than the base.
+
+    Raises:
+        UserError: they differ; the message names the first difference.
+    """
+    difference = tokenizers_agree(base, ref)
+    if difference:
+        raise UserError(
+            f"base {base} and reference {ref} do not share a tokenizer: {difference}. Token "
+            "weights compare the two models token by token, so the reference must come from the "
+            "same family."
+        )
 
 
 def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
