@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from pipelines.errors import Interrupted
+from pipelines.errors import Interrupted, UserError
 from pipelines.process import die_with_parent, free_port, num_cores, num_gpus
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
@@ -32,13 +33,41 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 
 
+def hosts(hostfile: str) -> dict[str, int]:
+    """Ranks by host of a DeepSpeed hostfile (`name slots=N` a line).
+
+    Raises:
+        UserError: no such file, or a line of another form.
+    """
+    path = Path(hostfile)
+    if not path.is_file():
+        raise UserError(f"--hostfile {hostfile}: no such file.")
+    found: dict[str, int] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"\s*(\S+)\s+slots=(\d+)\s*", line)
+        if not match:
+            raise UserError(f"--hostfile {hostfile}, line {number}: write it as 'name slots=N'.")
+        found[match[1]] = int(match[2])
+    if not found:
+        raise UserError(f"--hostfile {hostfile}: it names no host.")
+    return found
+
+
+def num_ranks(launch: LaunchConfig) -> int:
+    """Ranks of a stage, over all machines."""
+    return sum(hosts(launch.hostfile).values()) if launch.hostfile else launch.gpus
+
+
 def command_line(launch: LaunchConfig, stage_dir: StageDir, port: int) -> list[str]:
     """The command that runs a stage's ranks."""
     worker = ["pipelines.worker", str(stage_dir.root)]
     if launch.hostfile:
         runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
         options = [f"--hostfile={launch.hostfile}", f"--master_port={port}", "--no_local_rank"]
-        return [*runner, *options, "--module", *worker]
+        # Later options win, so that a port given for all hosts replaces the free one of this host.
+        return [*runner, *options, *launch.runner_args, "--module", *worker]
     if launch.gpus == 1:
         return [sys.executable, "-m", *worker]
     world = base64.urlsafe_b64encode(
@@ -63,7 +92,8 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     if not num_gpus():
         env["DS_ACCELERATOR"] = "cpu"
-        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // launch.gpus)))
+        here = max(hosts(launch.hostfile).values()) if launch.hostfile else launch.gpus
+        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // here)))
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env["PYTHONUNBUFFERED"] = "1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config
@@ -13,6 +12,7 @@ from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import UserError
 from pipelines.flywheel import Stage, settings_of, sources_of
+from pipelines.launch import hosts, num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
@@ -74,8 +74,7 @@ def check_launch(launch: LaunchConfig) -> None:
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
     if launch.hostfile:
-        if not Path(launch.hostfile).is_file():
-            raise UserError(f"--hostfile {launch.hostfile}: no such file.")
+        hosts(launch.hostfile)
     else:
         gpus = num_gpus()
         available = gpus or num_cores()
@@ -98,10 +97,10 @@ def compiler() -> str | None:
 
 def _check_batches(stage: Stage) -> None:
     settings = settings_of(stage)
-    ranks = stage.config.launch.gpus
+    ranks = num_ranks(stage.config.launch)
     if not isinstance(settings, TrainConfig) or (stage.kind == "pretrain" and stage.inputs):
         return
-    if not stage.config.launch.hostfile and settings.global_batch % ranks:
+    if settings.global_batch % ranks:
         raise UserError(
             f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
             f"ranks. Choose a multiple of {ranks}, or another --gpus."

@@ -192,6 +192,9 @@ class FlywheelConfig:
 class LaunchConfig:
     gpus: int = setting(1, "ranks on this machine", result=False)
     hostfile: str = setting("", "DeepSpeed hostfile for several machines", result=False)
+    runner_args: list[str] = setting(
+        list, "with a hostfile: options of DeepSpeed's runner, such as --no_ssh", result=False
+    )
     env: dict[str, str] = setting(dict, "environment variables for the ranks", result=False)
 
 
