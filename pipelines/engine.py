@@ -6,7 +6,6 @@ way to start ranks, train with resume, and export a checked model.
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from dataclasses import dataclass
@@ -232,8 +231,6 @@ def _reload_difference(
     logits = _logits(reloaded, probe.to(trainer.args.device))
     if hf_config is not None:
         set_hf_deepspeed_config(hf_config)
-    del reloaded
-    gc.collect()
     return float((logits.float() - in_memory.float()).abs().max())
 
 

@@ -96,6 +96,9 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
         env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // here)))
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.access(sys.prefix, os.W_OK):
+        # Two environments that share torch's default folder build DeepSpeed's op over and over.
+        env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     env["PYTHONUNBUFFERED"] = "1"
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -8,7 +8,7 @@ line when the worker runs and one when it ended.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -21,6 +21,14 @@ from pipelines.process import die_with_parent
 from pipelines.run_dir import StageDir
 from pipelines.stages import MODULES
 from pipelines.worker import run_job
+
+
+# DeepSpeed imports it when it makes the optimizer, and with it torch's compiler: 2 s a stage.
+LATE_IMPORTS = [
+    name
+    for name in ("deepspeed.runtime.zero.muon.muon_optimizer",)
+    if importlib.util.find_spec(name) is not None
+]
 
 
 def num_threads() -> int:
@@ -57,7 +65,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     # Only answers may reach the launcher: imports that print do it on standard error.
     os.dup2(2, 1)
-    for module in ("deepspeed", *MODULES.values()):
+    for module in ("deepspeed", *MODULES.values(), *LATE_IMPORTS):
         importlib.import_module(module)
     if num_threads() != 1:
         raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
