@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,29 @@ def fsync_dir(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _flock(descriptor: int, kind: int, tries: int) -> bool:
+    """Take a lock without waiting long: `lock_holder` may have it for an instant."""
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(0.1)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        return True
+    return False
+
+
+def lock_holder(run: RunDir) -> str:
+    """Who writes this run now; empty if nobody does."""
+    if not run.lock.is_file():
+        return ""
+    with open(run.lock, "rb") as stream:
+        if _flock(stream.fileno(), fcntl.LOCK_SH, tries=1):
+            return ""
+        return stream.read(4096).decode(errors="replace").strip() or "another process"
+
+
 class RunLock:
     """The one writer of a run directory: an flock held by this process and by what inherits it.
 
@@ -121,15 +145,13 @@ class RunLock:
     def __init__(self, run: RunDir, command: str) -> None:
         run.root.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _flock(self.descriptor, fcntl.LOCK_EX, tries=5):
             holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
             os.close(self.descriptor)
             raise UserError(
                 f"{run.root} is in use: {holder or 'by another process'}. Wait for it to end, "
                 "or choose another folder with --run-dir."
-            ) from None
+            )
         holder = f"host {socket.gethostname()}, pid {os.getpid()}, command: {command}\n"
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, holder.encode(), 0)

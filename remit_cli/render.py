@@ -24,7 +24,7 @@ from pipelines import ledger, summary
 from pipelines.errors import StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
-from pipelines.run_dir import RunDir
+from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
 
 MARKS = {"done": "[green]done[/]", "skip": "[dim]done before[/]", "run": "[yellow]running[/]"}
@@ -170,7 +170,7 @@ class Screen:
     def status(self, run: RunDir) -> None:
         entries = list(ledger.read(run.ledger))
         last = {e["stage"]: e for e in entries if e["event"] != "skip"}
-        holder = run.lock.read_text().strip() if run.lock.is_file() else ""
+        holder = lock_holder(run)
         table = Table(title=str(run.root))
         for heading in ("stage", "state", "time", "result"):
             table.add_column(heading)
