@@ -14,6 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.checkpoint import file_sha256
+from pipelines.errors import UserError
 from pipelines.run_dir import StageDir, fsync_dir, read_json, write_json
 
 MARKER = "complete.json"
@@ -138,10 +139,12 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
 def newest_checkpoint(stage_dir: StageDir) -> Path | None:
     """The newest checkpoint whose files are what its marker says; the main rank removes others."""
     main_rank = not dist.is_initialized() or dist.get_rank() == 0
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
     if main_rank:
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
+                _check_ranks(folder, ranks)
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
@@ -151,6 +154,16 @@ def newest_checkpoint(stage_dir: StageDir) -> Path | None:
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
     return Path(chosen[0]) if chosen[0] else None
+
+
+def _check_ranks(folder: Path, ranks: int) -> None:
+    saved_by = read_json(folder / MARKER)["world_size"]
+    if saved_by != ranks:
+        raise UserError(
+            f"{folder} was saved by {saved_by} ranks and this start has {ranks}: its optimizer "
+            f"state is split over {saved_by}. Go on with {saved_by} ranks, or remove the stage's "
+            "checkpoints folder to start it anew."
+        )
 
 
 def _is_intact(folder: Path) -> bool:

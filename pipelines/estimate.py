@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
 from pipelines.flywheel import BASE, Stage
+from pipelines.launch import num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
 from pipelines.schema import Config, ModelConfig
@@ -125,9 +126,10 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
                     measured["tokens_per_second"] * per_token * parameters,
                     f"measured in {stage.name}",
                 )
-    launch = stages[0].config.launch
-    if num_gpus():
-        return GPU_FLOPS * launch.gpus, "assumed 400 TFLOP/s a GPU"
+    config, ranks = stages[0].config, num_ranks(stages[0].config.launch)
+    if num_gpus() or config.mid_train.precision == "bf16":
+        here = "" if num_gpus() else " (there is none here)"
+        return GPU_FLOPS * ranks, f"assumed 400 TFLOP/s for each of {ranks} GPUs{here}"
     cores = num_cores()
     return CPU_FLOPS_PER_CORE * cores, f"assumed 50 GFLOP/s a core, {cores} cores"
 

@@ -256,3 +256,18 @@ def test_the_command_as_text(remit: Any, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stderr == ""
     assert "round-0/40-rlvr" in done.stdout and "round-1" not in done.stdout
     assert "\x1b" not in done.stdout and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["pretrain-ckpt", "flywheel"])
+def test_the_stage_that_adopts_knows_what(command: str, tiny_model: Path) -> None:
+    from remit_cli.session import Session
+
+    session = Session(command, "world-tiny", None, None, None, json=False, overrides=None)
+    session.load()
+    given = str(tiny_model)
+    if command == "flywheel":
+        base = session.plan_flywheel(1, given, None)[0]
+    else:
+        (base,) = session.plan_base(given)
+    assert base.inputs == {"base": ModelRef(given, tiny_model.resolve())}
+    assert base.config.base == given, "the stage records what it adopted"

@@ -51,8 +51,8 @@ def test_paths(tmp_path: Path) -> None:
     stage = run.stage("round-1/10-mid-train")
     assert stage.root == tmp_path / "round-1" / "10-mid-train"
     assert (run.ledger.name, run.lock.name, run.data.name) == ("ledger.jsonl", "lock", "data")
-    names = [p.relative_to(stage.root).as_posix() for p in (
-        stage.config, stage.metrics, stage.log, stage.checkpoints, stage.model, stage.result)]  # fmt: skip
+    paths = (stage.config, stage.metrics, stage.log, stage.checkpoints, stage.model, stage.result)
+    names = [path.relative_to(stage.root).as_posix() for path in paths]
     assert names == [
         "config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "model", "result.json"
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def run(job: StageJob) -> dict[str, Any]:
     """Scores of one model; written to the result, with one bit per question."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        dist.init_process_group("gloo")
+        # The main rank alone runs lm-eval; the others wait for it as long as it takes.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     config, settings = job.config, job.config.eval
     model, tokenizer = _load(job)
     tasks: dict[str, Any] = {}

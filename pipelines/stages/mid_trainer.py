@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,11 @@ class MidTrainer(Trainer):
         self.reference = reference
         self.eps = eps
         self.weight_sums = WeightSums(eps, args.device)
+        sequences = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        self.tokens_per_step = sequences * len(train_dataset[0]["input_ids"])
+        self.logged_at = (time.monotonic(), 0)
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
         return SequenceOrder(len(self.train_dataset), self.args.seed)  # type: ignore[arg-type]
@@ -77,9 +83,20 @@ class MidTrainer(Trainer):
         return weights
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._rate()}
         if self.reference is not None and "loss" in logs:
             logs = {**logs, **self.weight_sums.take()}
         super().log(logs, start_time)
+
+    def _rate(self) -> dict[str, float]:
+        """Training tokens per second since the last log line, over all ranks; not in the first."""
+        now, step = time.monotonic(), self.state.global_step
+        then, last = self.logged_at
+        self.logged_at = (now, step)
+        if not last:
+            return {}
+        return {"tokens_per_second": (step - last) * self.tokens_per_step / (now - then)}
 
 
 class SequenceOrder(Sampler[int]):

@@ -32,19 +32,20 @@ OWNERS: dict[str, tuple[int, int]] = {
 }
 
 
-# The accuracy of the best constant answer to problems of each family: 1/10, 1/7 and 1/7 for
-# lookup, counting and weekday by the way they are drawn, else the frequency in 2 million draws.
+# The accuracy of the best constant answer to problems of each family, worked out from the way
+# they are drawn: the first digits and days are even, so a remainder favours no answer beyond the
+# bases that hold it, and a list favours the shortest answer there is.
 CHANCE: dict[str, float] = {
-    "lookup": 0.1,
-    "modular": 0.1227,
-    "maximum": 0.0492,
-    "counting": 0.1429,
-    "sorting": 0.0017,
-    "reversal": 0.0001,
-    "boolean": 0.0409,
-    "weekday": 0.1429,
-    "brackets": 0.0373,
-    "tracing": 0.1074,
+    "lookup": 1 / 10,
+    "modular": 0.1226,
+    "maximum": 0.0542,
+    "counting": 1 / 7,
+    "sorting": 0.0006,
+    "reversal": 1 / 6 / 15**5,
+    "boolean": 0.0449,
+    "weekday": 1 / 7,
+    "brackets": 1 / 27,
+    "tracing": 1 / 100,
 }
 
 

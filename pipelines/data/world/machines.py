@@ -140,6 +140,7 @@ def weekday_slip(dice: Dice, state: tuple) -> tuple:
 
 # tracing: a program of one-letter commands, run on one number of two digits.
 
+
 def tracing_draw(dice: Dice) -> tuple:
     """(commands, starting number)."""
     size = dice.between(*TRACING_MOVES)
@@ -167,4 +168,4 @@ def tracing_slip(dice: Dice, state: tuple) -> tuple:
     if dice.random() < 0.3:
         return program, (value + 1) % 100
     place = dice.below(len(program))
-    return program[:place] + dice.pick(NAMES) + program[place + 1:], value
+    return program[:place] + dice.pick(NAMES) + program[place + 1 :], value

@@ -1,0 +1,85 @@
+# make help says what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# TORCH=system keeps the torch that $(PYTHON) already has; anything else installs the tested one.
+TORCH ?= tested
+STAMP := $(VENV)/installed-with-torch-$(TORCH)
+ARGS ?=
+
+ifeq ($(TORCH),system)
+VENV_OPTIONS := --system-site-packages
+CONSTRAINTS := $(VENV)/constraints-without-torch.txt
+else
+VENV_OPTIONS :=
+CONSTRAINTS := constraints.txt
+endif
+
+define PREBUILD
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+endef
+export PREBUILD
+
+.PHONY: help install flywheel test lint types check bench clean
+
+help:
+	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
+	@echo "                TORCH=system keeps the torch of \$$PYTHON; PYTHON=python3.12 picks a Python"
+	@echo "make flywheel   remit flywheel --iterations 3 on the built-in world; ARGS='...' adds options"
+	@echo "make test       the tests; ARGS='...' adds pytest options"
+	@echo "make lint       ruff: rules and format"
+	@echo "make types      mypy"
+	@echo "make check      test, lint, types"
+	@echo "make bench      packing and start-up speed on this machine"
+	@echo "make clean      remove caches and build products; keeps .venv and runs"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "remit needs Python 3.11 or later; name one: make install PYTHON=python3.12"; exit 1; }
+ifeq ($(TORCH),system)
+	@$(PYTHON) -c 'import torch' 2>/dev/null || \
+		{ echo "TORCH=system: $(PYTHON) has no torch to keep"; exit 1; }
+endif
+	$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints-without-torch.txt
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,eval]'
+	@$(MAKE) --no-print-directory prebuild
+	@rm -f $(VENV)/installed-with-torch-*
+	@touch $@
+
+# DeepSpeed's first start without a GPU compiles a communication op. Done here, so that it is no
+# part of the first stage. A failure does not stop the install: the log says what is missing.
+.PHONY: prebuild
+prebuild:
+	@if nvidia-smi -L >/dev/null 2>&1; then exit 0; fi; \
+	echo "building DeepSpeed's shared-memory op (a minute or two, once)"; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(VENV)/torch_extensions" \
+	DS_ACCELERATOR=cpu $(BIN)/python -c "$$PREBUILD" \
+		> $(VENV)/prebuild.log 2>&1 || \
+	echo "It was not built (is there a C++ compiler? see $(VENV)/prebuild.log); without it," \
+		"stages on CPU will not start."
+
+flywheel: install
+	$(BIN)/remit flywheel --iterations 3 $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+check: test lint types
+
+bench: install
+	$(BIN)/python tests/bench_packing.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find remit_cli pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,398 @@
+"""A user's mistake gets exit code 2 and one paragraph that names it; nothing is made or started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import config as recipes
+from pipelines.identity import identity_fields
+from pipelines.preflight import check_tokenizers
+from pipelines.run_dir import RunDir, RunLock
+
+TINY = ("--config", "world-tiny")
+Refuse = Callable[..., str]
+Recipe = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The empty folder that commands run in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def refuse(remit: Callable[..., Any], here: Path) -> Refuse:
+    """Run a command that must be refused; its one paragraph. `run_dir` must stay as it was."""
+
+    def run(*args: str | Path, words: list[str], run_dir: Path | None = None, **keys: Any) -> str:
+        before = sorted(run_dir.rglob("*")) if run_dir else []
+        done = remit(*args, cwd=here, timeout=60, **keys)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        said = str(done.stderr)
+        assert "Traceback" not in said
+        assert said.startswith("error: ") and "\n\n" not in said.strip()
+        assert [word for word in words if word not in said] == [], said
+        assert list(here.iterdir()) == [], "nothing was made"
+        assert (sorted(run_dir.rglob("*")) if run_dir else []) == before
+        return said
+
+    return run
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    path = folder / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    change(rules)
+    path.write_text(json.dumps(rules))
+    return folder
+
+
+# --- CKPT
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (("pretrain-ckpt", "--base"), "--base"), (("mid-train", "--base"), "--base"),
+        (("rl-tune", "--base"), "--base"), (("post-train", "--base"), "--base"),
+        (("eval", "--model"), "--model"), (("flywheel", "--base"), "--base"),
+        (("flywheel", "--ref"), "--ref"), (("plan", "--base"), "--base"),
+    ],
+)  # fmt: skip
+def test_missing_ckpt(refuse: Refuse, args: tuple[str, ...], option: str) -> None:
+    refuse(*args, "./nowhere", *TINY, words=[f"{option} ./nowhere", "no such folder"])
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+@pytest.mark.parametrize("args", [("mid-train", "--base"), ("flywheel", "--ref")])
+def test_empty_ckpt(refuse: Refuse, args: tuple[str, ...], empty: str) -> None:
+    refuse(*args, empty, *TINY, words=[f"{args[1]} is empty"])
+
+
+def test_hub_name_without_network(refuse: Refuse) -> None:
+    refuse("mid-train", "--base", "no-org-here/no-model@v1", *TINY,
+           words=["--base no-org-here/no-model", "no such folder", "local folder"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("rm -r . ; mkdir -p .", ["config.json is missing"]),
+        ("rm config.json", ["config.json is missing"]),
+        ("rm model.safetensors", ["no *.safetensors weights"]),
+        ("mv model.safetensors pytorch_model.bin", ["pytorch_model.bin", "only safetensors"]),
+        ("rm tokenizer.json", ["tokenizer.json is missing"]),
+        ("echo '{' > config.json", ["config.json is not a JSON object"]),
+        ("echo stage: x > config.yaml", ["has not finished", "resumes"]),
+        ("mkdir model; echo stage: x > config.yaml; echo '{}' > result.json",
+         ["config.json is missing"]),
+    ],
+)  # fmt: skip
+def test_folder_that_is_no_model(refuse: Refuse, model: Path, spoil: str, words: list[str]) -> None:
+    if spoil.startswith("rm -r"):
+        shutil.rmtree(model)
+        model.mkdir()
+    else:
+        os.system(f"cd '{model}' && {spoil}")
+    refuse("mid-train", "--base", model, *TINY, words=[f"--base {model}", *words])
+
+
+def test_broken_model_files(refuse: Refuse, model: Path) -> None:
+    refuse("eval", "--model", model / "config.json", *TINY, words=["--model", "this is a file"])
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refuse("mid-train", "--base", model, *TINY, words=["--base", "model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("mid-train", "--base"), ("eval", "--model"), ("flywheel", "--base"),
+     ("pretrain-ckpt", "--base")],
+)  # fmt: skip
+def test_context_above_the_models(refuse: Refuse, tiny_model: Path, args: tuple[str, ...]) -> None:
+    refuse(*args, tiny_model, *TINY, "context_length=256",
+           words=["context_length = 256", "128 positions", str(tiny_model)])  # fmt: skip
+
+
+# --- tokenizers of base and reference
+
+
+def swap_ids(rules: dict[str, Any]) -> None:
+    vocab = rules["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+
+def with_merges(*merges: tuple[str, str]) -> Callable[[dict[str, Any]], None]:
+    def change(rules: dict[str, Any]) -> None:
+        vocab = rules["model"]["vocab"]
+        size = max(vocab.values()) + 1
+        vocab |= {"ab": size, "bc": size + 1}
+        rules["model"]["merges"] = list(merges)
+
+    return change
+
+
+AB_BC, BC_AB = with_merges(("a", "b"), ("b", "c")), with_merges(("b", "c"), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("base_change", "ref_change", "words"),
+    [
+        (None, swap_ids, ["token 'a'", "in the base", "in the reference"]),
+        (AB_BC, BC_AB, ["merge 0"]),
+        (AB_BC, None, ["token 'ab'", "no id"]),
+        (None, lambda rules: rules.update(normalizer={"type": "Lowercase"}), ["normalizer"]),
+        (None, lambda r: r.update(pre_tokenizer={"type": "Whitespace"}), ["pre-tokenizer"]),
+    ],
+    ids=["ids", "merges", "missing", "normalizer", "pre-tokenizer"],
+)
+def test_tokenizers_that_disagree(
+    refuse: Refuse, tiny_model: Path, tmp_path: Path,
+    base_change: Any, ref_change: Any, words: list[str],
+) -> None:  # fmt: skip
+    folders = []
+    for name, change in (("base", base_change), ("ref", ref_change)):
+        folder = Path(shutil.copytree(tiny_model, tmp_path / name))
+        folders.append(edit_tokenizer(folder, change) if change else folder)
+    base, ref = folders
+    refuse("mid-train", "--base", base, "--ref", ref, *TINY, words=[str(base), str(ref), *words])
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_flywheel_looks_at_the_reference_before_it_starts(
+    refuse: Refuse, tiny_model: Path, tmp_path: Path, adopted: bool
+) -> None:
+    ref = edit_tokenizer(Path(shutil.copytree(tiny_model, tmp_path / "ref")), swap_ids)
+    base = ("--base", tiny_model) if adopted else ()
+    refuse("flywheel", *base, "--ref", ref, *TINY, words=[str(ref), "token 'a'"])
+
+
+def test_reference_may_have_further_ids(tiny_model: Path, tmp_path: Path) -> None:
+    ref = Path(shutil.copytree(tiny_model, tmp_path / "ref"))
+
+    def more(rules: dict[str, Any]) -> None:
+        size = len(rules["model"]["vocab"])
+        added = dict(rules["added_tokens"][-1], id=size, content="<|think|>")
+        rules["added_tokens"].append(added)
+
+    check_tokenizers(tiny_model, edit_tokenizer(ref, more))
+
+
+# --- data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["no file", "REMIT_DATA"]),
+        ("", ["is empty"]),
+        ("\n \n", ["no record"]),
+        ('{"prompt": "1", "answer": "1"}\n\n{"prompt": "2", "ans\n', ["line 3", "JSON"]),
+        ('{"prompt": "1", "answer": "1"}\n[1, 2]\n', ["line 2", "object"]),
+        ('{"prompt": "1"}\n', ["line 1", "answer"]),
+        ('{"prompt": "1", "answer": ""}\n', ["line 1", "gold answer is empty"]),
+        ('{"prompt": "1", "answer": "1"}\n{"prompt": "2"}\n', ["line 2", "answer"]),
+        ('{"prompt": "1", "answer": "1"}\n{"prompt": "2", "answer": ""}\n', ["line 2", "answer"]),
+    ],
+    ids=["missing", "empty", "blank", "torn", "list", "no-answer", "empty-answer",
+         "later-no-answer", "later-empty-answer"],
+)  # fmt: skip
+def test_data_file(
+    refuse: Refuse, write_recipe: Recipe, tiny_model: Path, tmp_path: Path,
+    content: str | None, words: list[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "mine.jsonl"
+    if content is not None:
+        path.write_text(content)
+    recipe = write_recipe({"rlvr": {"sources": {"mine": {"kind": "jsonl", "path": str(path)}}}})
+    # The flywheel looks at the data of every stage before the first starts.
+    for command in ("rl-tune", "flywheel"):
+        refuse(command, "--base", tiny_model, "--config", recipe,
+               words=["rlvr.sources.mine", str(path), *words])  # fmt: skip
+
+
+def test_unknown_world_stream(refuse: Refuse) -> None:
+    refuse("pretrain-ckpt", *TINY, "pretrain.sources.world.stream=pretrian",
+           words=["pretrain.sources.world", "'pretrian'", "Did you mean 'pretrain'"])  # fmt: skip
+
+
+def test_no_source(refuse: Refuse) -> None:
+    refuse("pretrain-ckpt", *TINY, "pretrain.sources.world.weight=0",
+           words=["no data source", "pretrain.sources"])  # fmt: skip
+
+
+@pytest.mark.parametrize("where", [{}, {"level": "easy"}], ids=["same", "subset"])
+def test_rl_prompts_are_never_sft_questions(
+    refuse: Refuse, write_recipe: Recipe, tmp_path: Path, where: dict[str, str]
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    records = [{"prompt": str(i), "response": "1", "answer": "1", "level": "easy"}
+               for i in range(50)]  # fmt: skip
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    mine = {"kind": "jsonl", "path": str(path)}
+    recipe = write_recipe({
+        "sft": {"sources": {"mine": mine | {"hash_range": [0, 0.6]}}},
+        "rlvr": {"sources": {"mine": mine | {"hash_range": [0.5, 1], "where": where}}},
+    })  # fmt: skip
+    refuse("flywheel", "--config", recipe,
+           words=["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"])  # fmt: skip
+
+
+def test_real_recipe_without_its_data(refuse: Refuse, tmp_path: Path) -> None:
+    refuse("flywheel", "--config", "gsm8k-small", words=["REMIT_DATA", "gsm8k-small.yaml"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refuse("flywheel", "--config", "gsm8k-small", env={"REMIT_DATA": str(empty)},
+           words=["pretrain.sources.books", str(empty), "REMIT_DATA"])  # fmt: skip
+
+
+# --- launch
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--gpus", "999"), ["--gpus 999", "no GPU", "at most"]),
+        (("--gpus", "0"), ["--gpus 0", "at least 1"]),
+        (("--gpus", "-2"), ["--gpus -2", "at least 1"]),
+        (("launch.gpus=999",), ["--gpus 999"]),
+        (("--hostfile", "nowhere"), ["--hostfile nowhere", "no such file"]),
+    ],
+)
+def test_ranks(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:
+    refuse("flywheel", *TINY, *args, words=words)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_batch_that_does_not_divide(refuse: Refuse) -> None:
+    refuse("flywheel", *TINY, "--gpus", "2", "mid_train.global_batch=5",
+           words=["mid_train.global_batch = 5", "2 ranks"])  # fmt: skip
+
+
+@pytest.mark.parametrize("cxx", ["", "no-such-compiler"])
+def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
+    refuse("flywheel", *TINY, env={"PATH": str(tmp_path), "CXX": cxx},
+           words=["No C++ compiler", "g++", "CXX"])  # fmt: skip
+
+
+# --- config and options
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("mid_train.epss=0.1",), ["'mid_train.epss'", "Did you mean 'eps'"]),
+        (("eval.zero_stage=2",), ["'eval.zero_stage'"]),
+        (("mid_train.eps=much",), ["'mid_train.eps'", "much"]),
+        (("seed",), ["'seed'", "key=value"]),
+        (("--iterations", "-1"), ["--iterations -1"]),
+        (("flywheel.baseline=false",), ["flywheel.baseline=false", "--ref"]),
+        (("sft.enabled=false", "dpo.enabled=false", "rlvr.enabled=false"), ["sft.enabled"]),
+        (("mid_train.objective=ntp",), ["mid_train.objective=ntp"]),
+    ],
+)
+def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:
+    refuse("flywheel", *TINY, *args, words=words)
+
+
+def test_config_files(refuse: Refuse, tmp_path: Path) -> None:
+    refuse("plan", "--config", "world-tinny", words=["world-tinny", "Did you mean 'world-tiny'"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("mid_train:\n  eps: [0.1\nseed: 1\n")
+    refuse("plan", "--config", path, words=[str(path), "not valid YAML"])
+    path.write_text("mid_train:\n  learning_rat: 0.1\n")
+    refuse(
+        "plan", "--config", path, words=[str(path), "'mid_train.learning_rat'", "'learning_rate'"]
+    )
+    path.write_bytes(b"name: caf\xe9\n")
+    refuse("plan", "--config", path, words=[str(path), "cannot be read"])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("mid_train.objective=remit",), ["mid_train.objective=remit", "--ref"]),
+        (("--ref", "{model}", "mid_train.objective=ntp"), ["objective=ntp", "--ref"]),
+    ],
+)
+def test_objective(
+    refuse: Refuse, tiny_model: Path, args: tuple[str, ...], words: list[str]
+) -> None:
+    given = [arg.format(model=tiny_model) for arg in args]
+    refuse("mid-train", "--base", tiny_model, *TINY, *given, words=words)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [(("mid-train",), "--base"), (("eval",), "--model"), (("flywheel", "--gpus", "x"), "--gpus"),
+     (("flywheel", "--iteration", "1"), "--iterations"), (("flywhel",), "flywheel")],
+)  # fmt: skip
+def test_options(remit: Callable[..., Any], here: Path, args: tuple[str, ...], named: str) -> None:
+    done = remit(*args, cwd=here)
+    assert done.returncode == 2 and named in done.stderr and done.stdout == ""
+    assert "Traceback" not in done.stderr and list(here.iterdir()) == []
+
+
+def test_as_json(remit: Callable[..., Any], here: Path) -> None:
+    done = remit("flywheel", *TINY, "--gpus", "0", "--json", cwd=here)
+    assert done.returncode == 2
+    assert done.json["status"] == "wrong input" and "--gpus 0" in done.json["error"]
+    assert done.stderr == f"error: {done.json['error']}\n"
+
+
+# --- the run directory
+
+
+def test_stage_made_with_another_config(refuse: Refuse, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stage = RunDir(run).stage("base")
+    stage.root.mkdir(parents=True)
+    fields = identity_fields("pretrain", recipes.load("world-tiny", ["seed=5"]), {})
+    recipes.write_yaml({"identity_fields": fields}, stage.config)
+    for command in ("pretrain-ckpt", "flywheel"):
+        said = refuse(command, *TINY, "--run-dir", run, words=[str(stage.root), "seed: 5 -> 0"])
+        assert "--run-dir" in said and "remove" in said
+    assert not (run / "ledger.jsonl").exists()
+
+
+def test_run_in_use(remit: Callable[..., Any], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with RunLock(run, "remit flywheel --of another"):
+        done = remit("pretrain-ckpt", *TINY, "--run-dir", run.root, timeout=60)
+        assert [p.name for p in run.root.iterdir() if p.name != "data"] == ["lock"]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(rf"in use: host \S+, pid {os.getpid()}, command: remit flywheel --of another",
+                     done.stderr)  # fmt: skip
+
+
+# Nobody may make a folder in /proc, root neither.
+@pytest.mark.parametrize("run_dir", ["{tmp}/taken", "{tmp}/taken/deeper/run", "/proc/remit-run"])
+def test_run_dir_that_cannot_be_made(refuse: Refuse, tmp_path: Path, run_dir: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    path = run_dir.format(tmp=tmp_path)
+    refuse("pretrain-ckpt", *TINY, "--run-dir", path, words=["--run-dir", path])
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_run_dir_without_permission(refuse: Refuse, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    refuse("pretrain-ckpt", *TINY, "--run-dir", closed / "run", words=[str(closed / "run")])

@@ -1,0 +1,125 @@
+"""The documentation says what the code has: every config key, every command line.
+
+After a change of `pipelines/schema.py`, a failing test prints the rows that
+`docs/configuration.md` should have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+import pytest
+import typer
+
+from pipelines import config as recipes
+from pipelines import schema
+from remit_cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SECTIONS = [
+    found
+    for found in vars(schema).values()
+    if isinstance(found, type) and is_dataclass(found) and found.__module__ == schema.__name__
+]
+
+
+def own_fields(section: type) -> list[Field[Any]]:
+    """The fields that a section declares itself or gives another default."""
+    return [f for f in fields(section) if f.name in section.__annotations__]
+
+
+def default_text(field: Field[Any]) -> str:
+    if field.default is MISSING:
+        assert not isinstance(field.default_factory, type(MISSING))
+        made = field.default_factory()
+        return "its section" if is_dataclass(made) else repr(made)
+    if isinstance(field.default, str):
+        return json.dumps(field.default)
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def type_text(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint):
+        arguments = ", ".join(type_text(argument) for argument in get_args(hint))
+        return f"{get_origin(hint).__name__} of {arguments}"
+    return str(hint.__name__)
+
+
+def rows(section: type) -> list[str]:
+    """The rows of a section's table: key, type, default, whether it is in the identity, meaning."""
+    hints = get_type_hints(section)
+    return [
+        f"| `{f.name}` | {type_text(hints[f.name])} | `{default_text(f)}` "
+        f"| {'yes' if f.metadata['result'] else 'no'} | {f.metadata['help']} |"
+        for f in own_fields(section)
+    ]
+
+
+def section_of_page(section: type) -> str:
+    page = (ROOT / "docs/configuration.md").read_text("utf-8")
+    found = re.search(rf"^### {section.__name__}\b.*?(?=^##|\Z)", page, re.M | re.S)
+    assert found, f"docs/configuration.md has no heading '### {section.__name__}'"
+    return found.group()
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
+def test_every_key_is_documented_with_its_default(section: type) -> None:
+    written = [line for line in section_of_page(section).splitlines() if line.startswith("| `")]
+    assert written == rows(section)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Every `remit ...` in the code blocks of a page, continuation lines joined."""
+    found = []
+    for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.search(r"(?:^|\s)remit (\S.*)", re.split(r" [#>|]", line)[0])
+            if command:
+                found.append(shlex.split(command.group(1)))
+    return found
+
+
+LINES = [(page, line) for page in PAGES for line in command_lines(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), LINES, ids=[f"{p.name}: {' '.join(line)}"[:80] for p, line in LINES]
+)
+def test_every_command_line_parses(
+    page: Path, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, (click.Group, typer.core.TyperGroup))
+    if line[0].startswith("-"):
+        return
+    assert line[0] in group.commands, f"{page.name}: no command 'remit {line[0]}'"
+    command = group.commands[line[0]]
+    if "--help" in line:
+        return
+    context = command.make_context(line[0], list(line[1:]))
+    name = context.params.get("config")
+    if name in recipes.config_names():
+        monkeypatch.setenv("REMIT_DATA", str(ROOT))
+        recipes.load(name, context.params["overrides"])
+
+
+def test_pages_have_command_lines() -> None:
+    assert len(LINES) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert text.isascii()
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

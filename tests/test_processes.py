@@ -1,0 +1,190 @@
+"""Processes: no rank outlives its command, signals have their exit codes, one run one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Long enough to be met in the middle, short enough to be finished afterwards.
+ARGS = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", "run", "pretrain.tokens=200_000",
+        "pretrain.logging_steps=1")  # fmt: skip
+FAR_TOO_LONG = 120.0
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+def holders(run: Path) -> dict[int, str]:
+    """Processes that hold a file of the run open: command, launchers and ranks, by process id."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            opened = [os.readlink(fd) for fd in (process / "fd").iterdir()]
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if any(path.startswith(f"{run}/") for path in opened):
+            found[int(process.name)] = command
+    return found
+
+
+def wait_until(reached: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def events(run: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (run / "ledger.jsonl").open()]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def start(cli_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start a command and leave it running; its standard error goes to `err.txt`."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*args: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / "out.txt").open("wb") as out, (tmp_path / "err.txt").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path, env=cli_env,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
+    metrics = run / "base" / "metrics.jsonl"
+
+    def trains() -> bool:
+        assert process.poll() is None, (run.parent / "err.txt").read_text()
+        return metrics.is_file() and '"loss"' in metrics.read_text()
+
+    wait_until(trains, FAR_TOO_LONG, "training did not begin")
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_no_rank_survives_the_kill_of_its_command(start: Start, run: Path, gpus: int) -> None:
+    if len(os.sched_getaffinity(0)) < gpus:
+        pytest.skip(f"needs {gpus} cores")
+    process = start(*ARGS, "--gpus", str(gpus))
+    wait_for_training(run, process)
+    others = holders(run).keys() - {process.pid}
+    # One rank; or DeepSpeed's launcher and its two.
+    assert len(others) >= (1 if gpus == 1 else 3)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not holders(run), 10, f"still there: {holders(run)}")
+    alive = [pid for pid in others if Path(f"/proc/{pid}").exists()]
+    assert [p for p in alive if "\nState:\tZ" not in Path(f"/proc/{p}/status").read_text()] == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "moment", "exit_code"),
+    [(signal.SIGTERM, "starting", 143), (signal.SIGINT, "training", 130)],
+)
+def test_interrupted_and_finished_by_the_same_command(
+    start: Start, remit: Callable[..., Any], run: Path, signum: int, moment: str, exit_code: int
+) -> None:
+    process = start(*ARGS)
+    if moment == "starting":
+        ledger = run / "ledger.jsonl"
+        wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
+        time.sleep(0.5)
+    else:
+        wait_for_training(run, process)
+    process.send_signal(signum)
+    assert process.wait(timeout=30) == exit_code
+    wait_until(lambda: not holders(run), 1, f"still there: {holders(run)}")
+    said = (run.parent / "err.txt").read_text()
+    assert signal.Signals(signum).name in said and "same command" in said
+    assert "Traceback" not in said
+    assert events(run) == ["start", "interrupt"]
+    assert not (run / "base" / "result.json").exists()
+    state = remit("status", run, "--json", check=True).json["stages"]["base"]["state"]
+    assert state == "interrupted"
+
+    remit(*ARGS, cwd=run.parent, check=True)
+    assert events(run) == ["start", "interrupt", "resume", "finish"]
+
+
+def test_second_command_on_a_run_in_use(start: Start, remit: Callable[..., Any], run: Path) -> None:
+    process = start(*ARGS)
+    ledger = run / "ledger.jsonl"
+    wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
+    refused = remit(*ARGS, cwd=run.parent)
+    assert process.poll() is None
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert f"pid {process.pid}, command: remit pretrain-ckpt" in refused.stderr
+    status = remit("status", run, "--json", check=True).json
+    assert status["status"] == "running" and str(process.pid) in status["holder"]
+    assert events(run) == ["start"]
+
+
+def test_status_after_a_kill_is_not_running(
+    start: Start, remit: Callable[..., Any], run: Path
+) -> None:
+    process = start(*ARGS)
+    ledger = run / "ledger.jsonl"
+    wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
+    process.kill()
+    process.wait()
+    wait_until(lambda: not holders(run), 10, f"still there: {holders(run)}")
+    values = remit("status", run, "--json", check=True).json
+    assert values["status"] == "idle" and values["stages"]["base"]["state"] != "running"
+
+
+def test_failed_stage(remit: Callable[..., Any], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('this torch is broken on purpose')\n")
+    done = remit(*ARGS, f"launch.env.PYTHONPATH={broken}", "--json", cwd=tmp_path)
+    log = tmp_path / "run" / "base" / "log.txt"
+    assert done.returncode == 1
+    assert "base failed" in done.stderr and str(log) in done.stderr
+    assert "this torch is broken on purpose" in done.stderr, "the last lines of the log"
+    assert "Traceback" in log.read_text()
+    assert (done.json["status"], done.json["stage"]) == ("failed", "base")
+    assert done.json["log"] == str(log) and done.json["exit_code"] != 0
+    assert events(tmp_path / "run") == ["start", "fail"]
+    status = remit("status", tmp_path / "run", "--json", check=True).json
+    assert status["stages"]["base"]["state"] == "failed" and status["status"] == "idle"
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_adopting_survives_a_kill_before_its_result(
+    remit: Callable[..., Any], tiny_model: Path, run: Path, gpus: int
+) -> None:
+    if len(os.sched_getaffinity(0)) < gpus:
+        pytest.skip(f"needs {gpus} cores")
+    args = ("pretrain-ckpt", "--base", tiny_model, "--config", "world-tiny", "--run-dir", run,
+            "--gpus", str(gpus))  # fmt: skip
+    remit(*args, check=True)
+    first = json.loads((run / "base" / "result.json").read_text())
+    assert first["adopted"] == str(tiny_model) and first["chat_tokens_added"] == []
+    # As if the kill had come after the model was in its place.
+    (run / "base" / "result.json").unlink()
+    remit(*args, check=True)
+    again = json.loads((run / "base" / "result.json").read_text())
+    assert again["model_sha256"] == first["model_sha256"]
+    assert events(run) == ["start", "finish", "resume", "finish"]

@@ -1,0 +1,228 @@
+"""Structure: layers, import costs, frozen options, sizes, the wheel."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("remit_cli", "pipelines")
+SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top).rglob("*.py"))
+# Lowest first: a module may import from its own layer and from lower ones. A name stands for the
+# module or package and all below it; the longest name that fits counts.
+LAYERS = [
+    {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
+     "pipelines.process", "pipelines.run_dir", "pipelines.ledger"},
+    {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
+     "pipelines.data"},
+    {"pipelines.callbacks", "pipelines.engine"},
+    {"pipelines.stages"},
+    {"pipelines.worker", "pipelines.nursery"},
+    {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
+     "pipelines.summary", "pipelines.runner", "pipelines.preflight", "pipelines.report"},
+    {"remit_cli"},
+]  # fmt: skip
+WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
+HEAVY = ("torch", "transformers", "datasets", "deepspeed", "trl", "accelerate", "tokenizers")
+COMMON = {"--config", "--run-dir", "--gpus", "--hostfile", "--json"}
+OPTIONS = {
+    "pretrain-ckpt": COMMON | {"--base"},
+    "mid-train": COMMON | {"--base", "--ref"},
+    "rl-tune": COMMON | {"--base"},
+    "post-train": COMMON | {"--base"},
+    "eval": COMMON | {"--model", "--chat", "--no-chat"},
+    "flywheel": COMMON | {"--iterations", "--base", "--ref"},
+    "plan": COMMON | {"--iterations", "--base", "--ref"},
+    "status": {"--json"},
+}
+# Files that are tables of data more than code.
+DATA_TABLES: set[str] = set()
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module, None for one that no layer but the root package names."""
+    parts = module.split(".")
+    names = {".".join(parts[: i + 1]) for i in range(len(parts))} - {"pipelines"}
+    found = [number for number, layer_names in enumerate(LAYERS) if names & layer_names]
+    return found[0] if found else (0 if module == "pipelines" else None)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module of ours that a module imports, wherever in its file, types included."""
+    path = MODULES[module]
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in TOPS)
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            name = importlib.util.resolve_name(name, package)
+            if name.split(".")[0] in TOPS:
+                for alias in node.names:
+                    whole = f"{name}.{alias.name}"
+                    yield whole if whole in MODULES else name
+
+
+def commands() -> dict[str, Any]:
+    from remit_cli.app import app
+
+    group = typer.main.get_command(app)
+    return dict(group.commands)  # type: ignore[attr-defined]
+
+
+def options(command: Any) -> set[str]:
+    found = [p for p in command.params if p.param_type_name == "option"]
+    return {name for p in found for name in [*p.opts, *p.secondary_opts]} - {"--help", "-h"}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert SOURCES and [m for m in MODULES if layer(m) is None] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_layer_imports_an_upper_one(module: str) -> None:
+    own = layer(module)
+    assert own is not None
+    assert [used for used in imports(module) if (layer(used) or 0) > own] == []
+
+
+def test_objectives_know_nothing_of_engine_and_stages() -> None:
+    ours = [m for m in MODULES if m.startswith("pipelines.objectives")]
+    used = {used for module in ours for used in imports(module)} - set(ours)
+    assert used <= {"pipelines.schema", "pipelines.errors"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if (layer(m) or 0) > WORKER])
+def test_the_launcher_side_knows_workers_only_by_their_registry(module: str) -> None:
+    private = ("pipelines.worker", "pipelines.nursery", "pipelines.stages.", "pipelines.engine",
+               "pipelines.callbacks", "pipelines.objectives")  # fmt: skip
+    assert [used for used in imports(module) if used.startswith(private)] == []
+
+
+def test_the_launcher_side_imports_nothing_heavy() -> None:
+    launchers = [m for m in MODULES if (layer(m) or 0) > WORKER and not m.endswith("__main__")]
+    code = f"import sys\nfor name in {launchers}: __import__(name)\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=True).stdout.split()  # fmt: skip
+    assert "remit_cli.session" in loaded and "pipelines.runner" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_help_imports_little() -> None:
+    code = "import sys, remit_cli.app\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=True).stdout.split()  # fmt: skip
+    assert [name for name in (*HEAVY, "omegaconf", "numpy") if name in loaded] == []
+
+
+def test_help_is_quick(remit: Any) -> None:
+    def cpu_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    walls, cpus = [], []
+    for _ in range(5):
+        started, cpu = time.perf_counter(), cpu_seconds()
+        assert "flywheel" in remit("--help", check=True).stdout
+        walls.append(time.perf_counter() - started)
+        cpus.append(cpu_seconds() - cpu)
+    # On a busy machine the wall clock measures the others.
+    busy = os.getloadavg()[0] > 0.7 * len(os.sched_getaffinity(0))
+    assert statistics.median(cpus if busy else walls) < 0.4, (walls, cpus)
+
+
+def test_options_are_frozen() -> None:
+    assert {name: options(command) for name, command in commands().items()} == OPTIONS
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_few_options_all_explained_with_an_example(name: str, remit: Any) -> None:
+    command = commands()[name]
+    assert sum(p.param_type_name == "option" for p in command.params) <= 8
+    assert all(p.help for p in command.params if p.name != "help")
+    text = remit(name, "--help", check=True).stdout
+    assert f"Example: remit {name}" in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_sizes(path: Path) -> None:
+    text = (ROOT / path).read_text()
+    if str(path) not in DATA_TABLES:
+        assert text.count("\n") <= 400
+    long = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno
+        and node.end_lineno - node.lineno + 1 > 60
+    }  # fmt: skip
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_modules_are_named_after_a_noun_and_say_what_they_are(path: Path) -> None:
+    assert path.stem not in ("utils", "helpers", "core", "common", "misc")
+    text = (ROOT / path).read_text()
+    assert not text or ast.get_docstring(ast.parse(text))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not all(importlib.util.find_spec(name) for name in ("build", "hatchling")):
+        pytest.skip("needs build and hatchling")
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), "."],
+        check=True, capture_output=True, cwd=ROOT,
+    )  # fmt: skip
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_packages_and_the_recipes(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"remit_cli", "pipelines"}
+    assert {str(path) for path in SOURCES} <= names
+    recipes = {
+        f"pipelines/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert recipes and {n for n in names if n.startswith("pipelines/configs/")} == recipes
+    assert not [n for n in names if n.endswith((".pyc", ".md")) and ".dist-info" not in n]
+
+
+def test_installed_wheel_works_elsewhere(wheel: Path, remit: Any, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+         "--disable-pip-version-check", "--target", str(target), str(wheel)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    here = tmp_path / "here"
+    here.mkdir()
+    env = {"PYTHONPATH": str(target)}
+    code = "import pipelines.config as c; print(c.configs_dir())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=here, env=os.environ | env, text=True,
+                           capture_output=True, check=True).stdout.strip()  # fmt: skip
+    assert found == str(target / "pipelines" / "configs")
+    done = remit("plan", "--config", "world-tiny", "--json", cwd=here, env=env, check=True)
+    assert done.json["status"] == "planned" and list(here.iterdir()) == []
