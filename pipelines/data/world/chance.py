@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -13,6 +13,10 @@ T = TypeVar("T")
 def digest(text: str) -> int:
     """A 64-bit number from `text`, the same in every process and Python version."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+# What a problem is before it is written; every family has a form of its own.
+State = tuple[Any, ...]
 
 
 class Dice(random.Random):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import lists, machines
-from .chance import Dice, digest
+from .chance import Dice, State, digest
 
 FAMILIES = (
     "lookup",
@@ -53,17 +53,17 @@ class Family(NamedTuple):
     """One family: how a problem is drawn, written, solved and misread (see `lists`)."""
 
     name: str
-    draw: Callable[[Dice], tuple]
-    prompt: Callable[[tuple], str]
-    solve: Callable[[tuple], tuple[str, str]]
-    slip: Callable[[Dice, tuple], tuple]
+    draw: Callable[[Dice], State]
+    prompt: Callable[[State], str]
+    solve: Callable[[State], tuple[str, str]]
+    slip: Callable[[Dice, State], State]
 
 
 class Problem(NamedTuple):
     """One problem: its family, the state it was written from, its question and answer."""
 
     family: str
-    state: tuple
+    state: State
     prompt: str
     steps: str
     answer: str

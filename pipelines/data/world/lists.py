@@ -7,7 +7,7 @@ Each family is four functions over a `state` (a tuple that says what the problem
 
 from __future__ import annotations
 
-from .chance import Dice
+from .chance import Dice, State
 
 LETTERS = "abcdefgh"
 VOWELS = "aeiou"
@@ -42,7 +42,7 @@ def other(dice: Dice, items: str, taken: str) -> str:
 # lookup: follow letter-to-letter pairs until a digit ends the chain.
 
 
-def lookup_draw(dice: Dice) -> tuple:
+def lookup_draw(dice: Dice) -> State:
     """(first letter, pairs as written): a chain that ends in a digit, among other pairs."""
     hops = dice.between(*LOOKUP_HOPS)
     count = max(dice.between(*LOOKUP_PAIRS), hops)
@@ -55,12 +55,12 @@ def lookup_draw(dice: Dice) -> tuple:
     return keys[0], tuple(dice.deal(pairs, count))
 
 
-def lookup_prompt(state: tuple) -> str:
+def lookup_prompt(state: State) -> str:
     """For example `look up c in ac cb b7`."""
     return f"look up {state[0]} in {' '.join(state[1])}"
 
 
-def lookup_solve(state: tuple) -> tuple[str, str]:
+def lookup_solve(state: State) -> tuple[str, str]:
     """The letters of the chain in order with the digit at its end, and that digit."""
     table = {pair[0]: pair[1] for pair in state[1]}
     chain = state[0]
@@ -69,7 +69,7 @@ def lookup_solve(state: tuple) -> tuple[str, str]:
     return chain, chain[-1]
 
 
-def lookup_slip(dice: Dice, state: tuple) -> tuple:
+def lookup_slip(dice: Dice, state: State) -> State:
     """One digit of the pairs is misread."""
     start, pairs = state
     place = dice.pick([i for i, pair in enumerate(pairs) if pair[1] in DIGITS])
@@ -80,17 +80,17 @@ def lookup_slip(dice: Dice, state: tuple) -> tuple:
 # maximum: the largest of some two-digit numbers, by a running best.
 
 
-def maximum_draw(dice: Dice) -> tuple:
+def maximum_draw(dice: Dice) -> State:
     """The two-digit numbers, as written."""
     return tuple(str(dice.between(10, 99)) for _ in range(dice.between(*MAXIMUM_ITEMS)))
 
 
-def maximum_prompt(state: tuple) -> str:
+def maximum_prompt(state: State) -> str:
     """For example `most of 41 72 29`."""
     return f"most of {' '.join(state)}"
 
 
-def maximum_solve(state: tuple) -> tuple[str, str]:
+def maximum_solve(state: State) -> tuple[str, str]:
     """The best so far after each number, and the best of all."""
     best, steps = "00", []
     for number in state:
@@ -99,7 +99,7 @@ def maximum_solve(state: tuple) -> tuple[str, str]:
     return " ".join(steps), best
 
 
-def maximum_slip(dice: Dice, state: tuple) -> tuple:
+def maximum_slip(dice: Dice, state: State) -> State:
     """One number is misread."""
     place = dice.below(len(state))
     return (*state[:place], str(dice.between(10, 99)), *state[place + 1 :])
@@ -108,7 +108,7 @@ def maximum_slip(dice: Dice, state: tuple) -> tuple:
 # counting: how many letters are vowels, by picking them out.
 
 
-def counting_draw(dice: Dice) -> tuple:
+def counting_draw(dice: Dice) -> State:
     """(the letters as written); the number of vowels is drawn first, so no count is favoured."""
     hits = dice.between(*COUNTING_HITS)
     size = dice.between(*COUNTING_ITEMS)
@@ -116,18 +116,18 @@ def counting_draw(dice: Dice) -> tuple:
     return ("".join(dice.deal(items, size)),)
 
 
-def counting_prompt(state: tuple) -> str:
+def counting_prompt(state: State) -> str:
     """For example `count vowels in kaeb`."""
     return f"count vowels in {state[0]}"
 
 
-def counting_solve(state: tuple) -> tuple[str, str]:
+def counting_solve(state: State) -> tuple[str, str]:
     """The vowels in their order (`none` if there are none), and how many there are."""
     found = "".join(item for item in state[0] if item in VOWELS)
     return found or "none", str(len(found))
 
 
-def counting_slip(dice: Dice, state: tuple) -> tuple:
+def counting_slip(dice: Dice, state: State) -> State:
     """One letter is misread."""
     text = state[0]
     place = dice.below(len(text))
@@ -137,23 +137,23 @@ def counting_slip(dice: Dice, state: tuple) -> tuple:
 # sorting: digits in rising order; one may occur more than once.
 
 
-def sorting_draw(dice: Dice) -> tuple:
+def sorting_draw(dice: Dice) -> State:
     """(the digits as written)."""
     return ("".join(dice.pick(DIGITS) for _ in range(dice.between(*SORTING_ITEMS))),)
 
 
-def sorting_prompt(state: tuple) -> str:
+def sorting_prompt(state: State) -> str:
     """For example `sort 5281`."""
     return f"sort {state[0]}"
 
 
-def sorting_solve(state: tuple) -> tuple[str, str]:
+def sorting_solve(state: State) -> tuple[str, str]:
     """The digits one by one from the least, and all of them in order."""
     order = sorted(state[0])
     return " ".join(order), "".join(order)
 
 
-def sorting_slip(dice: Dice, state: tuple) -> tuple:
+def sorting_slip(dice: Dice, state: State) -> State:
     """One digit is misread."""
     text = state[0]
     place = dice.below(len(text))
@@ -163,24 +163,24 @@ def sorting_slip(dice: Dice, state: tuple) -> tuple:
 # reversal: letters from the last to the first.
 
 
-def reversal_draw(dice: Dice) -> tuple:
+def reversal_draw(dice: Dice) -> State:
     """(the letters as written)."""
     size = dice.between(*REVERSAL_ITEMS)
     return ("".join(dice.pick(VOWELS + OTHERS) for _ in range(size)),)
 
 
-def reversal_prompt(state: tuple) -> str:
+def reversal_prompt(state: State) -> str:
     """For example `reverse dfab`."""
     return f"reverse {state[0]}"
 
 
-def reversal_solve(state: tuple) -> tuple[str, str]:
+def reversal_solve(state: State) -> tuple[str, str]:
     """The letters one by one from the last, and all of them in that order."""
     order = state[0][::-1]
     return " ".join(order), order
 
 
-def reversal_slip(dice: Dice, state: tuple) -> tuple:
+def reversal_slip(dice: Dice, state: State) -> State:
     """One letter is misread, or two neighbours are exchanged."""
     text = state[0]
     place = dice.below(len(text) - 1)
@@ -192,7 +192,7 @@ def reversal_slip(dice: Dice, state: tuple) -> tuple:
 # brackets: the closers that a string of brackets still needs.
 
 
-def brackets_draw(dice: Dice) -> tuple:
+def brackets_draw(dice: Dice) -> State:
     """(the brackets as written): some closed, `BRACKETS_LEFT` of them still open at the end."""
     opens = dice.between(*BRACKETS_LEFT)
     closes = dice.between(*BRACKETS_PAIRS)
@@ -209,12 +209,12 @@ def brackets_draw(dice: Dice) -> tuple:
     return (text,)
 
 
-def brackets_prompt(state: tuple) -> str:
+def brackets_prompt(state: State) -> str:
     """For example `close ([]<`."""
     return f"close {state[0]}"
 
 
-def brackets_solve(state: tuple) -> tuple[str, str]:
+def brackets_solve(state: State) -> tuple[str, str]:
     """What is left each time the first closed pair is taken out, and the closers at the end."""
     text, steps = state[0], []
     while (place := next((i for i, item in enumerate(text) if item not in CLOSERS), 0)) > 0:
@@ -223,7 +223,7 @@ def brackets_solve(state: tuple) -> tuple[str, str]:
     return " ".join(steps), "".join(CLOSERS[item] for item in reversed(text))
 
 
-def brackets_slip(dice: Dice, state: tuple) -> tuple:
+def brackets_slip(dice: Dice, state: State) -> State:
     """One bracket that stays open is misread as one of another shape."""
     text, stack = state[0], []
     for place, item in enumerate(text):

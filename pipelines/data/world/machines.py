@@ -5,7 +5,7 @@ The form is that of `lists`: `draw`, `prompt`, `solve` and `slip` over a tuple.
 
 from __future__ import annotations
 
-from .chance import Dice
+from .chance import Dice, State
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 GATES = {
@@ -40,19 +40,19 @@ TRACING_MOVES = (1, 4)
 # modular: digits added one after the other, always keeping the remainder.
 
 
-def modular_draw(dice: Dice) -> tuple:
+def modular_draw(dice: Dice) -> State:
     """(base, digits): the first below the base, the others from 1 to `MODULAR_REACH`."""
     base = dice.pick(MODULAR_BASES)
     moves = (dice.between(1, MODULAR_REACH) for _ in range(dice.between(*MODULAR_MOVES)))
     return base, (dice.below(base), *moves)
 
 
-def modular_prompt(state: tuple) -> str:
+def modular_prompt(state: State) -> str:
     """For example `add 7 5 2 mod 10`."""
     return f"add {' '.join(map(str, state[1]))} mod {state[0]}"
 
 
-def modular_solve(state: tuple) -> tuple[str, str]:
+def modular_solve(state: State) -> tuple[str, str]:
     """The sum with the remainder after each digit, and the last remainder."""
     base, digits = state
     total = digits[0]
@@ -63,7 +63,7 @@ def modular_solve(state: tuple) -> tuple[str, str]:
     return steps, str(total)
 
 
-def modular_slip(dice: Dice, state: tuple) -> tuple:
+def modular_slip(dice: Dice, state: State) -> State:
     """One digit that is added is misread as the next one."""
     base, digits = state
     place = dice.between(1, len(digits) - 1)
@@ -74,7 +74,7 @@ def modular_slip(dice: Dice, state: tuple) -> tuple:
 # boolean: a gate between two bits under each of some letters; which letters come out true.
 
 
-def boolean_draw(dice: Dice) -> tuple:
+def boolean_draw(dice: Dice) -> State:
     """(gate, letters with two bits each), at least one of them true."""
     gate = dice.pick(("and", "or", "xor"))
     size = dice.between(*BOOLEAN_ITEMS)
@@ -84,19 +84,19 @@ def boolean_draw(dice: Dice) -> tuple:
             return gate, items
 
 
-def boolean_prompt(state: tuple) -> str:
+def boolean_prompt(state: State) -> str:
     """For example `and a10 d11 b01`."""
     return f"{state[0]} {' '.join(state[1])}"
 
 
-def boolean_solve(state: tuple) -> tuple[str, str]:
+def boolean_solve(state: State) -> tuple[str, str]:
     """Each letter with its result, and the letters whose result is 1."""
     gate = GATES[state[0]]
     out = [(item[0], gate(int(item[1]), int(item[2]))) for item in state[1]]
     return "".join(f"{label}{bit}" for label, bit in out), "".join(k for k, bit in out if bit)
 
 
-def boolean_slip(dice: Dice, state: tuple) -> tuple:
+def boolean_slip(dice: Dice, state: State) -> State:
     """One letter has one of its bits misread."""
     gate, items = state
     place, side = dice.below(len(items)), dice.between(1, 2)
@@ -110,18 +110,18 @@ def boolean_slip(dice: Dice, state: tuple) -> tuple:
 # weekday: steps forward through the week.
 
 
-def weekday_draw(dice: Dice) -> tuple:
+def weekday_draw(dice: Dice) -> State:
     """(first day 0-6, moves forward in days)."""
     moves = (dice.between(1, WEEKDAY_REACH) for _ in range(dice.between(*WEEKDAY_MOVES)))
     return dice.below(7), tuple(moves)
 
 
-def weekday_prompt(state: tuple) -> str:
+def weekday_prompt(state: State) -> str:
     """For example `add tue 3 2 days`."""
     return f"add {DAYS[state[0]]} {' '.join(map(str, state[1]))} days"
 
 
-def weekday_solve(state: tuple) -> tuple[str, str]:
+def weekday_solve(state: State) -> tuple[str, str]:
     """The sum with the day after each move, and the last day."""
     day, moves = state
     steps = DAYS[day]
@@ -131,7 +131,7 @@ def weekday_solve(state: tuple) -> tuple[str, str]:
     return steps, DAYS[day]
 
 
-def weekday_slip(dice: Dice, state: tuple) -> tuple:
+def weekday_slip(dice: Dice, state: State) -> State:
     """One move is misread as one day more."""
     start, moves = state
     place = dice.below(len(moves))
@@ -141,18 +141,18 @@ def weekday_slip(dice: Dice, state: tuple) -> tuple:
 # tracing: a program of one-letter commands, run on one number of two digits.
 
 
-def tracing_draw(dice: Dice) -> tuple:
+def tracing_draw(dice: Dice) -> State:
     """(commands, starting number)."""
     size = dice.between(*TRACING_MOVES)
     return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(100)
 
 
-def tracing_prompt(state: tuple) -> str:
+def tracing_prompt(state: State) -> str:
     """For example `run itd on 04`."""
     return f"run {state[0]} on {state[1]:02d}"
 
 
-def tracing_solve(state: tuple) -> tuple[str, str]:
+def tracing_solve(state: State) -> tuple[str, str]:
     """Each command with the number after it, and the last number."""
     value = state[1]
     steps = f"{value:02d}"
@@ -162,7 +162,7 @@ def tracing_solve(state: tuple) -> tuple[str, str]:
     return steps, f"{value:02d}"
 
 
-def tracing_slip(dice: Dice, state: tuple) -> tuple:
+def tracing_slip(dice: Dice, state: State) -> State:
     """One command is misread, or the start is off by one."""
     program, value = state
     if dice.random() < 0.3:

@@ -79,8 +79,8 @@ def _order(dice: Dice) -> str:
     if kind == 2:
         part = dice.deal(DIGITS, dice.between(2, 3))
         return f"sort {''.join(part)} is {''.join(sorted(part))}"
-    part = "".join(dice.deal(VOWELS + OTHERS, dice.between(2, 3)))
-    return f"reverse {part} is {part[::-1]}"
+    letters = "".join(dice.deal(VOWELS + OTHERS, dice.between(2, 3)))
+    return f"reverse {letters} is {letters[::-1]}"
 
 
 def _rule(dice: Dice) -> str:
