@@ -22,7 +22,6 @@ from pipelines.run_dir import StageDir
 from pipelines.stages import MODULES
 from pipelines.worker import run_job
 
-
 # DeepSpeed imports it when it makes the optimizer, and with it torch's compiler: 2 s a stage.
 LATE_IMPORTS = [
     name

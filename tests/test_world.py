@@ -281,7 +281,7 @@ def test_heldout_text_uses_the_same_families_as_the_stream_it_is_held_out_from()
 
 # Solvers that share no code with the world: they read the prompt alone.
 
-WEEK = "mon tue wed thu fri sat sun".split()
+WEEK = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
 def solve_modular(words: list[str]) -> str:
