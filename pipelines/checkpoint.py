@@ -117,7 +117,26 @@ def check_model_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option} {folder}: no *.safetensors weights there.{hint}")
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{option} {folder}: tokenizer.json is missing (a fast tokenizer).")
+    for path in weight_files(folder):
+        _check_whole(path, option)
     read_model_config(folder, option)
+
+
+def _check_whole(path: Path, option: str) -> None:
+    """Whether a safetensors file is as long as its header says."""
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, size)))
+        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise UserError(
+            f"{option} {path}: cut off or overlong ({size} bytes, "
+            f"{8 + length + max(ends, default=0)} expected). Copy or download it again."
+        )
 
 
 def read_model_config(folder: Path, option: str) -> dict[str, Any]:

@@ -99,7 +99,10 @@ def _read_yaml(path: Path) -> DictConfig:
 
 
 def _parse_override(override: str) -> DictConfig:
-    key, separator, _ = override.partition("=")
+    key, separator, value = override.partition("=")
+    if separator and not value:
+        # `stage.name=$UNSET` of a shell script is the empty text, not YAML's null.
+        override = f"{key}=''"
     if not separator or not key.strip():
         raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
     try:
@@ -109,7 +112,10 @@ def _parse_override(override: str) -> DictConfig:
 
 
 def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
-    unknown = _unknown_key(patch, base)
+    missing = sorted(OmegaConf.missing_keys(patch))
+    if missing:
+        raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
+    unknown = _unknown_key(patch, base, where)
     if unknown:
         raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
     try:
@@ -122,17 +128,20 @@ def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
     return merged
 
 
-def _unknown_key(patch: DictConfig, base: DictConfig) -> tuple[str, str] | None:
+def _unknown_key(patch: DictConfig, base: DictConfig, where: str) -> tuple[str, str] | None:
     """First key of the patch that the schema lacks, with the nearest valid name."""
     typed = OmegaConf.get_type(base)
     for key in patch:
         known = not is_dataclass(typed) or str(key) in base
         if not known:
             return str(key), did_you_mean(str(key), [str(k) for k in base])
-        if OmegaConf.is_missing(patch, key) or not OmegaConf.is_dict(patch._get_node(key)):
+        section = is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key))
+        if not OmegaConf.is_dict(patch._get_node(key)):
+            if section:
+                raise UserError(f"{where}: key '{key!s}' is a section of keys, not one value")
             continue
-        if is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key)):
-            below = _unknown_key(patch[key], base[key])
+        if section:
+            below = _unknown_key(patch[key], base[key], where)
             if below:
                 return f"{key!s}.{below[0]}", below[1]
     return None

@@ -117,7 +117,7 @@ def training_arguments(
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type=schedule,
         warmup_steps=round(train.warmup_ratio * steps),
-        logging_steps=train.logging_steps,
+        logging_steps=max(1, min(train.logging_steps, steps // 4)),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="no",

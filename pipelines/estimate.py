@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
+from pipelines.data.tokenizer import world_vocab_size
 from pipelines.flywheel import BASE, Stage
 from pipelines.launch import num_ranks
 from pipelines.process import num_cores, num_gpus
@@ -80,7 +81,8 @@ def base_parameters(config: Config, base: ModelRef | None) -> int:
         return size // (4 if "32" in stored else 2)
     vocab = config.model.vocab_size
     if not vocab:
-        vocab = 96 if config.tokenizer.kind == "world" else config.tokenizer.vocab_size
+        kind = config.tokenizer.kind
+        vocab = world_vocab_size() if kind == "world" else config.tokenizer.vocab_size
     return num_parameters(config.model, vocab)
 
 

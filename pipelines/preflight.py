@@ -41,6 +41,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
     for stage in stages:
         _check_batches(stage)
         _check_models(stage)
+    _check_reference(stages)
     _check_separation(config, stages)
     facts: dict[str, SourceFacts] = {}
     for stage in stages:
@@ -123,6 +124,19 @@ def _check_models(stage: Stage) -> None:
         check_tokenizers(base.folder, ref.folder)
 
 
+def _check_reference(stages: list[Stage]) -> None:
+    """A reference from outside against the base of the flywheel, before the base is made."""
+    first = stages[0]
+    adopted = first.inputs.get("base")
+    for ref in (stage.inputs.get("ref") for stage in stages):
+        if first.kind != "pretrain" or not isinstance(ref, ModelRef) or not ref.folder:
+            continue
+        if isinstance(adopted, ModelRef) and adopted.folder:
+            check_tokenizers(adopted.folder, ref.folder)
+        elif not adopted and first.config.tokenizer.kind == "world":
+            check_tokenizers(None, ref.folder)
+
+
 def _check_separation(config: Config, stages: list[Stage]) -> None:
     """RL prompts are never SFT questions: sources over the same file need disjoint hash ranges."""
     kinds = {stage.kind for stage in stages}
@@ -140,10 +154,10 @@ def _check_separation(config: Config, stages: list[Stage]) -> None:
 
 
 def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
-    same: list[Any] = [first.kind, first.path, first.subset, first.split, first.where]
+    same: list[Any] = [first.kind, first.path, first.subset, first.split]
     if first.kind == "world" or not (first.weight and second.weight):
         return False
-    if same != [second.kind, second.path, second.subset, second.split, second.where]:
+    if same != [second.kind, second.path, second.subset, second.split]:
         return False
     return max(first.hash_range[0], second.hash_range[0]) < min(
         first.hash_range[1], second.hash_range[1]

@@ -143,8 +143,13 @@ class RunLock:
     """
 
     def __init__(self, run: RunDir, command: str) -> None:
-        run.root.mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {run.root}: cannot be made or written ({error.strerror})."
+            ) from error
         if not _flock(self.descriptor, fcntl.LOCK_EX, tries=5):
             holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
             os.close(self.descriptor)

@@ -16,7 +16,7 @@ from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
-from pipelines.run_dir import RunDir, RunLock, StageDir, write_json
+from pipelines.run_dir import RunDir, RunLock, StageDir
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
             for key, value in read_yaml(stage_dir.config)["identity_fields"].items()
             if not key.startswith(("input ", "data "))
         }
-        new = _fields(stage, {}, {})
+        new = {
+            key: value
+            for key, value in _fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
+            if not key.startswith("input ")
+        }
         if old != new:
             raise refusal(stage_dir, old, new)
 
@@ -107,6 +111,7 @@ class Runner:
                 raise refusal(stage_dir, old, fields)
             if stage_dir.is_complete():
                 result = stage_dir.read_result()
+                self._recover_finish(stage, result, fields)
                 ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
                 self.observer.skipped(stage, result)
                 return result
@@ -122,7 +127,8 @@ class Runner:
 
     def _nursery(self, stage: Stage) -> launch.Nursery | None:
         """Where stages are forked from, made when the first one runs; None where they cannot be."""
-        if not launch.can_fork(stage.config.launch):
+        # One stage alone would wait for imports that it does not need.
+        if len(self.stages) == 1 or not launch.can_fork(stage.config.launch):
             return None
         if self.nursery is None:
             offline = all(is_offline(s) for s in self.stages)
@@ -149,25 +155,27 @@ class Runner:
                 self.run.ledger, "fail", stage.name, exit_code=returncode, seconds=wall_seconds
             )
             raise StageFailed(stage.name, str(stage_dir.log), tail(stage_dir.log), returncode)
-        result = stage_dir.read_result()
-        if stage_dir.model.is_dir():
-            result["model_sha256"] = content_hash(stage_dir.model)
-        result["wall_seconds"] = wall_seconds
-        write_json(stage_dir.result, result)
-        ledger.append(
-            self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields),
-            **{k: v for k, v in result.items() if k not in ("stage", "kind", "identity", "tasks")},
-        )  # fmt: skip
+        result = stage_dir.read_result() | {"wall_seconds": wall_seconds}
+        self._write_finish(stage, result, fields)
         self.observer.finished(stage, result)
         return result
 
+    def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        facts = {k: v for k, v in result.items() if k not in ("stage", "kind", "identity", "tasks")}
+        ledger.append(
+            self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts
+        )
+
+    def _recover_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        """The line that a launcher killed right after the worker's end did not write."""
+        finished = {e["stage"] for e in ledger.read(self.run.ledger) if e["event"] == "finish"}
+        if stage.name not in finished:
+            self._write_finish(stage, result, fields)
+
     def _input(self, given: str | ModelRef) -> dict[str, str]:
         if isinstance(given, str):
-            folder = self.run.stage(given).model
-            result = self.run.stage(given).read_result()
-            if "model_sha256" in result:
-                return {"path": str(folder), "sha256": result["model_sha256"]}
-            return {"path": str(folder), "sha256": content_hash(folder)}
+            made = self.run.stage(given)
+            return {"path": str(made.model), "sha256": made.read_result()["model_sha256"]}
         assert given.folder is not None, "hub models are fetched before the first stage starts"
         cache = self.run.root / "data" / "hashes.json"
         return {"path": str(given.folder), "sha256": content_hash(given.folder, cache)}

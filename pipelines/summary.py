@@ -98,7 +98,7 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
             name: {
                 "folder": str(run.stage(name).root),
                 **({"model": str(run.stage(name).model)} if "model_sha256" in result else {}),
-                "seconds": result.get("wall_seconds"),
+                "seconds": result["seconds"],
                 **stage_facts({name: result}).get(name, {}),
             }
             for name, result in results.items()

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipelines.checkpoint import content_hash
 from pipelines.config import from_dict, read_yaml
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
@@ -42,6 +43,8 @@ def run_job(stage_dir: StageDir) -> None:
     started = time.time()
     result = importlib.import_module(MODULES[job.kind]).run(job)
     if int(os.environ.get("RANK", "0")) == 0:
+        if stage_dir.model.is_dir():
+            result["model_sha256"] = content_hash(stage_dir.model)
         write_json(
             stage_dir.result,
             {

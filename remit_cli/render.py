@@ -195,7 +195,7 @@ def _stage_status(
     stage_dir = run.stage(name)
     if stage_dir.is_complete():
         result = stage_dir.read_result()
-        return "done", result.get("wall_seconds", result["seconds"]), headline(result)
+        return "done", result["seconds"], headline(result)
     if entry["event"] in ("start", "resume"):
         at = progress(stage_dir)
         words = f"step {at['step']} of {at['max_steps']}" if at else "starting"
@@ -258,7 +258,7 @@ class View:
     def skipped(self, stage: Stage, result: dict[str, Any]) -> None:
         self.states[stage.name] = "skip"
         self.words[stage.name] = headline(result)
-        self.took[stage.name] = result.get("wall_seconds", result["seconds"])
+        self.took[stage.name] = result["seconds"]
         if not self.live:
             self._line(stage, f"is complete, not run again: {headline(result)}")
 

@@ -16,7 +16,7 @@ from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import estimate
 from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, RunLock
-from pipelines.runner import Observer, Runner
+from pipelines.runner import Observer, Runner, check_unchanged
 from remit_cli import render
 
 CHAT_KINDS = ("sft", "dpo", "rlvr")
@@ -162,6 +162,7 @@ def _show_results(
 
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
+    check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     predicted = estimate(
         stages, session.run, base if isinstance(base, checkpoint.ModelRef) else None

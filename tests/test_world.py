@@ -338,17 +338,16 @@ def solve_brackets(words: list[str]) -> str:
 
 
 def solve_tracing(words: list[str]) -> str:
-    """`run itd on 04`"""
-    shifts = {"i": 1, "d": 99, "p": 3, "m": 97, "t": 10, "h": 50}
-    text = words[3]
+    """`run itdi on 4`"""
+    rows = {
+        "i": "1234567890", "d": "9012345678", "p": "3456789012", "m": "7890123456",
+        "h": "5678901234", "n": "9876543210", "r": "0987654321", "t": "0246802468",
+        "k": "0369258147", "s": "0149656941",
+    }  # fmt: skip
+    value = words[3]
     for name in words[1]:
-        if name == "r":
-            text = text[::-1]
-        elif name == "n":
-            text = text.translate(str.maketrans("0123456789", "9876543210"))
-        else:
-            text = str(int(text) + shifts[name])[-2:].zfill(2)
-    return text
+        value = rows[name][int(value)]
+    return value
 
 
 @pytest.mark.parametrize("family", world.FAMILIES)
@@ -388,6 +387,12 @@ def test_steps_through_the_week_are_true_one_by_one() -> None:
             assert (WEEK * 3)[WEEK.index(day) + int(move)] == result
             day = result
         assert day == answer
+
+
+def test_steps_of_traces_hold_the_program() -> None:
+    for prompt, steps, answer in steps_of("tracing"):
+        _, program, _, start = prompt.split()
+        assert steps[0] == start and steps[1::2] == program and steps[-1] == answer
 
 
 def test_steps_of_lists_hold_the_list() -> None:

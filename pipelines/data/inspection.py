@@ -13,7 +13,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -114,24 +114,34 @@ def _inspect_files(
         digest.update(bytes.fromhex(entry["sha256"]))
         size += entry["size"]
         records += entry["records"]
+    checked = _checked_key(source, use, digest.hexdigest())
+    if not cache.is_checked(checked):
+        _check_records(files, source, use)
+        cache.set_checked(checked)
     cache.save()
-    first, where = _first_kept(files, source)
-    _check_record(first, source, use, where)
     return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records)
 
 
-def _first_kept(files: list[Path], source: SourceConfig) -> tuple[Record, str]:
-    """The first record that passes the filters, and where it is."""
+def _check_records(files: list[Path], source: SourceConfig, use: Use) -> None:
+    """Check the records that pass the filters: all of them, for documents the first."""
     first: tuple[Record, str] | None = None
+    kept = 0
     for path in files:
         for number, record in _records(path, source):
             where = f"{path}, {_unit(source)} {number}"
             first = first or (record, where)
             try:
-                if keeps_everything(source) or is_kept(record, source):
-                    return record, where
+                if not keeps_everything(source) and not is_kept(record, source):
+                    continue
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
+            _check_record(record, source, use, where)
+            kept += 1
+            # A pre-training corpus is too large to render twice, and an empty document no error.
+            if use == "documents" or kept == source.limit:
+                return
+    if kept:
+        return
     assert first is not None, "_scan refuses files without a record"
     hint = f" The first record is {str(first[0])[:300]}" if source.where else ""
     raise UserError(f"no record passes where = {dict(source.where)} and hash_range.{hint}")
@@ -282,6 +292,11 @@ def _count_parquet(path: Path) -> int:
     return int(pyarrow.parquet.read_metadata(path).num_rows)
 
 
+def _checked_key(source: SourceConfig, use: Use, content: str) -> str:
+    settings = json.dumps(asdict(source), sort_keys=True)
+    return "checked:" + hashlib.sha256(f"{use} {settings} {content}".encode()).hexdigest()
+
+
 class _Cache:
     """What earlier scans found, by path, kind, size and modification time of a file."""
 
@@ -308,6 +323,13 @@ class _Cache:
         self._entries[f"{kind}:{path.resolve()}"] = entry
         self._changed = True
         return entry
+
+    def is_checked(self, key: str) -> bool:
+        return key in self._entries
+
+    def set_checked(self, key: str) -> None:
+        self._entries[key] = {}
+        self._changed = True
 
     def save(self) -> None:
         if self._path is None or not self._changed:

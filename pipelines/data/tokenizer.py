@@ -74,13 +74,20 @@ def build_tokenizer(
     )
 
 
+def _world_tokens() -> list[str]:
+    from pipelines.data import world
+
+    return [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
+
+
+def world_vocab_size() -> int:
+    return len(_world_tokens())
+
+
 def _world_backend() -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models
 
-    from pipelines.data import world
-
-    tokens = [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = {token: i for i, token in enumerate(_world_tokens())}
     # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
     backend.decoder = decoders.Fuse()
@@ -203,17 +210,29 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
     Raises:
         UserError: a folder without a fast tokenizer.
     """
+    return _difference(
+        _saved_rules(base_folder), _saved_rules(ref_folder), set(added_for_chat(base_folder))
+    )
+
+
+def world_agrees(ref_folder: str | Path) -> str | None:
+    """`tokenizers_agree` for the base that will have the world's tokenizer."""
+    return _difference(_world_backend().to_str(), _saved_rules(ref_folder), set())
+
+
+def _saved_rules(folder: str | Path) -> str:
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
+    return _read(path)
+
+
+def _difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
     from tokenizers import Tokenizer
 
-    loaded = []
-    for folder in (Path(base_folder), Path(ref_folder)):
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
-        text = _read(path)
-        loaded.append((Tokenizer.from_str(text).get_vocab(with_added_tokens=True), _rules(text)))
-    (base_vocab, base), (ref_vocab, ref) = loaded
-    added = added_for_chat(base_folder)
+    base, ref = _rules(base_json), _rules(ref_json)
+    base_vocab = Tokenizer.from_str(base_json).get_vocab(with_added_tokens=True)
+    ref_vocab = Tokenizer.from_str(ref_json).get_vocab(with_added_tokens=True)
     for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
         if token not in added and ref_vocab.get(token) != token_id:
             other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"
@@ -226,16 +245,16 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
     return _model_difference(base["model"], ref["model"])
 
 
-def check_tokenizers(base: Path, ref: Path) -> None:
-    """Refuse a reference that reads text in other tokens than the base.
+def check_tokenizers(base: Path | None, ref: Path) -> None:
+    """Refuse a reference that reads text in other tokens than the base (None: the world's).
 
     Raises:
         UserError: they differ; the message names the first difference.
     """
-    difference = tokenizers_agree(base, ref)
+    difference = tokenizers_agree(base, ref) if base else world_agrees(ref)
     if difference:
         raise UserError(
-            f"base {base} and reference {ref} do not share a tokenizer: {difference}. Token "
+            f"base {base or '(the built-in world)'} and reference {ref} do not share a tokenizer: {difference}. Token "
             "weights compare the two models token by token, so the reference must come from the "
             "same family."
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +31,8 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
         ensure_chat(tokenizer, config.tokenizer.chat_template)
         tokenizer.model_max_length = config.context_length
         tokenizer.save_pretrained(folder)
+    if dist.is_initialized():
+        dist.barrier()
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -81,9 +85,13 @@ def adopt(job: StageJob) -> dict[str, Any]:
     if not bool(torch.isfinite(logits).all()):
         raise RuntimeError(f"{location}: the model's logits are not finite")
     temporary = job.stage_dir.root / "model.tmp"
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(job.stage_dir.model)
+    if is_main_rank():
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    if is_main_rank():
+        shutil.rmtree(job.stage_dir.model, ignore_errors=True)
+        temporary.rename(job.stage_dir.model)
     return {
         "adopted": config.base,
         "parameters": model.num_parameters(),

@@ -41,11 +41,11 @@ CHANCE: dict[str, float] = {
     "maximum": 0.0542,
     "counting": 1 / 7,
     "sorting": 0.0006,
-    "reversal": 1 / 6 / 15**5,
+    "reversal": 1 / 7 / 15**4,
     "boolean": 0.0449,
     "weekday": 1 / 7,
     "brackets": 1 / 27,
-    "tracing": 1 / 100,
+    "tracing": 0.1174,
 }
 
 

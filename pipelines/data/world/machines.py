@@ -14,16 +14,18 @@ GATES = {
     "xor": lambda left, right: left ^ right,
 }
 LABELS = "abcdefgh"
-# What each command of a traced program does to the number from 0 to 99 that it holds.
+# What each command of a traced program does to the one digit that it holds.
 COMMANDS = {
-    "i": lambda value: (value + 1) % 100,
-    "d": lambda value: (value - 1) % 100,
-    "p": lambda value: (value + 3) % 100,
-    "m": lambda value: (value - 3) % 100,
-    "t": lambda value: (value + 10) % 100,
-    "h": lambda value: (value + 50) % 100,
-    "n": lambda value: 99 - value,
-    "r": lambda value: value % 10 * 10 + value // 10,
+    "i": lambda value: (value + 1) % 10,
+    "d": lambda value: (value - 1) % 10,
+    "p": lambda value: (value + 3) % 10,
+    "m": lambda value: (value - 3) % 10,
+    "h": lambda value: (value + 5) % 10,
+    "n": lambda value: 9 - value,
+    "r": lambda value: -value % 10,
+    "t": lambda value: value * 2 % 10,
+    "k": lambda value: value * 3 % 10,
+    "s": lambda value: value * value % 10,
 }
 NAMES = "".join(COMMANDS)
 
@@ -32,9 +34,9 @@ MODULAR_MOVES = (2, 4)
 MODULAR_REACH = 6
 MODULAR_BASES = (7, 8, 10)
 BOOLEAN_ITEMS = (2, 6)
-WEEKDAY_MOVES = (3, 6)
+WEEKDAY_MOVES = (2, 6)
 WEEKDAY_REACH = 9
-TRACING_MOVES = (1, 4)
+TRACING_MOVES = (4, 8)
 
 
 # modular: digits added one after the other, always keeping the remainder.
@@ -138,34 +140,34 @@ def weekday_slip(dice: Dice, state: State) -> State:
     return start, (*moves[:place], moves[place] % WEEKDAY_REACH + 1, *moves[place + 1 :])
 
 
-# tracing: a program of one-letter commands, run on one number of two digits.
+# tracing: a program of one-letter commands, run on one digit.
 
 
 def tracing_draw(dice: Dice) -> State:
-    """(commands, starting number)."""
+    """(commands, starting digit)."""
     size = dice.between(*TRACING_MOVES)
-    return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(100)
+    return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(10)
 
 
 def tracing_prompt(state: State) -> str:
-    """For example `run itd on 04`."""
-    return f"run {state[0]} on {state[1]:02d}"
+    """For example `run itdi on 4`."""
+    return f"run {state[0]} on {state[1]}"
 
 
 def tracing_solve(state: State) -> tuple[str, str]:
-    """Each command with the number after it, and the last number."""
+    """The start, each command with the digit after it, and the last digit."""
     value = state[1]
-    steps = f"{value:02d}"
+    steps = str(value)
     for command in state[0]:
         value = COMMANDS[command](value)
-        steps += f"{command}{value:02d}"
-    return steps, f"{value:02d}"
+        steps += f"{command}{value}"
+    return steps, str(value)
 
 
 def tracing_slip(dice: Dice, state: State) -> State:
     """One command is misread, or the start is off by one."""
     program, value = state
     if dice.random() < 0.3:
-        return program, (value + 1) % 100
+        return program, (value + 1) % 10
     place = dice.below(len(program))
     return program[:place] + dice.pick(NAMES) + program[place + 1 :], value

@@ -93,8 +93,8 @@ def _rule(dice: Dice) -> str:
         gate, left, right = dice.pick(("and", "or", "xor")), dice.below(2), dice.below(2)
         return f"{gate} {left}{right} is {GATES[gate](left, right)}"
     if kind == 2:
-        name, value = dice.pick(NAMES), dice.below(100)
-        return f"run {name} on {value:02d} is {COMMANDS[name](value):02d}"
+        name, value = dice.pick(NAMES), dice.below(10)
+        return f"run {name} on {value} is {COMMANDS[name](value)}"
     letter = dice.pick(VOWELS + OTHERS)
     return f"vowels in {letter} is {int(letter in VOWELS)}"
 

@@ -66,22 +66,28 @@ def _rlvr(dice: Dice) -> Iterator[dict[str, str]]:
 
 
 def _eval() -> Iterator[dict[str, str]]:
-    """The exam: `EVAL_PER_FAMILY` different questions of each family, family by family."""
-    for family in FAMILIES:
-        # No seed of the caller enters: every run sits the same exam.
-        dice = Dice.named(f"world {WORLD_VERSION} eval {family}")
-        seen: dict[str, None] = {}
-        while len(seen) < EVAL_PER_FAMILY:
-            item = problem(dice, family, "eval")
-            if item.prompt in seen:
-                continue
-            seen[item.prompt] = None
-            yield {
-                "prompt": item.prompt,
-                "answer": item.answer,
-                "response": item.response,
-                "family": family,
-            }
+    """The exam: `EVAL_PER_FAMILY` different questions of each family, the families in turn."""
+    # No seed of the caller enters: every run sits the same exam. In turn, so that the first
+    # questions are a fair sample of it.
+    exams = [_family_exam(family) for family in FAMILIES]
+    for questions in zip(*exams, strict=True):
+        yield from questions
+
+
+def _family_exam(family: str) -> Iterator[dict[str, str]]:
+    dice = Dice.named(f"world {WORLD_VERSION} eval {family}")
+    seen: dict[str, None] = {}
+    while len(seen) < EVAL_PER_FAMILY:
+        item = problem(dice, family, "eval")
+        if item.prompt in seen:
+            continue
+        seen[item.prompt] = None
+        yield {
+            "prompt": item.prompt,
+            "answer": item.answer,
+            "response": item.response,
+            "family": family,
+        }
 
 
 def records(stream: str, seed: int) -> Iterator[dict[str, str]]:
