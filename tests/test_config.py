@@ -117,7 +117,7 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("sft: {sources: {a: {hash_range: [0.5, 0.5]}}}", [], ["sft.sources.a.hash_range"]),
         ("flywheel: {iterations: -1}", [], ["flywheel.iterations"]),
         ("context_length: 4", [], ["context_length"]),
-        ("mid_train: {tokens: ???}", [], ["mine.yaml", "mid_train.tokens"]),
+        ("mid_train:\n  tokens: ???", [], ["mine.yaml", "mid_train.tokens"]),
     ],
 )
 def test_mistakes_are_named(

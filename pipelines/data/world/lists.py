@@ -20,11 +20,11 @@ CLOSERS = {"(": ")", "[": "]", "<": ">"}
 # Sizes are (least, most), all equally likely. They are the difficulty of the world.
 LOOKUP_PAIRS = (3, 7)
 LOOKUP_HOPS = (1, 3)
-MAXIMUM_ITEMS = (3, 7)
+MAXIMUM_ITEMS = (2, 7)
 COUNTING_ITEMS = (7, 12)
 COUNTING_HITS = (0, 6)
-SORTING_ITEMS = (4, 7)
-REVERSAL_ITEMS = (4, 10)
+SORTING_ITEMS = (3, 7)
+REVERSAL_ITEMS = (3, 11)
 BRACKETS_LEFT = (2, 4)
 BRACKETS_PAIRS = (1, 2)
 

@@ -34,9 +34,9 @@ MODULAR_MOVES = (2, 4)
 MODULAR_REACH = 6
 MODULAR_BASES = (7, 8, 10)
 BOOLEAN_ITEMS = (2, 6)
-WEEKDAY_MOVES = (2, 6)
+WEEKDAY_MOVES = (2, 5)
 WEEKDAY_REACH = 9
-TRACING_MOVES = (4, 8)
+TRACING_MOVES = (2, 7)
 
 
 # modular: digits added one after the other, always keeping the remainder.

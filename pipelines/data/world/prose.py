@@ -112,8 +112,7 @@ def clean(dice: Dice) -> str:
     """A clean paragraph of two or three sentences, most of them facts."""
     parts = []
     for _ in range(dice.between(2, 4)):
-        kind = dice.random()
-        parts.append((dice.pick(FACTS) if kind < 0.7 else _chant if kind < 0.8 else _tale)(dice))
+        parts.append((dice.pick(FACTS) if dice.random() < 0.7 else _tale)(dice))
     return ". ".join(parts) + "."
 
 
