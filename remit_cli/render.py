@@ -27,7 +27,12 @@ from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
 
-MARKS = {"done": "[green]done[/]", "skip": "[dim]done before[/]", "run": "[yellow]running[/]"}
+MARKS = {
+    "done": "[green]done[/]",
+    "skip": "[dim]done before[/]",
+    "run": "[yellow]running[/]",
+    "no signal": "[red]no signal[/]",
+}
 
 
 def duration(seconds: float) -> str:
@@ -195,7 +200,8 @@ def _stage_status(
     stage_dir = run.stage(name)
     if stage_dir.is_complete():
         result = stage_dir.read_result()
-        return "done", result["seconds"], headline(result)
+        state = "no signal" if result.get("status") == "no signal" else "done"
+        return state, result["seconds"], headline(result)
     if entry["event"] in ("start", "resume"):
         at = progress(stage_dir)
         words = f"step {at['step']} of {at['max_steps']}" if at else "starting"
@@ -249,11 +255,12 @@ class View:
             self.words[stage.name] = f"step {at['step']}/{at['max_steps']}{loss}{reward}"
 
     def finished(self, stage: Stage, result: dict[str, Any]) -> None:
-        self.states[stage.name] = "done"
+        state = "no signal" if result.get("status") == "no signal" else "done"
+        self.states[stage.name] = state
         self.words[stage.name] = headline(result)
         self.took[stage.name] = result["wall_seconds"]
         if not self.live:
-            self._line(stage, f"done in {duration(result['wall_seconds'])}: {headline(result)}")
+            self._line(stage, f"{state} in {duration(result['wall_seconds'])}: {headline(result)}")
 
     def skipped(self, stage: Stage, result: dict[str, Any]) -> None:
         self.states[stage.name] = "skip"
@@ -286,7 +293,7 @@ class View:
                 duration(took) if took is not None else "",
                 escape(self.words.get(stage.name, "")),
             )
-        done = sum(state in ("done", "skip") for state in self.states.values())
+        done = sum(state != "run" for state in self.states.values())
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=len(self.stages), completed=done, width=40),
