@@ -117,6 +117,7 @@ class CheckpointMarker(TrainerCallback):
                 {
                     "step": state.global_step,
                     "world_size": args.world_size,
+                    "zero_stage": args.deepspeed["zero_optimization"]["stage"],
                     "files": {
                         str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)]
                         for p in files
@@ -136,7 +137,7 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
-def newest_checkpoint(stage_dir: StageDir) -> Path | None:
+def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     """The newest checkpoint whose files are what its marker says; the main rank removes others."""
     main_rank = not dist.is_initialized() or dist.get_rank() == 0
     ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -144,7 +145,7 @@ def newest_checkpoint(stage_dir: StageDir) -> Path | None:
     if main_rank:
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
-                _check_ranks(folder, ranks)
+                _check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
@@ -156,13 +157,14 @@ def newest_checkpoint(stage_dir: StageDir) -> Path | None:
     return Path(chosen[0]) if chosen[0] else None
 
 
-def _check_ranks(folder: Path, ranks: int) -> None:
-    saved_by = read_json(folder / MARKER)["world_size"]
-    if saved_by != ranks:
+def _check_split(folder: Path, ranks: int, zero_stage: int) -> None:
+    marker = read_json(folder / MARKER)
+    saved = (marker["world_size"], marker["zero_stage"])
+    if saved != (ranks, zero_stage):
         raise UserError(
-            f"{folder} was saved by {saved_by} ranks and this start has {ranks}: its optimizer "
-            f"state is split over {saved_by}. Go on with {saved_by} ranks, or remove the stage's "
-            "checkpoints folder to start it anew."
+            f"{folder} was saved by {saved[0]} ranks under ZeRO-{saved[1]}, and this start has "
+            f"{ranks} ranks under ZeRO-{zero_stage}: the optimizer state is split otherwise. Go on "
+            "as it was saved, or remove the stage's checkpoints folder to start the stage anew."
         )
 
 

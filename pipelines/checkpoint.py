@@ -147,6 +147,14 @@ def read_model_config(folder: Path, option: str) -> dict[str, Any]:
         raise UserError(f"{option} {folder}/config.json is not a JSON object: {error}") from error
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a model folder can write conversations."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
+
+
 def content_hash(folder: Path, cache: Path | None = None) -> str:
     """SHA-256 over the weights, config and tokenizer of a model folder.
 

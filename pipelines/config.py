@@ -187,10 +187,18 @@ def _check_values(config: Config, where: str) -> None:
             )
     require(0 < config.mid_train.eps < 1, "mid_train.eps must be between 0 and 1")
     _check_rlvr(config.rlvr, require)
+    require(
+        not config.rlvr.enabled or config.rlvr.max_completion_length + 8 < config.context_length,
+        f"rlvr.max_completion_length = {config.rlvr.max_completion_length} leaves no room for a "
+        f"prompt in context_length = {config.context_length}",
+    )
+    require(config.dpo.heldout_pairs >= 1, "dpo.heldout_pairs must be at least 1")
+    require(config.eval.batch_size >= 1, "eval.batch_size must be at least 1")
     require(config.flywheel.iterations >= 0, "flywheel.iterations must not be negative")
 
 
 def _check_rlvr(rlvr: RlvrConfig, require: Any) -> None:
+    require(rlvr.temperature > 0, "rlvr.temperature must be above 0")
     require(rlvr.num_generations >= 2, "rlvr.num_generations must be at least 2")
     require(
         rlvr.global_batch % rlvr.num_generations == 0,

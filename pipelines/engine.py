@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from pipelines.callbacks import CheckpointClock, CheckpointMarker, MetricsWriter
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig
 
+# Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
+PATIENCE = timedelta(days=7)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference of logits between the trained and the reloaded model, by precision. The
 # reloaded one runs the same weights; only the order of sums may differ.
@@ -129,6 +132,7 @@ def training_arguments(
         seed=config.seed,
         report_to=[],
         disable_tqdm=True,
+        ddp_timeout=int(PATIENCE.total_seconds()),
         **extra,
     )
     start_ranks()
@@ -141,7 +145,7 @@ def start_ranks() -> None:
 
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=PATIENCE)
 
 
 def load_model(folder: Path, config: Config, precision: str) -> Any:
@@ -160,7 +164,7 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
     trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
     trainer.add_callback(MetricsWriter(stage_dir))
-    checkpoint = newest_checkpoint(stage_dir)
+    checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
     if is_main_rank():
         print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
     if dist.is_initialized():
@@ -226,7 +230,12 @@ def _reload_difference(
         unset_hf_deepspeed_config()
     attention = trainer.model.config._attn_implementation
     reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[precision], attn_implementation=attention, local_files_only=True
+        folder,
+        dtype=DTYPES[precision],
+        attn_implementation=attention,
+        local_files_only=True,
+        # A model with code of its own was loaded with leave to run it, or it would not be here.
+        trust_remote_code=hasattr(trainer.model.config, "auto_map"),
     ).to(trainer.args.device)
     logits = _logits(reloaded, probe.to(trainer.args.device))
     if hf_config is not None:

@@ -1,5 +1,8 @@
 """The two ways a run can end badly: the user's mistake and a failed stage."""
 
+# Exit code of a worker that met wrong input; DeepSpeed's launcher passes it on.
+WRONG_INPUT_CODE = 78
+
 
 class UserError(ValueError):
     """Wrong input: shown as one paragraph without a traceback, exit code 2.

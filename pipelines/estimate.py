@@ -76,7 +76,8 @@ def num_parameters(model: ModelConfig, vocab_size: int) -> int:
 def base_parameters(config: Config, base: ModelRef | None) -> int:
     """Parameters of the base: read from its weights, else from the shape in the config."""
     if base is not None and base.folder is not None:
-        stored = read_model_config(base.folder, "--base").get("dtype") or "float32"
+        described = read_model_config(base.folder, "--base")
+        stored = described.get("dtype") or described.get("torch_dtype") or "float32"
         size = sum(path.stat().st_size for path in weight_files(base.folder))
         return size // (4 if "32" in stored else 2)
     vocab = config.model.vocab_size
@@ -157,8 +158,9 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
         completions = config.rlvr.steps * config.rlvr.global_batch
         tokens = completions * config.rlvr.max_completion_length
         return tokens, 6 * n * 2 * tokens + 2 * n * tokens * GENERATION_SLOWDOWN, 1.0
-    questions = sum(task.limit or task.source.limit or 2000 for task in config.eval.tasks.values())
-    longest = max((task.max_new_tokens for task in config.eval.tasks.values()), default=0)
+    tasks = [task for task in config.eval.tasks.values() if task.enabled]
+    questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
+    longest = max((task.max_new_tokens for task in tasks), default=0)
     scored = config.eval.bits_per_byte_tokens * len(config.eval.bits_per_byte)
     tokens = questions * longest + scored
     return tokens, 2 * n * (questions * longest * GENERATION_SLOWDOWN + scored), 1.0

@@ -188,6 +188,8 @@ class Nursery:
         # The group of its own keeps a Ctrl-C in the terminal from it.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.nursery"],
+            # select() must see an answer that readline() has not taken.
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

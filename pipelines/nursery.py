@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.process import die_with_parent
 from pipelines.run_dir import StageDir
 from pipelines.stages import MODULES
@@ -47,6 +48,9 @@ def run_worker(request: dict[str, Any]) -> None:
         os.environ.update(request["env"])
         run_job(StageDir(Path(request["stage_dir"])))
         code = 0
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        code = WRONG_INPUT_CODE
     except BaseException:
         traceback.print_exc()
     finally:

@@ -7,7 +7,7 @@ import shutil
 from itertools import product
 from typing import Any
 
-from pipelines.checkpoint import ModelRef, read_model_config
+from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import UserError
@@ -25,6 +25,9 @@ USES: dict[str, Use] = {
     "dpo": "pairs",
     "rlvr": "problems",
 }
+
+
+CHAT_KINDS = ("sft", "dpo", "rlvr")
 
 
 def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
@@ -112,6 +115,11 @@ def _check_models(stage: Stage) -> None:
     for role, given in stage.inputs.items():
         if isinstance(given, ModelRef) and given.folder:
             model_config = read_model_config(given.folder, f"--{role}")
+            if stage.kind in CHAT_KINDS and not has_chat_template(given.folder):
+                raise UserError(
+                    f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
+                    "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
+                )
             longest = model_config.get("max_position_embeddings")
             if longest and stage.config.context_length > longest:
                 raise UserError(

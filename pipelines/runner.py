@@ -13,7 +13,7 @@ from pipelines import launch, ledger
 from pipelines.checkpoint import ModelRef, content_hash
 from pipelines.config import read_yaml, to_dict, write_yaml
 from pipelines.data.tokenizer import check_tokenizers
-from pipelines.errors import Interrupted, StageFailed, UserError
+from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir
@@ -154,6 +154,10 @@ class Runner:
             ledger.append(
                 self.run.ledger, "fail", stage.name, exit_code=returncode, seconds=wall_seconds
             )
+            if returncode == WRONG_INPUT_CODE:
+                lines = tail(stage_dir.log, lines=200).splitlines()
+                said = [line for line in lines if line.startswith("error: ")]
+                raise UserError(f"{stage.name}: {said[-1].removeprefix('error: ')}")
             raise StageFailed(stage.name, str(stage_dir.log), tail(stage_dir.log), returncode)
         result = stage_dir.read_result() | {"wall_seconds": wall_seconds}
         self._write_finish(stage, result, fields)
@@ -205,6 +209,27 @@ def is_offline(stage: Stage) -> bool:
     hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
     hub_tasks = stage.kind == "evaluate" and stage.config.eval.lm_eval_tasks
     return not (hub_data or (hub_tasks and not stage.config.eval.lm_eval_include_path))
+
+
+def write_flywheel_plan(run: RunDir, stages: list[Stage]) -> None:
+    """Write `flywheel.yaml`: the resolved config and every stage with its inputs, for people."""
+    write_yaml(
+        {
+            "config": to_dict(stages[0].config),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "kind": stage.kind,
+                    "inputs": {
+                        role: given if isinstance(given, str) else given.location
+                        for role, given in stage.inputs.items()
+                    },
+                }
+                for stage in stages
+            ],
+        },
+        run.flywheel_plan,
+    )
 
 
 def tail(path: Path, lines: int = 15) -> str:

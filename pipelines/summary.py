@@ -14,7 +14,14 @@ from pipelines.run_dir import RunDir
 # Reported for a stage when its result has them.
 FACTS = {
     "pretrain": ("parameters", "tokens", "tokens_per_second", "loss_last"),
-    "mid_train": ("objective", "tokens", "tokens_per_second", "loss_last", "weight_std"),
+    "mid_train": (
+        "objective",
+        "reference",
+        "tokens",
+        "tokens_per_second",
+        "loss_last",
+        "weight_std",
+    ),
     "sft": ("loss_first", "loss_last", "token_accuracy_first", "token_accuracy_last"),
     "dpo": ("loss_first", "loss_last", "heldout_pairs", "heldout_pair_accuracy"),
     "rlvr": ("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
@@ -122,6 +129,9 @@ def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -
         chance: accuracy of the best constant answer, per family.
     """
     models = {c.title: c for c in columns(results)}
+    wanted = [models.get(title) for title in ("base", "mid-0", "post-0")]
+    if any(column is None or "average" not in column.result for column in wanted):
+        return _step_expectations(results)
     base, mid, post = models["base"], models["mid-0"], models["post-0"]
     mid_average, post_average = mid.result["average"], post.result["average"]
     gain, half = paired_difference(mid.bits(), post.bits())
@@ -167,12 +177,13 @@ def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
     return [
         Expectation(
             "DPO: held-out pair accuracy above 0.5",
-            all(r["heldout_pair_accuracy"] > 0.5 for r in dpo.values()),
+            bool(dpo) and all(r["heldout_pair_accuracy"] > 0.5 for r in dpo.values()),
             listed({n: f"{r['heldout_pair_accuracy']:.2f}" for n, r in dpo.items()}),
         ),
         Expectation(
             "RLVR: mean reward of the last quarter above the first",
-            all(r["reward_last_quarter"] > r["reward_first_quarter"] for r in rlvr.values()),
+            bool(rlvr)
+            and all(r["reward_last_quarter"] > r["reward_first_quarter"] for r in rlvr.values()),
             listed(
                 {
                     n: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}"
@@ -182,12 +193,12 @@ def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
         ),
         Expectation(
             "RLVR: share of groups without reward variance below 0.8",
-            all(r["zero_variance_groups"] < 0.8 for r in rlvr.values()),
+            bool(rlvr) and all(r["zero_variance_groups"] < 0.8 for r in rlvr.values()),
             listed({n: f"{r['zero_variance_groups']:.2f}" for n, r in rlvr.items()}),
         ),
         Expectation(
             "ReMiT: spread of the weights above 0.01 in every round",
-            all(r["weight_std"] > 0.01 for r in remit.values()),
+            bool(remit) and all(r["weight_std"] > 0.01 for r in remit.values()),
             listed({n: f"{r['weight_std']:.3f}" for n, r in remit.items()}),
         ),
     ]

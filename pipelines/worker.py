@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.checkpoint import content_hash
 from pipelines.config import from_dict, read_yaml
+from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
 from pipelines.stages import MODULES, StageJob
@@ -70,7 +71,11 @@ def environment() -> dict[str, Any]:
 
 def main() -> None:
     die_with_parent()
-    run_job(StageDir(Path(sys.argv[1])))
+    try:
+        run_job(StageDir(Path(sys.argv[1])))
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(WRONG_INPUT_CODE)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ def _stage_status(
             words += f", loss {at['loss']}"
         state = "running" if running else "ended without a word"
         return state, time.time() - entry["time"], words
-    return {"fail": "failed", "interrupt": "interrupted"}[entry["event"]], 0.0, str(stage_dir.log)
+    states = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
+    return states[entry["event"]], 0.0, str(stage_dir.log)
 
 
 class View:
@@ -308,7 +309,7 @@ def score_table(columns: list[summary.Column]) -> Table:
     table.add_column("task")
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
-    tasks = [task for task in columns[0].result["tasks"]]
+    tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
     for task in tasks:
         table.add_row(
             task,
@@ -317,23 +318,35 @@ def score_table(columns: list[summary.Column]) -> Table:
         )  # fmt: skip
     if tasks:
         table.add_section()
+        table.add_row("average", *(_average(c) for c in columns))
+    for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
+        found = (c.result["bits_per_byte"].get(domain) for c in columns)
         table.add_row(
-            "average",
-            *(f"{100 * c.result['average']:.1f}+-{100 * c.result['average_half_interval']:.1f}"
-              for c in columns),
-        )  # fmt: skip
-    for domain in columns[0].result["bits_per_byte"]:
-        table.add_row(
-            f"bits/byte {domain}",
-            *(f"{c.result['bits_per_byte'][domain]['bits_per_byte']:.3f}" for c in columns),
+            f"bits/byte {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
         )
-    for task, metrics in columns[0].result.get("lm_eval", {}).items():
-        for metric in (m for m in metrics if "stderr" not in m):
-            table.add_row(
-                f"lm-eval {task} {metric}",
-                *(f"{c.result['lm_eval'][task][metric]:.3f}" for c in columns),
-            )
+    for task, metric in dict.fromkeys(_lm_eval_metrics(columns)):
+        values = (c.result.get("lm_eval", {}).get(task, {}).get(metric) for c in columns)
+        table.add_row(
+            f"lm-eval {task} {metric}", *("-" if v is None else f"{v:.3f}" for v in values)
+        )
     return table
+
+
+def _average(column: summary.Column) -> str:
+    if "average" not in column.result:
+        return "-"
+    mean, half = column.result["average"], column.result["average_half_interval"]
+    return f"{100 * mean:.1f}+-{100 * half:.1f}"
+
+
+def _lm_eval_metrics(columns: list[summary.Column]) -> list[tuple[str, str]]:
+    return [
+        (task, metric)
+        for column in columns
+        for task, metrics in column.result.get("lm_eval", {}).items()
+        for metric in metrics
+        if "stderr" not in metric
+    ]
 
 
 def step_table(results: dict[str, dict[str, Any]]) -> Table:

@@ -16,7 +16,7 @@ from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import estimate
 from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, RunLock
-from pipelines.runner import Observer, Runner, check_unchanged
+from pipelines.runner import Observer, Runner, check_unchanged, write_flywheel_plan
 from remit_cli import render
 
 CHAT_KINDS = ("sft", "dpo", "rlvr")
@@ -132,6 +132,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             command=command,
             observer=Observer(view.started, view.tick, view.finished, view.skipped),
         )
+        if session.command == "flywheel":
+            write_flywheel_plan(run, stages)
         with view:
             results = runner.run_all(stages)
     _show_results(session, results, screen)

@@ -254,9 +254,9 @@ def check_tokenizers(base: Path | None, ref: Path) -> None:
     difference = tokenizers_agree(base, ref) if base else world_agrees(ref)
     if difference:
         raise UserError(
-            f"base {base or '(the built-in world)'} and reference {ref} do not share a tokenizer: {difference}. Token "
-            "weights compare the two models token by token, so the reference must come from the "
-            "same family."
+            f"base {base or '(the built-in world)'} and reference {ref} do not share a tokenizer: "
+            f"{difference}. Token weights compare the two models token by token, so the reference "
+            "must come from the same family."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.errors import UserError
 from pipelines.schema import EvalConfig
@@ -31,10 +32,12 @@ def lm_eval_scores(
         raise UserError(
             "eval.lm_eval_tasks needs lm-evaluation-harness: pip install 'remit-flywheel[eval]'."
         ) from error
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # An object, not a path: from a path the harness joins the ranks, and only this one is here.
     model = HFLM(
-        pretrained=str(model_dir),
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[settings.precision],
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        pretrained=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(model_dir),
         batch_size=settings.batch_size,
         max_length=context_length,
     )

@@ -77,6 +77,8 @@ def adopt(job: StageJob) -> dict[str, Any]:
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
     if resized:
+        # The new rows are drawn: the same base must become the same model.
+        torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     with torch.no_grad():

@@ -70,6 +70,8 @@ def _load(job: StageJob) -> tuple[Any, Any]:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     common = {"trust_remote_code": config.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], **common)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
         job.inputs["model"],
         dtype=DTYPES[config.eval.precision],

@@ -35,6 +35,7 @@ def run(job: StageJob) -> dict[str, Any]:
     engine.train(trainer, job.stage_dir, settings)
     return {
         "objective": "remit" if reference is not None else "ntp",
+        **({"reference": str(job.inputs["ref"])} if reference is not None else {}),
         **engine.engine_facts(trainer),
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.context_length),

@@ -28,7 +28,11 @@ def token_facts(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
     history = trainer.state.log_history
     seconds = [e["train_runtime"] for e in history if "train_runtime" in e]
     facts: dict[str, Any] = {"tokens": num_tokens}
-    if seconds:
+    rates = sorted(line["tokens_per_second"] for line in history if "tokens_per_second" in line)
+    if rates:
+        # The median: train_runtime of a resumed stage is that of its last part alone.
+        facts["tokens_per_second"] = round(rates[len(rates) // 2], 1)
+    elif seconds:
         facts["tokens_per_second"] = round(num_tokens / seconds[-1], 1)
     for key in ("weight_mean", "weight_std", "weight_at_low", "weight_at_high", "d_mean", "d_std"):
         values = [line[key] for line in history if key in line]

@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from pipelines import engine
 from pipelines.data.records import problems
+from pipelines.errors import UserError
 from pipelines.rewards import judge
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
@@ -27,6 +28,8 @@ def run(job: StageJob) -> dict[str, Any]:
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature, beta=settings.beta, epsilon=settings.clip_epsilon,
         use_vllm=settings.use_vllm,
+        # `problems` has drawn them in a seeded order, pass by pass.
+        shuffle_dataset=False,
     )  # fmt: skip
     # Rewards of every step are needed for the first and the last quarter.
     arguments.logging_steps = 1
@@ -61,10 +64,11 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
         for p in drawn
         if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
     ]
-    if not rows:
-        raise ValueError(
-            f"no RL prompt fits: context_length {config.context_length} less "
-            f"rlvr.max_completion_length {settings.max_completion_length} leaves {room} tokens"
+    if len(rows) * settings.num_generations < settings.global_batch:
+        raise UserError(
+            f"only {len(rows)} RL prompts fit, less than one step needs: context_length "
+            f"{config.context_length} less rlvr.max_completion_length "
+            f"{settings.max_completion_length} leaves {room} tokens"
         )
     return Dataset.from_list(rows), len(drawn) - len(rows)
 

@@ -38,10 +38,10 @@ OWNERS: dict[str, tuple[int, int]] = {
 CHANCE: dict[str, float] = {
     "lookup": 1 / 10,
     "modular": 0.1226,
-    "maximum": 0.0542,
+    "maximum": 0.0489,
     "counting": 1 / 7,
-    "sorting": 0.0006,
-    "reversal": 1 / 7 / 15**4,
+    "sorting": 0.0012,
+    "reversal": 1 / 9 / 15**3,
     "boolean": 0.0449,
     "weekday": 1 / 7,
     "brackets": 1 / 27,
