@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -138,10 +139,8 @@ def run_stage(
     port = free_port()
     env = environment(launch, port, offline)
     with signals_raise():
-        process: Launched
-        if nursery is not None:
-            process = nursery.start(stage_dir, env)
-        else:
+        process: Launched | None = nursery.start(stage_dir, env) if nursery is not None else None
+        if process is None:
             process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
         try:
             while process.poll() is None:
@@ -174,7 +173,7 @@ def _spawn(
             env=env,
             start_new_session=True,
             pass_fds=inherited,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
 
@@ -196,11 +195,15 @@ class Nursery:
             env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
             start_new_session=True,
             pass_fds=inherited,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
-    def start(self, stage_dir: StageDir, env: dict[str, str]) -> ForkedWorker:
-        """Fork the worker of a stage; waits for the imports the first time."""
+    def start(self, stage_dir: StageDir, env: dict[str, str]) -> ForkedWorker | None:
+        """Fork the worker of a stage; waits for the imports the first time.
+
+        None where the process has ended, for instance because an import started a thread; why is
+        written to the stage's log, and the stage is to be started directly.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         request = {"stage_dir": str(stage_dir.root), "log": str(stage_dir.log), "env": env}
         try:
@@ -213,8 +216,8 @@ class Nursery:
             self.process.wait()
             self.errors.seek(0)
             with open(stage_dir.log, "ab") as log:
-                log.write(self.errors.read())
-            return ForkedWorker(None, self.process)
+                log.write(self.errors.read() + b"cannot fork this stage: it is started directly\n")
+            return None
         return ForkedWorker(json.loads(answer)["pid"], self.process)
 
     def close(self) -> None:
@@ -225,12 +228,12 @@ class Nursery:
 
 
 class ForkedWorker:
-    """A worker in the nursery; without a pid where the nursery itself failed."""
+    """A worker in the nursery."""
 
-    def __init__(self, pid: int | None, nursery: subprocess.Popen[bytes]) -> None:
-        self.pid = nursery.pid if pid is None else pid
+    def __init__(self, pid: int, nursery: subprocess.Popen[bytes]) -> None:
+        self.pid = pid
         self.nursery = nursery
-        self.returncode: int | None = 1 if pid is None else None
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Exit code once it has ended; negative for a signal."""
