@@ -14,15 +14,15 @@ from typing import Any
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
 from pipelines.data.tokenizer import world_vocab_size
 from pipelines.flywheel import BASE, Stage
-from pipelines.launch import num_ranks
+from pipelines.launch import can_fork, num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
 from pipelines.schema import Config, ModelConfig
 
 # Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
-CPU_FLOPS_PER_CORE = 5e10
+CPU_FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 4e14
-START_SECONDS = {"cpu": 8.0, "gpu": 25.0}
+START_SECONDS = {"forked": 2.0, "cpu": 10.0, "gpu": 25.0}
 # Generation reads all weights for each token: slower than training at equal FLOPs.
 GENERATION_SLOWDOWN = 6.0
 BYTES = {"fp32": 4, "bf16": 2}
@@ -92,7 +92,8 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
     config = stages[0].config
     parameters = base_parameters(config, base)
     rate, source = _rate(stages, run, parameters)
-    start = START_SECONDS["gpu" if num_gpus() else "cpu"]
+    where = "forked" if can_fork(config.launch) else "gpu" if num_gpus() else "cpu"
+    start = START_SECONDS[where]
     found = []
     for stage in stages:
         tokens, flops, slowdown = _work(stage, parameters)
@@ -134,7 +135,7 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
         here = "" if num_gpus() else " (there is none here)"
         return GPU_FLOPS * ranks, f"assumed 400 TFLOP/s for each of {ranks} GPUs{here}"
     cores = num_cores()
-    return CPU_FLOPS_PER_CORE * cores, f"assumed 50 GFLOP/s a core, {cores} cores"
+    return CPU_FLOPS_PER_CORE * cores, f"assumed 25 GFLOP/s a core, {cores} cores"
 
 
 def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
