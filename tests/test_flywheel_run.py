@@ -44,7 +44,8 @@ def test_stage_files(tiny_run: Any, name: str) -> None:
     spec = yaml.safe_load((folder / "config.yaml").read_text())
     assert (spec["stage"], spec["run_dir"]) == (name, str(tiny_run.root))
     result = json.loads((folder / "result.json").read_text())
-    assert result["identity"] == spec["identity"] and result["wall_seconds"] > 0
+    assert result["identity"] == spec["identity"] and result["seconds"] > 0
+    assert entries(tiny_run, "finish")[name]["wall_seconds"] >= result["seconds"]
     assert (folder / "log.txt").is_file()
     assert (folder / "model").is_dir() == (name in GRADIENT)
     leftovers = [p.name for p in folder.iterdir() if p.name.endswith(".tmp") or p.name[0] == "."]
