@@ -249,6 +249,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 def write_yaml(values: dict[str, Any], path: Path) -> None:
     """Write plain values as YAML, atomically."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.fchmod(handle, 0o644)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
         stream.flush()

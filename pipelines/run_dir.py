@@ -94,6 +94,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.fchmod(handle, 0o644)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         json.dump(values, stream, indent=1, allow_nan=False)
         stream.write("\n")

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -305,8 +306,11 @@ class View:
 
 def score_table(columns: list[summary.Column]) -> Table:
     """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
-    table = Table(title="accuracy in percent (average: with 95% interval)")
-    table.add_column("task")
+    # Narrow, so that base and four rounds fit into 80 characters.
+    table = Table(
+        title="accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("task", min_width=10)
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
@@ -318,11 +322,12 @@ def score_table(columns: list[summary.Column]) -> Table:
         )  # fmt: skip
     if tasks:
         table.add_section()
-        table.add_row("average", *(_average(c) for c in columns))
+        table.add_row("average", *(_percent(c, "average") for c in columns))
+        table.add_row("95% +-", *(_percent(c, "average_half_interval") for c in columns))
     for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
         found = (c.result["bits_per_byte"].get(domain) for c in columns)
         table.add_row(
-            f"bits/byte {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
+            f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
         )
     for task, metric in dict.fromkeys(_lm_eval_metrics(columns)):
         values = (c.result.get("lm_eval", {}).get(task, {}).get(metric) for c in columns)
@@ -332,11 +337,8 @@ def score_table(columns: list[summary.Column]) -> Table:
     return table
 
 
-def _average(column: summary.Column) -> str:
-    if "average" not in column.result:
-        return "-"
-    mean, half = column.result["average"], column.result["average_half_interval"]
-    return f"{100 * mean:.1f}+-{100 * half:.1f}"
+def _percent(column: summary.Column, key: str) -> str:
+    return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
 
 
 def _lm_eval_metrics(columns: list[summary.Column]) -> list[tuple[str, str]]:
