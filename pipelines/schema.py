@@ -173,7 +173,9 @@ class EvalConfig:
     batch_size: int = setting(256, "prompts generated together on one rank", result=False)
     tasks: dict[str, TaskConfig] = setting(dict, "tasks of the built-in runner")
     bits_per_byte: dict[str, SourceConfig] = setting(dict, "held-out text per domain")
-    bits_per_byte_tokens: int = setting(50_000, "held-out tokens per domain, at most")
+    bits_per_byte_tokens: int = setting(
+        50_000, "documents are taken to this many tokens, the last whole"
+    )
     lm_eval_tasks: list[str] = setting(list, "lm-evaluation-harness tasks, by name")
     lm_eval_limit: int = setting(0, "questions per lm-eval task; 0: all")
     lm_eval_include_path: str = setting("", "folder of extra lm-eval task YAML files")
