@@ -16,6 +16,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.data.records import Document, documents, problems
+from pipelines.errors import UserError
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import greedy_answers
 from pipelines.evals.intervals import macro_average, wilson
@@ -88,6 +89,12 @@ def _task_scores(
     config = job.config
     source = replace(task.source, limit=task.limit) if task.limit else task.source
     asked = problems({name: source}, config.data_root, QUESTION_ORDER_SEED)
+    for problem in asked:
+        if task.split_by and task.split_by not in problem.record:
+            raise UserError(
+                f"eval.tasks.{name}.split_by = {task.split_by}: a record lacks this field; it has "
+                f"{', '.join(problem.record)}."
+            )
     mine = asked[rank::world]
     answers = greedy_answers(
         model,
