@@ -37,6 +37,13 @@ def holders(run: Path) -> dict[int, str]:
     return found
 
 
+def lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def wait_until(reached: Callable[[], Any], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
@@ -83,20 +90,46 @@ def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
     wait_until(trains, FAR_TOO_LONG, "training did not begin")
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_no_rank_survives_the_kill_of_its_command(start: Start, run: Path, gpus: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "gpus", "processes"),
+    # One rank; DeepSpeed's launcher and its two; the process that forks and its two.
+    [("pretrain-ckpt", 1, 1), ("pretrain-ckpt", 2, 3), ("flywheel", 2, 3)],
+)
+def test_no_rank_survives_the_kill_of_its_command(
+    start: Start, run: Path, command: str, gpus: int, processes: int
+) -> None:
     if len(os.sched_getaffinity(0)) < gpus:
         pytest.skip(f"needs {gpus} cores")
-    process = start(*ARGS, "--gpus", str(gpus))
+    process = start(command, *ARGS[1:], "--gpus", str(gpus))
     wait_for_training(run, process)
     others = holders(run).keys() - {process.pid}
-    # One rank; or DeepSpeed's launcher and its two.
-    assert len(others) >= (1 if gpus == 1 else 3)
+    assert len(others) >= processes
     process.kill()
     process.wait()
+    # A process that ends closes its files some time before it is gone.
+    wait_until(lambda: not any(map(lives, others)), 20, f"still there: {holders(run)}")
+    assert holders(run) == {}
+
+
+def test_a_killed_rank_of_a_flywheel_ends_its_stage_and_the_other_rank(
+    start: Start, remit: Callable[..., Any], run: Path
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    args = ("flywheel", "--iterations", "0", *ARGS[1:], "--gpus", "2")
+    process = start(*args)
+    wait_for_training(run, process)
+    log = str(run / "base" / "log.txt")
+    ranks = [
+        pid for pid in holders(run) if pid != process.pid
+        and Path(f"/proc/{pid}/fd/1").exists() and os.readlink(f"/proc/{pid}/fd/1") == log
+    ]  # fmt: skip
+    assert len(ranks) == 2
+    os.kill(max(ranks), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
     wait_until(lambda: not holders(run), 10, f"still there: {holders(run)}")
-    alive = [pid for pid in others if Path(f"/proc/{pid}").exists()]
-    assert [p for p in alive if "\nState:\tZ" not in Path(f"/proc/{p}/status").read_text()] == []
+    assert events(run) == ["start", "fail"]
+    assert "base failed" in (run.parent / "err.txt").read_text()
 
 
 @pytest.mark.parametrize(
