@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH ?= tested
 STAMP := $(VENV)/installed-with-torch-$(TORCH)
 ARGS ?=
+# Ranks of `make flywheel`: two one-thread ranks train faster than one rank of two threads.
+RANKS ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || [ $$(nproc) -lt 2 ]; then echo 1; else echo 2; fi)
 
 ifeq ($(TORCH),system)
 VENV_OPTIONS := --system-site-packages
@@ -26,12 +28,13 @@ export PREBUILD
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
 	@echo "                TORCH=system keeps the torch of \$$PYTHON; PYTHON=python3.12 picks a Python"
-	@echo "make flywheel   remit flywheel --iterations 3 on the built-in world; ARGS='...' adds options"
+	@echo "make flywheel   remit flywheel --iterations 3 on the built-in world; ARGS='...' adds options,"
+	@echo "                RANKS=1 takes one process, not two"
 	@echo "make test       the tests; ARGS='...' adds pytest options"
 	@echo "make lint       ruff: rules and format"
 	@echo "make types      mypy"
 	@echo "make check      test, lint, types"
-	@echo "make bench      packing and start-up speed on this machine"
+	@echo "make bench      packing, training steps and memory of the loss on this machine"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -63,7 +66,7 @@ prebuild:
 		"stages on CPU will not start."
 
 flywheel: install
-	$(BIN)/remit flywheel --iterations 3 $(ARGS)
+	$(BIN)/remit flywheel --iterations 3 --gpus $(RANKS) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
@@ -79,6 +82,7 @@ check: test lint types
 
 bench: install
 	$(BIN)/python tests/bench_packing.py
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/bench_objectives.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from pipelines.checkpoint import file_sha256
 from pipelines.errors import UserError
@@ -41,7 +48,15 @@ class MetricsWriter(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        self._write(state, {k: v for k, v in (logs or {}).items() if _is_number(v)})
+        numbers = {k: v for k, v in (logs or {}).items() if _is_number(v)}
+        self._write(state, numbers)
+        if not math.isfinite(numbers.get("loss", 0.0)):
+            # The loss is a mean over the ranks, so all of them stop here.
+            raise FloatingPointError(
+                f"the loss is {numbers['loss']} at step {state.global_step}, and nothing after it "
+                "would be of use. A smaller learning rate or a longer warm-up may help, or the "
+                "input model holds values that are not finite. Earlier checkpoints stay."
+            )
 
     def _write(self, state: TrainerState, values: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
@@ -63,6 +78,40 @@ class MetricsWriter(TrainerCallback):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class SnapshotWriter(TrainerCallback):
+    """Keep models along the training, at even steps before the last; every rank takes part.
+
+    Attributes:
+        trainer: to be set before training; it gathers the weights.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, stage_dir: StageDir, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+        self.stage_dir = stage_dir
+        self.tokenizer = tokenizer
+        self.count = count
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for number in range(1, self.count + 1):
+            if state.global_step == round(number * state.max_steps / (self.count + 1)):
+                self._write(number, state.is_world_process_zero)
+
+    def _write(self, number: int, is_main: bool) -> None:
+        folder = self.stage_dir.snapshot(number)
+        temporary = folder.with_name(f"{number}.tmp")
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.trainer.save_model(str(temporary))
+        if is_main:
+            self.tokenizer.save_pretrained(temporary)
+            (temporary / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
 
 
 class CheckpointClock(TrainerCallback):

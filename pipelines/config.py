@@ -6,26 +6,25 @@ The only user of OmegaConf. Everything below receives dataclasses.
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 import os
+import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError
-from pipelines.schema import (
-    Config,
-    MidTrainConfig,
-    PostTrainConfig,
-    PretrainConfig,
-    RlvrConfig,
-    TrainConfig,
-)
+from pipelines.schema import Config
 
+# (key, message) -> raises UserError, naming where the value was given.
+Refuse = Callable[[str, str], NoReturn]
 DEFAULT_CONFIG = "world"
 
 
@@ -82,7 +81,12 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
         raise UserError(f"{path}: key '{error.full_key}': {_first_line(error)}") from error
     assert isinstance(config, Config)
     config.data_root = str(Path(config.data_root).expanduser().resolve())
-    _check_values(config, str(path))
+
+    def refuse(key: str, message: str) -> NoReturn:
+        given = [o for o in overrides or [] if o.partition("=")[0].strip() == key]
+        raise UserError(f"{f'override {given[-1]!r}' if given else path}: {message}")
+
+    _check_values(config, refuse)
     return config
 
 
@@ -112,13 +116,13 @@ def _parse_override(override: str) -> DictConfig:
 
 
 def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
-    missing = sorted(OmegaConf.missing_keys(patch))
-    if missing:
-        raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
-    unknown = _unknown_key(patch, base, where)
-    if unknown:
-        raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
     try:
+        missing = sorted(OmegaConf.missing_keys(patch))
+        if missing:
+            raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
+        unknown = _unknown_key(patch, base, where)
+        if unknown:
+            raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
         merged = OmegaConf.merge(base, patch)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
@@ -151,63 +155,84 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _check_values(config: Config, where: str) -> None:
-    """Bounds that a type cannot say."""
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "low": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "high": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
-    def require(condition: bool, message: str) -> None:
+
+def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
+    """Every number against the bounds that the schema gives it; all must be finite."""
+    for f in fields(section):
+        key, value = f"{prefix}{f.name}", getattr(section, f.name)
+        if is_dataclass(value):
+            _check_bounds(value, f"{key}.", refuse)
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    _check_bounds(entry, f"{key}.{name}.", refuse)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                refuse(key, f"{key} = {value} must be a finite number")
+            for bound, limit in f.metadata["bounds"].items():
+                holds, words = BOUNDS[bound]
+                if limit is not None and not holds(value, limit):
+                    refuse(key, f"{key} = {value} must be {words} {limit}")
+
+
+def _check_values(config: Config, refuse: Refuse) -> None:
+    """What types and bounds of single keys cannot say."""
+
+    def require(condition: bool, key: str, message: str) -> None:
         if not condition:
-            raise UserError(f"{where}: {message}")
+            refuse(key, message)
 
-    require(config.context_length >= 8, "context_length must be at least 8")
+    _check_bounds(config, "", refuse)
+    shape, rlvr = config.model, config.rlvr
+    require(
+        re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
+        f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",
+    )  # fmt: skip
+    require(
+        shape.hidden_size % shape.num_heads == 0, "model.num_heads",
+        f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
+        f"{shape.num_heads}",
+    )  # fmt: skip
+    require(
+        shape.num_heads % shape.num_kv_heads == 0, "model.num_kv_heads",
+        f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
+        f"{shape.num_kv_heads}",
+    )  # fmt: skip
     for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
-        stage: TrainConfig = getattr(config, name)
-        require(0 <= stage.zero_stage <= 3, f"{name}.zero_stage must be 0, 1, 2 or 3")
-        for key in ("global_batch", "micro_batch", "logging_steps", "keep"):
-            require(getattr(stage, key) >= 1, f"{name}.{key} must be at least 1")
-        for key in ("learning_rate", "max_grad_norm"):
-            require(getattr(stage, key) > 0, f"{name}.{key} must be above 0")
-        require(0 <= stage.warmup_ratio < 1, f"{name}.warmup_ratio must be in [0, 1)")
-        if isinstance(stage, (PretrainConfig, MidTrainConfig)):
-            one_step = stage.global_batch * config.context_length
+        for source_name, source in getattr(config, name).sources.items():
+            key = f"{name}.sources.{source_name}.hash_range"
+            found = source.hash_range
             require(
-                stage.tokens >= one_step,
-                f"{name}.tokens = {stage.tokens} is less than one step of "
-                f"{stage.global_batch} x {config.context_length} = {one_step} tokens",
-            )
-        else:
-            assert isinstance(stage, PostTrainConfig)
-            require(stage.steps >= 1, f"{name}.steps must be at least 1")
-        for source_name, source in stage.sources.items():  # type: ignore[attr-defined]
-            key = f"{name}.sources.{source_name}"
-            require(source.weight >= 0, f"{key}.weight must not be negative")
-            require(
-                len(source.hash_range) == 2
-                and 0 <= source.hash_range[0] < source.hash_range[1] <= 1,
-                f"{key}.hash_range must be [from, to] with 0 <= from < to <= 1",
-            )
-    require(0 < config.mid_train.eps < 1, "mid_train.eps must be between 0 and 1")
-    _check_rlvr(config.rlvr, require)
+                len(found) == 2 and 0 <= found[0] < found[1] <= 1, key,
+                f"{key} must be [from, to] with 0 <= from < to <= 1",
+            )  # fmt: skip
+    for name, task in config.eval.tasks.items():
+        key = f"eval.tasks.{name}.base_template"
+        require(
+            "{prompt}" in task.base_template, key,
+            f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the question",
+        )  # fmt: skip
     require(
-        not config.rlvr.enabled or config.rlvr.max_completion_length + 8 < config.context_length,
-        f"rlvr.max_completion_length = {config.rlvr.max_completion_length} leaves no room for a "
-        f"prompt in context_length = {config.context_length}",
-    )
-    require(config.dpo.heldout_pairs >= 1, "dpo.heldout_pairs must be at least 1")
-    require(config.eval.batch_size >= 1, "eval.batch_size must be at least 1")
-    require(config.flywheel.iterations >= 0, "flywheel.iterations must not be negative")
-
-
-def _check_rlvr(rlvr: RlvrConfig, require: Any) -> None:
-    require(rlvr.temperature > 0, "rlvr.temperature must be above 0")
-    require(rlvr.num_generations >= 2, "rlvr.num_generations must be at least 2")
-    require(
-        rlvr.global_batch % rlvr.num_generations == 0,
+        rlvr.global_batch % rlvr.num_generations == 0, "rlvr.global_batch",
         f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
         f"rlvr.num_generations = {rlvr.num_generations}",
-    )
+    )  # fmt: skip
     require(
         not (rlvr.zero_stage == 3 and rlvr.use_vllm is False and rlvr.offload_optimizer),
-        "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+        "rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+    )  # fmt: skip
+    require(
+        not rlvr.enabled or rlvr.max_completion_length + 8 < config.context_length,
+        "rlvr.max_completion_length",
+        f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a prompt in "
+        f"context_length = {config.context_length}",
     )
 
 

@@ -17,7 +17,7 @@ from pipelines.flywheel import BASE, Stage
 from pipelines.launch import can_fork, num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
-from pipelines.schema import Config, ModelConfig
+from pipelines.schema import Config, ModelConfig, pool_factor
 
 # Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
 CPU_FLOPS_PER_CORE = 2.5e10
@@ -125,9 +125,8 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
         if stage.kind in ("pretrain", "mid_train") and stage_dir.is_complete():
             measured: dict[str, Any] = stage_dir.read_result()
             if "tokens_per_second" in measured:
-                per_token = 8 if measured.get("objective") == "remit" else 6
                 return (
-                    measured["tokens_per_second"] * per_token * parameters,
+                    measured["tokens_per_second"] * _training_flops(stage) * parameters,
                     f"measured in {stage.name}",
                 )
     config, ranks = stages[0].config, num_ranks(stages[0].config.launch)
@@ -136,6 +135,22 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
         return GPU_FLOPS * ranks, f"assumed 400 TFLOP/s for each of {ranks} GPUs{here}"
     cores = num_cores()
     return CPU_FLOPS_PER_CORE * cores, f"assumed 25 GFLOP/s a core, {cores} cores"
+
+
+def stage_flops(stage: Stage, parameters: int) -> float:
+    """FLOPs of a stage, by arithmetic: 6 for each parameter and training token, 2 for a forward."""
+    return _work(stage, parameters)[1]
+
+
+def _training_flops(stage: Stage) -> float:
+    """FLOPs for each parameter and token: 6, and 2 for each forward besides."""
+    if stage.kind != "mid_train":
+        return 6.0
+    mid = stage.config.mid_train
+    if mid.objective in ("ntp", "miniplm"):
+        return 6.0
+    forwards = (mid.reference == "inline") + (mid.scope == "step" and mid.objective != "kd")
+    return 6.0 + 2.0 * forwards
 
 
 def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
@@ -147,8 +162,11 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
             return 0, 0.0, 1.0
         return config.pretrain.tokens, 6 * n * config.pretrain.tokens, 1.0
     if stage.kind == "mid_train":
-        per_token = 8 if config.mid_train.objective == "remit" else 6
-        return config.mid_train.tokens, per_token * n * config.mid_train.tokens, 1.0
+        tokens = config.mid_train.tokens
+        return tokens, _training_flops(stage) * n * tokens, 1.0
+    if stage.kind == "score":
+        tokens = config.mid_train.tokens * pool_factor(config.mid_train)
+        return tokens, 2 * n * tokens, 1.0
     if stage.kind == "sft":
         tokens = math.ceil(config.sft.steps * config.sft.global_batch * context * CHAT_FILL)
         return tokens, 6 * n * tokens, 1.0
@@ -170,6 +188,8 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
 def _disk_bytes(stage: Stage, parameters: int) -> int:
     if stage.kind == "evaluate":
         return 1_000_000
+    if stage.kind == "score":
+        return 2 * stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
     config = getattr(stage.config, stage.kind)
     model: int = parameters * BYTES[config.precision]
     if stage.kind == "pretrain" and stage.name == BASE and stage.inputs:

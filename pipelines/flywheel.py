@@ -14,12 +14,20 @@ from typing import Any
 
 from pipelines.checkpoint import ModelRef
 from pipelines.errors import UserError
-from pipelines.schema import Config, EvalConfig, TrainConfig
+from pipelines.schema import (
+    Config,
+    EvalConfig,
+    MidTrainConfig,
+    TrainConfig,
+    uses_score_cache,
+)
 
 BASE = "base"
 BASE_EVAL = "base-eval"
 # Config section of each kind of stage that trains or evaluates on sources.
-SECTION = {"pretrain": "pretrain", "mid_train": "mid_train", "evaluate": "eval"}
+SECTION = {
+    "pretrain": "pretrain", "mid_train": "mid_train", "score": "mid_train", "evaluate": "eval",
+}  # fmt: skip
 POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
 
 
@@ -30,7 +38,8 @@ class Stage:
     Attributes:
         kind: key of `pipelines.stages.MODULES`.
         name: folder below the run directory, and name in the ledger.
-        inputs: by role (base, ref, model) the name of an earlier stage, or a model outside.
+        inputs: by role (base, ref, model) the name of an earlier stage (`name@2`: its second
+            snapshot), or a model outside.
         chat: evaluate only: ask through the chat template.
     """
 
@@ -79,14 +88,15 @@ def with_objective(config: Config, has_ref: bool) -> Config:
     """The config with `mid_train.objective` decided.
 
     Raises:
-        UserError: an objective that needs a reference without one, or `ntp` with one.
+        UserError: an objective that needs a reference without one, `ntp` with one, or switches
+            that do not go together.
     """
     objective = config.mid_train.objective
     if objective == "auto":
         objective = "remit" if has_ref else "ntp"
-    if objective == "remit" and not has_ref:
+    if objective != "ntp" and not has_ref:
         raise UserError(
-            "mid_train.objective=remit weights tokens by a reference: give one with --ref RL_CKPT, "
+            f"mid_train.objective={objective} needs a reference: give one with --ref RL_CKPT, "
             "or set mid_train.objective=ntp."
         )
     if objective == "ntp" and has_ref:
@@ -95,7 +105,22 @@ def with_objective(config: Config, has_ref: bool) -> Config:
             "set mid_train.objective=remit (or auto)."
         )
     decided = dataclasses.replace(config.mid_train, objective=objective)
+    _check_switches(decided)
     return dataclasses.replace(config, mid_train=decided)
+
+
+def _check_switches(mid: MidTrainConfig) -> None:
+    """Settings of an objective that do not go together."""
+    if mid.objective == "remit" and mid.scope == "step" and not mid.detach:
+        raise UserError(
+            "mid_train.scope=step takes its weights from a forward without gradient, so "
+            "mid_train.detach=false cannot be had with it. Set one of the two back."
+        )
+    if mid.objective == "kd" and mid.reference == "cached":
+        raise UserError(
+            "mid_train.objective=kd needs the reference's whole distribution, and the score cache "
+            "keeps one number a token. Set mid_train.reference=inline."
+        )
 
 
 def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
@@ -106,10 +131,31 @@ def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
 
 def plan_mid_train(config: Config, base: ModelRef, ref: ModelRef | None) -> list[Stage]:
     """`mid-train`."""
+    decided = with_objective(config, bool(ref))
+    return mid_stages(decided, _named("mid-train", config), base, ref)
+
+
+def mid_stages(
+    config: Config, name: str, base: str | ModelRef, ref: str | ModelRef | None
+) -> list[Stage]:
+    """A mid-training whose objective is decided, after the score stages that it reads."""
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
+    mid = Stage("mid_train", name, config, inputs)
+    if ref is None or not uses_score_cache(config.mid_train):
+        return [mid]
+    scored = {"score": ref}
+    if config.mid_train.objective == "miniplm":
+        scored = {"score-small": base, "score": ref}
     return [
-        Stage("mid_train", _named("mid-train", config), with_objective(config, bool(ref)), inputs)
-    ]
+        Stage("score", f"{name}-{suffix}", config, {"model": model, "base": base})
+        for suffix, model in scored.items()
+    ] + [mid]
+
+
+def plan_score(config: Config, model: ModelRef, base: ModelRef | None) -> list[Stage]:
+    """`score`: a model's log-probabilities over the mid-training sequences of a base."""
+    inputs: dict[str, str | ModelRef] = {"model": model, **({"base": base} if base else {})}
+    return [Stage("score", _named("score", config), config, inputs)]
 
 
 def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[Stage]:
@@ -158,9 +204,6 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
             "mid_train.objective=ntp: the rounds of a flywheel weight tokens by a reference. "
             "Leave mid_train.objective at auto; round 0 is plain next-token prediction."
         )
-    config = dataclasses.replace(
-        config, mid_train=dataclasses.replace(config.mid_train, objective="auto")
-    )
     stages = plan_base(config, base)
     stages.append(Stage("evaluate", BASE_EVAL, config, {"model": BASE}))
     reference: str | ModelRef | None = ref
@@ -177,14 +220,19 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
 
 def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:
     folder = f"round-{number}"
-    mid_config = with_objective(config, reference is not None)
-    inputs: dict[str, str | ModelRef] = {"base": BASE}
-    if reference is not None:
-        inputs["ref"] = reference
-    mid = Stage("mid_train", f"{folder}/10-mid-train", mid_config, inputs)
+    # Round 0 is the standard pipeline, whatever the objective of the others.
+    objective = "auto" if reference is None else config.mid_train.objective
+    mid_config = with_objective(
+        dataclasses.replace(
+            config, mid_train=dataclasses.replace(config.mid_train, objective=objective)
+        ),
+        reference is not None,
+    )
+    mids = mid_stages(mid_config, f"{folder}/10-mid-train", BASE, reference)
+    mid = mids[-1]
     post = plan_post_train(config, mid.name, folder)
     return [
-        mid,
+        *mids,
         Stage("evaluate", f"{folder}/15-eval", config, {"model": mid.name}),
         *post,
         Stage("evaluate", f"{folder}/50-eval", config, {"model": post[-1].name}, chat=True),

@@ -14,8 +14,12 @@ from pipelines.config import result_fields
 from pipelines.schema import Config
 
 # Raised by hand when the mathematics of a stage changes.
-NUMERICS_VERSION = {"pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 2, "evaluate": 1}
+NUMERICS_VERSION = {
+    "pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 2, "score": 1, "evaluate": 1,
+}  # fmt: skip
 
+# Of the mid-training, what decides the sequences and how they are scored.
+SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
 SHARED_KEYS = ("seed", "trust_remote_code")
 STAGE_KEYS = {
     "pretrain": ("context_length", "document_mask", "model", "tokenizer", "pretrain"),
@@ -23,6 +27,7 @@ STAGE_KEYS = {
     "sft": ("context_length", "sft"),
     "dpo": ("context_length", "dpo"),
     "rlvr": ("context_length", "rlvr"),
+    "score": ("context_length", "document_mask", "mid_train"),
     "evaluate": ("context_length", "document_mask", "eval"),
 }
 
@@ -35,6 +40,9 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     everything = result_fields(config)
     kept = {key: everything[key] for key in SHARED_KEYS + STAGE_KEYS[kind]}
     kept["model.attention"] = config.model.attention
+    if kind == "score":
+        kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
+        kept["pool"] = config.mid_train.objective == "miniplm"
     if kind == "pretrain" and "base" in inputs:
         # An adopted base is not trained: nothing else can change it.
         kept = {key: kept[key] for key in ("tokenizer", "trust_remote_code")}

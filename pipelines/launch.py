@@ -1,8 +1,8 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-One rank on this machine is started directly with the launcher's environment (5 s less), and on CPU
-forked from a process that has imported everything; several ranks go through DeepSpeed's per-node
-launcher; several machines through its runner and a hostfile.
+Several machines go through DeepSpeed's runner and a hostfile, several ranks of one machine through
+its per-node launcher. One rank is started directly, with that launcher's environment (5 s less). On
+CPU, the ranks of a plan's stages are forked from a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -104,14 +104,23 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     if launch.gpus == 1 and not launch.hostfile:
-        env |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
+        env |= rank_environments(launch, port)[0]
+    return env | launch.env
+
+
+def rank_environments(launch: LaunchConfig, port: int) -> list[dict[str, str]]:
+    """What DeepSpeed's per-node launcher tells each rank of this machine."""
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(launch.gpus),
+            "LOCAL_SIZE": str(launch.gpus),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    return env | launch.env
+        for rank in range(launch.gpus)
+    ]
 
 
 def run_stage(
@@ -139,7 +148,9 @@ def run_stage(
     port = free_port()
     env = environment(launch, port, offline)
     with signals_raise():
-        process: Launched | None = nursery.start(stage_dir, env) if nursery is not None else None
+        process: Launched | None = None
+        if nursery is not None:
+            process = nursery.start(stage_dir, env, rank_environments(launch, port))
         if process is None:
             process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
         try:
@@ -198,14 +209,24 @@ class Nursery:
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
-    def start(self, stage_dir: StageDir, env: dict[str, str]) -> ForkedWorker | None:
-        """Fork the worker of a stage; waits for the imports the first time.
+    def start(
+        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
+    ) -> ForkedRanks | None:
+        """Fork the ranks of a stage; waits for the imports the first time.
+
+        Args:
+            env: the environment of every rank.
+            ranks: what each rank has besides.
 
         None where the process has ended, for instance because an import started a thread; why is
         written to the stage's log, and the stage is to be started directly.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
-        request = {"stage_dir": str(stage_dir.root), "log": str(stage_dir.log), "env": env}
+        request = {
+            "stage_dir": str(stage_dir.root),
+            "log": str(stage_dir.log),
+            "environments": [env | rank for rank in ranks],
+        }
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -218,17 +239,17 @@ class Nursery:
             with open(stage_dir.log, "ab") as log:
                 log.write(self.errors.read() + b"cannot fork this stage: it is started directly\n")
             return None
-        return ForkedWorker(json.loads(answer)["pid"], self.process)
+        return ForkedRanks(json.loads(answer)["pid"], self.process)
 
     def close(self) -> None:
-        """End the process; a worker that still runs dies with it."""
+        """End the process; a rank that still runs dies with it."""
         self.process.kill()
         self.process.wait()
         self.errors.close()
 
 
-class ForkedWorker:
-    """A worker in the nursery."""
+class ForkedRanks:
+    """The ranks of one stage in the nursery; `pid` is the first one, which leads their group."""
 
     def __init__(self, pid: int, nursery: subprocess.Popen[bytes]) -> None:
         self.pid = pid
@@ -236,7 +257,7 @@ class ForkedWorker:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Exit code once it has ended; negative for a signal."""
+        """Exit code once all have ended, the first failure's; negative for a signal."""
         assert self.nursery.stdout is not None
         if self.returncode is None and select.select([self.nursery.stdout], [], [], 0)[0]:
             answer = self.nursery.stdout.readline()
@@ -245,8 +266,8 @@ class ForkedWorker:
 
 
 def can_fork(launch: LaunchConfig) -> bool:
-    """Whether stages may be forked: one rank on this machine, no GPU (CUDA does not survive it)."""
-    return launch.gpus == 1 and not launch.hostfile and not num_gpus()
+    """Whether ranks may be forked: all on this machine, and no GPU (CUDA does not survive it)."""
+    return not launch.hostfile and not num_gpus()
 
 
 def _end_group(process: Launched) -> None:

@@ -1,9 +1,9 @@
-"""A process that imports once and forks a worker for each stage of a plan.
+"""A process that imports once and forks the ranks of each stage of a plan.
 
 Importing torch, transformers, TRL and DeepSpeed takes most of a stage's start. On one machine
-without GPUs and with one rank, stages are forked from here instead: each is still a process of its
-own, with its own environment, log and session. Reads one JSON request a line, answers one JSON
-line when the worker runs and one when it ended.
+without GPUs stages are forked from here instead: each rank is still a process of its own, with its
+own environment, and the ranks of a stage share its log and a process group. Reads one JSON request
+a line, answers one JSON line when the ranks run and one when they have ended.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def run_worker(request: dict[str, Any]) -> None:
-    """In the forked child: become the worker of a stage; never returns."""
+def run_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> None:
+    """In the forked child: become one rank of a stage, in the group of `leader`; never returns."""
     code = 1
     try:
         die_with_parent()
-        os.setsid()
+        os.setpgid(0, leader)
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.environ.update(request["env"])
+        os.environ.update(env)
         run_job(StageDir(Path(request["stage_dir"])))
         code = 0
     except UserError as error:
@@ -58,6 +58,37 @@ def run_worker(request: dict[str, Any]) -> None:
         sys.stderr.flush()
         # Not sys.exit: what the parent registered to run at its exit is not this child's.
         os._exit(code)
+
+
+def fork_ranks(request: dict[str, Any]) -> list[int]:
+    """Fork one process for each environment of the request; their ids, the group's leader first."""
+    sys.stdout.flush()
+    ranks: list[int] = []
+    for env in request["environments"]:
+        leader = ranks[0] if ranks else 0
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            run_rank(request, env, leader)
+        # Here too, so that the group is there before the next rank joins it.
+        os.setpgid(child, leader)
+        ranks.append(child)
+    return ranks
+
+
+def wait_for(ranks: list[int]) -> int:
+    """Exit code of the first rank that failed, which ends the others; 0 when all went well."""
+    running, failure = set(ranks), 0
+    while running:
+        child, status = os.waitpid(-1, 0)
+        running.discard(child)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not failure:
+            failure = code
+            # The others would wait for it in a collective until their deadline.
+            if running:
+                os.killpg(ranks[0], signal.SIGKILL)
+    return failure
 
 
 def main() -> None:
@@ -73,15 +104,9 @@ def main() -> None:
     if num_threads() != 1:
         raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
     for line in sys.stdin:
-        request = json.loads(line)
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            run_worker(request)
-        answers.write(json.dumps({"pid": child}) + "\n")
-        _, status = os.waitpid(child, 0)
-        answers.write(json.dumps({"returncode": os.waitstatus_to_exitcode(status)}) + "\n")
+        ranks = fork_ranks(json.loads(line))
+        answers.write(json.dumps({"pid": ranks[0]}) + "\n")
+        answers.write(json.dumps({"returncode": wait_for(ranks)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from itertools import product
@@ -9,18 +10,26 @@ from typing import Any
 
 from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
-from pipelines.data.tokenizer import check_tokenizers
+from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
 from pipelines.errors import UserError
 from pipelines.flywheel import Stage, settings_of, sources_of
 from pipelines.launch import hosts, num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
-from pipelines.schema import Config, LaunchConfig, SourceConfig, TrainConfig
+from pipelines.schema import (
+    Config,
+    LaunchConfig,
+    MidTrainConfig,
+    PretrainConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
 USES: dict[str, Use] = {
     "pretrain": "documents",
     "mid_train": "documents",
+    "score": "documents",
     "sft": "conversations",
     "dpo": "pairs",
     "rlvr": "problems",
@@ -44,7 +53,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
     for stage in stages:
         _check_batches(stage)
         _check_models(stage)
-    _check_reference(stages)
+        _check_packages(stage)
     _check_separation(config, stages)
     facts: dict[str, SourceFacts] = {}
     for stage in stages:
@@ -58,15 +67,24 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             if key not in facts:
                 use = USES.get(stage.kind) or _eval_use(key)
                 cache = run.data / "inspected.json" if run.root.is_dir() else None
-                facts[key] = inspect_source(key, source, config.data_root, use, cache)
+                facts[key] = inspect_source(
+                    key, source, config.data_root, use, cache, needs=_split_field(config, key)
+                )
         for key in sources_of(stage).keys() - sources.keys():
             facts[key] = SourceFacts([], 0, "weight 0", 0)
     check_unchanged(stages, run)
+    _check_reference(stages, run)
     return facts
 
 
 def _needs_sources(stage: Stage) -> bool:
     return stage.kind != "evaluate" and not (stage.kind == "pretrain" and "base" in stage.inputs)
+
+
+def _split_field(config: Config, key: str) -> str:
+    """The record field by which an eval task is split into families."""
+    task = config.eval.tasks.get(key.removeprefix("eval.tasks."))
+    return task.split_by if task is not None else ""
 
 
 def _eval_use(key: str) -> Use:
@@ -102,13 +120,40 @@ def compiler() -> str | None:
 def _check_batches(stage: Stage) -> None:
     settings = settings_of(stage)
     ranks = num_ranks(stage.config.launch)
-    if not isinstance(settings, TrainConfig) or (stage.kind == "pretrain" and stage.inputs):
+    adopts = stage.kind == "pretrain" and stage.inputs
+    if not isinstance(settings, TrainConfig) or adopts:
+        return
+    if isinstance(settings, (PretrainConfig, MidTrainConfig)):
+        one_step = settings.global_batch * stage.config.context_length
+        if settings.tokens < one_step:
+            section = "pretrain" if stage.kind == "pretrain" else "mid_train"
+            raise UserError(
+                f"{section}.tokens = {settings.tokens} is less than one step of "
+                f"{settings.global_batch} x {stage.config.context_length} = {one_step} tokens "
+                f"({section}.global_batch sequences of context_length)."
+            )
+    if stage.kind == "score":
         return
     if settings.global_batch % ranks:
         raise UserError(
             f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
             f"ranks. Choose a multiple of {ranks}, or another --gpus."
         )
+
+
+def _check_packages(stage: Stage) -> None:
+    """Optional packages that a setting needs."""
+    needed = {
+        "vllm": stage.kind == "rlvr" and stage.config.rlvr.use_vllm and "rlvr.use_vllm=true",
+        "flash_attn": stage.config.model.attention == "flash_attention_2"
+        and "model.attention=flash_attention_2",
+        "lm_eval": stage.kind == "evaluate"
+        and bool(stage.config.eval.lm_eval_tasks)
+        and "eval.lm_eval_tasks",
+    }
+    for package, why in needed.items():
+        if why and importlib.util.find_spec(package) is None:
+            raise UserError(f"{why} needs the package {package}, which is not installed here.")
 
 
 def _check_models(stage: Stage) -> None:
@@ -120,6 +165,7 @@ def _check_models(stage: Stage) -> None:
                     f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
                     "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
                 )
+            _check_embeddings(given, model_config)
             longest = model_config.get("max_position_embeddings")
             if longest and stage.config.context_length > longest:
                 raise UserError(
@@ -127,22 +173,37 @@ def _check_models(stage: Stage) -> None:
                     f"{longest} positions of the model in {given.folder}. "
                     f"Set context_length={longest} or less."
                 )
-    base, ref = stage.inputs.get("base"), stage.inputs.get("ref")
+    base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
         check_tokenizers(base.folder, ref.folder)
 
 
-def _check_reference(stages: list[Stage]) -> None:
+def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:
+    """A row of the embedding for every token of the tokenizer."""
+    assert model.folder is not None
+    rows = model_config.get("vocab_size")
+    tokens = num_tokens(model.folder)
+    if isinstance(rows, int) and tokens > rows:
+        raise UserError(
+            f"{model.folder}: its tokenizer has {tokens} tokens and its model {rows} (vocab_size "
+            "of config.json). They do not belong together."
+        )
+
+
+def _check_reference(stages: list[Stage], run: RunDir) -> None:
     """A reference from outside against the base of the flywheel, before the base is made."""
     first = stages[0]
     adopted = first.inputs.get("base")
+    made = run.stage(first.name)
     for ref in (stage.inputs.get("ref") for stage in stages):
         if first.kind != "pretrain" or not isinstance(ref, ModelRef) or not ref.folder:
             continue
         if isinstance(adopted, ModelRef) and adopted.folder:
             check_tokenizers(adopted.folder, ref.folder)
-        elif not adopted and first.config.tokenizer.kind == "world":
-            check_tokenizers(None, ref.folder)
+        elif made.is_complete():
+            check_tokenizers(made.model, ref.folder)
+        else:
+            check_made_tokenizer(first.config, ref.folder)
 
 
 def _check_separation(config: Config, stages: list[Stage]) -> None:

@@ -37,6 +37,10 @@ class RunDir:
         return self.root / "data"
 
     @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @property
     def flywheel_plan(self) -> Path:
         return self.root / "flywheel.yaml"
 
@@ -71,6 +75,10 @@ class StageDir:
     def model(self) -> Path:
         return self.root / "model"
 
+    def snapshot(self, number: int) -> Path:
+        """A model kept along the training, numbered from 1."""
+        return self.root / "snapshots" / str(number)
+
     @property
     def result(self) -> Path:
         """Written last: the stage is complete if and only if this file exists."""
@@ -91,13 +99,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.fchmod(handle, 0o644)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=1, allow_nan=False)
-        stream.write("\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)

@@ -109,7 +109,7 @@ class Runner:
             old = read_yaml(stage_dir.config)["identity_fields"]
             if old != fields:
                 raise refusal(stage_dir, old, fields)
-            if stage_dir.is_complete():
+            if stage_dir.is_complete() and has_scores(stage_dir.read_result()):
                 result = stage_dir.read_result()
                 self._recover_finish(stage, result, fields)
                 ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
@@ -178,7 +178,11 @@ class Runner:
 
     def _input(self, given: str | ModelRef) -> dict[str, str]:
         if isinstance(given, str):
-            made = self.run.stage(given)
+            name, _, snapshot = given.partition("@")
+            made = self.run.stage(name)
+            if snapshot:
+                kept = made.snapshot(int(snapshot))
+                return {"path": str(kept), "sha256": content_hash(kept)}
             return {"path": str(made.model), "sha256": made.read_result()["model_sha256"]}
         assert given.folder is not None, "hub models are fetched before the first stage starts"
         cache = self.run.root / "data" / "hashes.json"
@@ -202,6 +206,11 @@ class Runner:
             "identity_fields": fields,
             "config": to_dict(stage.config),
         }
+
+
+def has_scores(result: dict[str, Any]) -> bool:
+    """Whether the scores that a score stage made are still there and whole; true for others."""
+    return "scores" not in result or (Path(result["scores"]) / "complete.json").is_file()
 
 
 def is_offline(stage: Stage) -> bool:

@@ -10,9 +10,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def setting(default: Any, help: str, *, result: bool = True) -> Any:
-    """Declare a config field. `result=False` keeps it out of the identity of a stage."""
-    metadata = {"help": help, "result": result}
+def setting(
+    default: Any,
+    help: str,
+    *,
+    result: bool = True,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a config field.
+
+    Args:
+        result: False keeps it out of the identity of a stage.
+        low, high: the least and the largest value allowed.
+        above, below: bounds that are not reached.
+    """
+    bounds = {"low": low, "above": above, "high": high, "below": below}
+    metadata = {"help": help, "result": result, "bounds": bounds}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     if isinstance(default, type):
@@ -31,8 +47,10 @@ class SourceConfig:
     stream: str = setting("", "kind world: which stream of the world")
     subset: str = setting("", "kind hub: configuration name")
     split: str = setting("train", "kind hub: split")
-    weight: float = setting(1.0, "share of the mixture; 0 leaves the source out")
-    limit: int = setting(0, "use at most this many records; 0: all (world: what the stage needs)")
+    weight: float = setting(1.0, "share of the mixture; 0 leaves the source out", low=0)
+    limit: int = setting(
+        0, "use at most this many records; 0: all (world: what the stage needs)", low=0
+    )
     where: dict[str, str] = setting(dict, "keep records whose fields equal these values")
     hash_range: list[float] = setting(
         [0.0, 1.0], "keep records whose prompt hashes into [from, to); separates SFT from RL"
@@ -58,14 +76,14 @@ class ModelConfig:
     """Shape of a model trained from scratch; for an adopted base, what `plan` estimates with."""
 
     model_type: str = setting("llama", "transformers model type (AutoConfig.for_model)")
-    vocab_size: int = setting(0, "0: the tokenizer's size")
-    hidden_size: int = setting(96, "width of the residual stream")
-    intermediate_size: int = setting(288, "width of the feed-forward layers")
-    num_layers: int = setting(4, "number of blocks")
-    num_heads: int = setting(4, "query heads")
-    num_kv_heads: int = setting(4, "key and value heads")
+    vocab_size: int = setting(0, "0: the tokenizer's size", low=0)
+    hidden_size: int = setting(96, "width of the residual stream", low=1)
+    intermediate_size: int = setting(288, "width of the feed-forward layers", low=1)
+    num_layers: int = setting(4, "number of blocks", low=1)
+    num_heads: int = setting(4, "query heads", low=1)
+    num_kv_heads: int = setting(4, "key and value heads", low=1)
     tie_embeddings: bool = setting(True, "share the input embedding with the output head")
-    rope_theta: float = setting(10000.0, "base of the rotary position embedding")
+    rope_theta: float = setting(10000.0, "base of the rotary position embedding", above=0)
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "attention backend, the same for learner and reference"
     )
@@ -74,8 +92,10 @@ class ModelConfig:
 @dataclass
 class TokenizerConfig:
     kind: Literal["world", "bpe"] = setting("world", "characters of the world, or byte-level BPE")
-    vocab_size: int = setting(4096, "kind bpe: number of tokens")
-    train_characters: int = setting(20_000_000, "kind bpe: characters of pre-training text used")
+    vocab_size: int = setting(4096, "kind bpe: number of tokens", low=1)
+    train_characters: int = setting(
+        20_000_000, "kind bpe: characters of pre-training text used", low=1
+    )
     chat_template: str = setting("", "Jinja template for a base without one; empty: the default")
 
 
@@ -84,37 +104,75 @@ class TrainConfig:
     """What every gradient stage has."""
 
     precision: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
-    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False)
+    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
     offload_optimizer: bool = setting(False, "ZeRO: optimizer state in CPU memory", result=False)
     gradient_checkpointing: bool = setting(False, "recompute activations", result=False)
-    global_batch: int = setting(32, "sequences per optimizer step, over all ranks")
-    micro_batch: int = setting(32, "sequences per forward on one rank (at most)", result=False)
-    learning_rate: float = setting(1e-3, "peak learning rate")
-    weight_decay: float = setting(0.1, "AdamW (OLMo-2 stage 2: 0.1)")
-    adam_beta1: float = setting(0.9, "AdamW (OLMo-2 stage 2: 0.9)")
-    adam_beta2: float = setting(0.95, "AdamW (OLMo-2 stage 2: 0.95)")
-    max_grad_norm: float = setting(1.0, "gradient clipping (OLMo-2 stage 2: 1.0)")
-    warmup_ratio: float = setting(0.01, "share of the steps with rising learning rate")
-    logging_steps: int = setting(10, "steps between two lines of metrics.jsonl", result=False)
-    save_every_steps: int = setting(0, "steps between two checkpoints; 0: by time", result=False)
-    save_every_seconds: float = setting(900.0, "seconds between checkpoints; 0: none", result=False)
-    keep: int = setting(1, "complete checkpoints kept", result=False)
+    global_batch: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
+    micro_batch: int = setting(
+        32, "sequences per forward on one rank (at most)", result=False, low=1
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0)
+    weight_decay: float = setting(0.1, "AdamW (OLMo-2 stage 2: 0.1)", low=0)
+    adam_beta1: float = setting(0.9, "AdamW (OLMo-2 stage 2: 0.9)", low=0, below=1)
+    adam_beta2: float = setting(0.95, "AdamW (OLMo-2 stage 2: 0.95)", low=0, below=1)
+    max_grad_norm: float = setting(1.0, "gradient clipping (OLMo-2 stage 2: 1.0)", above=0)
+    warmup_ratio: float = setting(
+        0.01, "share of the steps with rising learning rate", low=0, below=1
+    )
+    logging_steps: int = setting(
+        10, "steps between two lines of metrics.jsonl", result=False, low=1
+    )
+    save_every_steps: int = setting(
+        0, "steps between two checkpoints; 0: by time", result=False, low=0
+    )
+    save_every_seconds: float = setting(
+        900.0, "seconds between checkpoints; 0: none", result=False, low=0
+    )
+    keep: int = setting(1, "complete checkpoints kept", result=False, low=1)
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
-    tokens: int = setting(1_000_000, "training tokens")
+    tokens: int = setting(1_000_000, "training tokens", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "pre-training mixture")
 
 
 @dataclass
 class MidTrainConfig(TrainConfig):
-    tokens: int = setting(1_900_000, "training tokens")
+    tokens: int = setting(1_900_000, "training tokens", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "mid-training mixture")
-    objective: Literal["auto", "ntp", "remit"] = setting(
+    objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
         "auto", "auto: remit with a reference, ntp without"
     )
-    eps: float = setting(0.2, "ReMiT: weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)")
+    eps: float = setting(
+        0.2, "ReMiT: weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
+    )
+    center: Literal["none", "sequence", "document", "batch"] = setting(
+        "sequence", "ReMiT: over what the mean of d is taken and subtracted (paper, eq. 4)"
+    )
+    map: Literal["sigmoid", "identity", "tanh"] = setting(
+        "sigmoid", "ReMiT: 2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)"
+    )
+    standardize: bool = setting(False, "ReMiT: divide c by the spread of d")
+    detach: bool = setting(True, "ReMiT: no gradient through the weights")
+    divisor: Literal["targets", "weights"] = setting(
+        "targets", "ReMiT: the loss is divided by the number of targets, or by the sum of weights"
+    )
+    scope: Literal["micro_batch", "step"] = setting(
+        "micro_batch",
+        "what center=batch, divisor=weights and RHO-1's ranking see: one rank's micro-batch, or "
+        "exactly the whole step, by one more forward",
+    )
+    rho1_keep: float = setting(
+        0.6, "RHO-1: share of the targets that is trained on", above=0, high=1
+    )
+    kd_alpha: float = setting(0.5, "KD: share of the KL term", low=0, high=1)
+    snapshots: int = setting(
+        0, "models kept along the annealing, at even steps before the last", low=0
+    )
+    reference: Literal["inline", "cached"] = setting(
+        "inline", "reference's forward beside the learner's, or its scores kept by a score stage"
+    )
 
 
 @dataclass
@@ -122,10 +180,10 @@ class PostTrainConfig(TrainConfig):
     """What SFT, DPO and RLVR have in common."""
 
     enabled: bool = setting(True, "run this step of post-training")
-    steps: int = setting(200, "optimizer steps")
+    steps: int = setting(200, "optimizer steps", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "where its records come from")
-    weight_decay: float = setting(0.0, "AdamW")
-    adam_beta2: float = setting(0.999, "AdamW")
+    weight_decay: float = setting(0.0, "AdamW", low=0)
+    adam_beta2: float = setting(0.999, "AdamW", low=0, below=1)
 
 
 @dataclass
@@ -135,23 +193,37 @@ class SftConfig(PostTrainConfig):
 
 @dataclass
 class DpoConfig(PostTrainConfig):
-    beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)")
-    heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy")
+    beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
+    heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
 
 
 @dataclass
 class RlvrConfig(PostTrainConfig):
     """GRPO with verifiable rewards. `global_batch` counts completions."""
 
-    num_generations: int = setting(8, "completions per prompt, the group of GRPO")
-    max_completion_length: int = setting(64, "new tokens per completion")
-    temperature: float = setting(1.0, "sampling temperature of the rollouts")
-    beta: float = setting(0.0, "weight of the KL term to the starting policy")
-    clip_epsilon: float = setting(0.2, "PPO clip range")
+    num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
+    max_completion_length: int = setting(64, "new tokens per completion", low=1)
+    temperature: float = setting(1.0, "sampling temperature of the rollouts", above=0)
+    beta: float = setting(0.0, "weight of the KL term to the starting policy", low=0)
+    clip_epsilon: float = setting(0.2, "PPO clip range", above=0)
     max_zero_variance: float = setting(
-        0.9, "above this share of groups without reward variance the stage ends as 'no signal'"
+        0.9,
+        "above this share of groups without reward variance the stage ends as 'no signal'",
+        low=0,
+        high=1,
     )
     use_vllm: bool = setting(False, "rollouts by vLLM (GPU, optional extra)", result=False)
+
+
+@dataclass
+class ScoreConfig:
+    batch_size: int = setting(64, "sequences per forward on one rank", result=False, low=1)
+    shard_sequences: int = setting(
+        1024,
+        "sequences in one file of the score cache; a scoring resumes at a file",
+        result=False,
+        low=1,
+    )
 
 
 @dataclass
@@ -160,8 +232,8 @@ class TaskConfig:
 
     enabled: bool = setting(True, "ask this task")
     source: SourceConfig = setting(SourceConfig, "records with prompt and answer")
-    limit: int = setting(0, "questions used; 0: all")
-    max_new_tokens: int = setting(64, "answer length")
+    limit: int = setting(0, "questions used; 0: all", low=0)
+    max_new_tokens: int = setting(64, "answer length", low=1)
     split_by: str = setting("", "record field that splits the task into families")
     base_template: str = setting("{prompt}\n", "prompt of a model without chat, as plain text")
     stop: str = setting("\n", "text that ends an answer of a model without chat; empty: EOS only")
@@ -170,24 +242,41 @@ class TaskConfig:
 @dataclass
 class EvalConfig:
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the weights")
-    batch_size: int = setting(256, "prompts generated together on one rank", result=False)
+    batch_size: int = setting(256, "prompts generated together on one rank", result=False, low=1)
     tasks: dict[str, TaskConfig] = setting(dict, "tasks of the built-in runner")
     bits_per_byte: dict[str, SourceConfig] = setting(dict, "held-out text per domain")
     bits_per_byte_tokens: int = setting(
-        50_000, "documents are taken to this many tokens, the last whole"
+        50_000, "documents are taken to this many tokens, the last whole", low=1
     )
     lm_eval_tasks: list[str] = setting(list, "lm-evaluation-harness tasks, by name")
-    lm_eval_limit: int = setting(0, "questions per lm-eval task; 0: all")
+    lm_eval_limit: int = setting(0, "questions per lm-eval task; 0: all", low=0)
     lm_eval_include_path: str = setting("", "folder of extra lm-eval task YAML files")
 
 
 @dataclass
 class FlywheelConfig:
-    iterations: int = setting(3, "rounds after round 0", result=False)
+    iterations: int = setting(3, "rounds after round 0", result=False, low=0)
     expectations: bool = setting(
         False, "check at the end what the built-in world is calibrated to show", result=False
     )
     baseline: bool = setting(True, "run round 0 even when --ref gives the first reference")
+
+
+@dataclass
+class CompareConfig:
+    objectives: list[str] = setting(
+        ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
+        "arms, of ntp, kd, miniplm, rho1, sft, remit",
+        result=False,
+    )
+    seeds: int = setting(3, "runs of each arm, with seeds from `seed` on", result=False, low=1)
+    sft_ref: str = setting(
+        "", "CKPT of arm sft; empty: the SFT stage beside the reference", result=False
+    )
+    points: int = setting(
+        0, "evaluations along the annealing of each arm, before the last", result=False, low=0
+    )
+    post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
 
 
 @dataclass
@@ -210,13 +299,13 @@ class Config:
     """A whole recipe. One file of `configs/` fills it; `key=value` overrides on top."""
 
     name: str = setting("", "names the default run directory; empty: the file's name", result=False)
-    seed: int = setting(0, "data order, initial weights and sampling")
+    seed: int = setting(0, "data order, initial weights and sampling", low=0, high=2**32 - 1)
     data_root: str = setting("${oc.env:REMIT_DATA,.}", "data paths start here", result=False)
     base: str = setting(
         "", "checkpoint to adopt instead of training from scratch (= --base)", result=False
     )
     trust_remote_code: bool = setting(False, "allow model code from CKPT folders to run")
-    context_length: int = setting(128, "tokens per packed training sequence")
+    context_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
     model: ModelConfig = setting(ModelConfig, "model shape")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
@@ -225,7 +314,19 @@ class Config:
     sft: SftConfig = setting(SftConfig, "post-train, step 1")
     dpo: DpoConfig = setting(DpoConfig, "post-train, step 2")
     rlvr: RlvrConfig = setting(RlvrConfig, "post-train, step 3, and rl-tune")
+    score: ScoreConfig = setting(ScoreConfig, "stage score")
     eval: EvalConfig = setting(EvalConfig, "stage eval")
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
+    compare: CompareConfig = setting(CompareConfig, "command compare")
     launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
+
+
+def uses_score_cache(mid: MidTrainConfig) -> bool:
+    """Whether a mid-training reads scores that a score stage made."""
+    return mid.objective == "miniplm" or (mid.objective != "ntp" and mid.reference == "cached")
+
+
+def pool_factor(mid: MidTrainConfig) -> int:
+    """Sequences looked at for one that is trained on: MiniPLM keeps half of its pool."""
+    return 2 if mid.objective == "miniplm" else 1

@@ -30,6 +30,7 @@ def read_job(stage_dir: StageDir) -> StageJob:
         name=spec["stage"],
         config=from_dict(spec["config"]),
         inputs={role: Path(given["path"]) for role, given in spec["inputs"].items()},
+        hashes={role: given["sha256"] for role, given in spec["inputs"].items()},
         data_sha256=spec["data_sha256"],
         chat=spec["chat"],
         stage_dir=stage_dir,

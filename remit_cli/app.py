@@ -116,6 +116,25 @@ def post_train(
     _execute("post-train", given, lambda s: s.plan_post_train(base))
 
 
+@app.command("score", rich_help_panel=STAGES)
+def score(
+    model: options.ScoredModel,
+    base: options.TokenizerBase = None,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Keep a model's log-probabilities of the mid-training text, for mid_train.reference=cached.
+
+    Example: remit score --model runs/mine/rl-tune --base runs/mine/base --run-dir runs/mine
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("score", given, lambda s: s.plan_score(model, base))
+
+
 @app.command("eval", rich_help_panel=STAGES)
 def evaluate(
     model: options.Model,
@@ -159,6 +178,25 @@ def flywheel(
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
     _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref))
+
+
+@app.command("compare", rich_help_panel=LOOP)
+def compare(
+    base: options.Base,
+    ref: options.Ref,
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Mid-train one base with every objective and several seeds; a table of all.
+
+    Example: remit compare --base runs/w/base --ref runs/w/round-0/40-rlvr compare.seeds=3
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("compare", given, lambda s: s.plan_compare(base, ref))
 
 
 @app.command("plan", rich_help_panel=LOOP)

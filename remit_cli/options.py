@@ -33,7 +33,13 @@ OptionalBase = Annotated[
 OptionalRef = Annotated[
     str | None, typer.Option("--ref", help="CKPT of the RL-tuned model that weights the tokens.")
 ]
+Ref = Annotated[str, typer.Option("--ref", help="CKPT of the RL-tuned model: the reference.")]
 Model = Annotated[str, typer.Option("--model", help="CKPT to evaluate.")]
+ScoredModel = Annotated[str, typer.Option("--model", help="CKPT whose log-probabilities to keep.")]
+TokenizerBase = Annotated[
+    str | None,
+    typer.Option("--base", help="CKPT whose tokenizer packs the text. Default: the model's own."),
+]
 Iterations = Annotated[
     int | None, typer.Option("--iterations", help="Rounds after round 0. Default: the recipe's, 3.")
 ]

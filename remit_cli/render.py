@@ -10,10 +10,10 @@ import json
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -22,11 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import ledger, summary
+from pipelines.comparison import Comparison, Row, curves
 from pipelines.errors import StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
+from remit_cli.tables import comparison_table, cost_table, curve_table, score_table, task_table
 
 MARKS = {
     "done": "[green]done[/]",
@@ -70,13 +72,19 @@ def headline(result: dict[str, Any]) -> str:
         silent = result["zero_variance_groups"]
         note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
         return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
+    if kind == "score":
+        rate = result.get("tokens_per_second")
+        words = f"{quantity(result['tokens'])} tokens in {result['shards']} shards"
+        return f"{words}, {quantity(rate)} tokens/s" if rate else f"{words}, all there"
     if "adopted" in result:
         return f"adopted {result['adopted']}, {quantity(result['parameters'])} parameters"
     words = f"loss {result['loss_first']:.3f} to {result['loss_last']:.3f}"
     if "tokens_per_second" in result:
         words += f", {quantity(result['tokens_per_second'])} tokens/s"
+    if result.get("objective", "ntp") != "ntp":
+        words = f"{result['objective']}, {words}"
     if "weight_std" in result:
-        words = f"{result['objective']}, {words}, weights 1 +- {result['weight_std']:.3f}"
+        words += f", weights {result['weight_mean']:.2f} +- {result['weight_std']:.3f}"
     return words
 
 
@@ -135,6 +143,20 @@ class Screen:
             self.console.print(f"  {mark} {check.text}: {check.measured}")
         self.console.print(f"run directory: {escape(str(run.root))}")
         self._emit(values)
+
+    def comparison(self, tables: list[Comparison], rows: list[Row], run: RunDir) -> None:
+        for table in tables:
+            self.console.print(comparison_table(table))
+        drawn = curves(rows)
+        if drawn:
+            self.console.print(curve_table(drawn))
+        self.console.print(cost_table(rows))
+        self.console.print(f"rows: {escape(str(run.root / 'compare' / 'rows.jsonl'))}")
+        self._emit({
+            "status": "done", "command": "compare", "run_dir": str(run.root),
+            "tables": [asdict(table) for table in tables],
+            "curves": [asdict(curve) for curve in drawn], "rows": [asdict(row) for row in rows],
+        })  # fmt: skip
 
     def plan(self, predicted: Estimate, run: RunDir) -> None:
         table = Table(title=f"plan, {quantity(predicted.parameters)} parameters")
@@ -304,53 +326,6 @@ class View:
         return Group(table, bar)
 
 
-def score_table(columns: list[summary.Column]) -> Table:
-    """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
-    # Narrow, so that base and four rounds fit into 80 characters.
-    table = Table(
-        title="accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("task", min_width=10)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
-    for task in tasks:
-        table.add_row(
-            task,
-            *(f"{100 * c.accuracy(task):.1f}" if task in c.result["tasks"] else "-"
-              for c in columns),
-        )  # fmt: skip
-    if tasks:
-        table.add_section()
-        table.add_row("average", *(_percent(c, "average") for c in columns))
-        table.add_row("95% +-", *(_percent(c, "average_half_interval") for c in columns))
-    for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
-        found = (c.result["bits_per_byte"].get(domain) for c in columns)
-        table.add_row(
-            f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
-        )
-    for task, metric in dict.fromkeys(_lm_eval_metrics(columns)):
-        values = (c.result.get("lm_eval", {}).get(task, {}).get(metric) for c in columns)
-        table.add_row(
-            f"lm-eval {task} {metric}", *("-" if v is None else f"{v:.3f}" for v in values)
-        )
-    return table
-
-
-def _percent(column: summary.Column, key: str) -> str:
-    return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
-
-
-def _lm_eval_metrics(columns: list[summary.Column]) -> list[tuple[str, str]]:
-    return [
-        (task, metric)
-        for column in columns
-        for task, metrics in column.result.get("lm_eval", {}).items()
-        for metric in metrics
-        if "stderr" not in metric
-    ]
-
-
 def step_table(results: dict[str, dict[str, Any]]) -> Table:
     """The gradient stages, each reported alone."""
     table = Table(title="stages, each alone")
@@ -360,26 +335,4 @@ def step_table(results: dict[str, dict[str, Any]]) -> Table:
         if result["kind"] != "evaluate":
             seconds = result.get("wall_seconds", result["seconds"])
             table.add_row(name, duration(seconds), escape(headline(result)))
-    return table
-
-
-def task_table(column: summary.Column) -> Table:
-    """One model: accuracy with interval per task."""
-    table = Table(title=column.stage)
-    for heading in ("task", "accuracy", "95% interval", "questions"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
-    for task, score in column.result["tasks"].items():
-        low, high = score["interval"]
-        table.add_row(
-            task, f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(score["questions"])
-        )
-    if "average" in column.result:
-        half = column.result["average_half_interval"]
-        table.add_section()
-        table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
-    for domain, value in column.result["bits_per_byte"].items():
-        table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
-    for task, metrics in column.result.get("lm_eval", {}).items():
-        for metric, value in metrics.items():
-            table.add_row(f"lm-eval {task}", f"{value:.4f}", metric, "")
     return table

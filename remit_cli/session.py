@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoint, flywheel, preflight, summary
+from pipelines import checkpoint, comparison, flywheel, preflight, summary
 from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import estimate
@@ -73,6 +73,18 @@ class Session:
         found = checkpoint.find_checkpoint(base, "--base")
         return flywheel.plan_post_train_command(self.config, found)
 
+    def plan_score(self, model: str, base: str | None) -> list[Stage]:
+        found = checkpoint.find_checkpoint(model, "--model")
+        return flywheel.plan_score(
+            self.config, found, None if base is None else checkpoint.find_checkpoint(base, "--base")
+        )
+
+    def plan_compare(self, base: str, ref: str) -> list[Stage]:
+        self.compared = checkpoint.find_checkpoint(base, "--base")
+        return comparison.plan_compare(
+            self.config, self.compared, checkpoint.find_checkpoint(ref, "--ref")
+        )
+
     def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
         found = checkpoint.find_checkpoint(model, "--model")
         if chat is None:
@@ -132,11 +144,17 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             command=command,
             observer=Observer(view.started, view.tick, view.finished, view.skipped),
         )
-        if session.command == "flywheel":
+        if session.command in ("flywheel", "compare"):
             write_flywheel_plan(run, stages)
         with view:
             results = runner.run_all(stages)
-    _show_results(session, results, screen)
+        if session.command == "compare":
+            found = comparison.rows(stages, run, session.compared)
+            comparison.write_rows(run, found)
+    if session.command == "compare":
+        screen.comparison(comparison.tables(found), found, run)
+    else:
+        _show_results(session, results, screen)
 
 
 def _fetched(stage: Stage) -> Stage:

@@ -57,6 +57,8 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
     path = folder / "tokenizer.json"
     rules = json.loads(path.read_text())
     change(rules)
@@ -184,6 +186,14 @@ def test_flywheel_looks_at_the_reference_before_it_starts(
     refuse("flywheel", *base, "--ref", ref, *TINY, words=[str(ref), "token 'a'"])
 
 
+def test_reference_against_a_tokenizer_that_is_yet_to_be_trained(
+    refuse: Refuse, tiny_model: Path
+) -> None:
+    bpe = ("tokenizer.kind=bpe", "tokenizer.vocab_size=300", "tokenizer.train_characters=20_000")
+    refuse("flywheel", "--ref", tiny_model, *TINY, *bpe,
+           words=[str(tiny_model), "bpe tokenizer", "in the base and"])  # fmt: skip
+
+
 def test_reference_may_have_further_ids(tiny_model: Path, tmp_path: Path) -> None:
     ref = Path(shutil.copytree(tiny_model, tmp_path / "ref"))
 
@@ -231,6 +241,11 @@ def test_data_file(
 def test_unknown_world_stream(refuse: Refuse) -> None:
     refuse("pretrain-ckpt", *TINY, "pretrain.sources.world.stream=pretrian",
            words=["pretrain.sources.world", "'pretrian'", "Did you mean 'pretrain'"])  # fmt: skip
+
+
+def test_split_by_a_field_that_records_lack(refuse: Refuse) -> None:
+    refuse("flywheel", *TINY, "eval.tasks.world.split_by=famly",
+           words=["eval.tasks.world", "no field 'famly'", "family"])  # fmt: skip
 
 
 def test_no_source(refuse: Refuse) -> None:
@@ -310,6 +325,48 @@ def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
 )
 def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:
     refuse("flywheel", *TINY, *args, words=words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=-1", "seed = -1 must be at least 0"),
+        ("pretrain.learning_rate=.inf", "pretrain.learning_rate = inf must be a finite number"),
+        ("pretrain.adam_beta1=1.5", "pretrain.adam_beta1 = 1.5 must be below 1"),
+        ("model.num_heads=0", "model.num_heads = 0 must be at least 1"),
+        ("model.num_heads=5", "must be a multiple of model.num_heads = 5"),
+        ("rlvr.num_generations=1", "rlvr.num_generations = 1 must be at least 2"),
+        ("rlvr.max_completion_length=0", "rlvr.max_completion_length = 0 must be at least 1"),
+        ("dpo.beta=0", "dpo.beta = 0.0 must be above 0"),
+        ("mid_train.sources.world.limit=-1", "mid_train.sources.world.limit = -1"),
+        ("eval.tasks.world.max_new_tokens=0", "eval.tasks.world.max_new_tokens = 0"),
+        ("eval.tasks.world.base_template=Answer", "must contain {prompt}"),
+        ("mid_train.tokens=100", "mid_train.tokens = 100 is less than one step"),
+        ("rlvr.use_vllm=true", "needs the package vllm"),
+        ("stage.name=a@b", "stage.name = 'a@b' names a folder"),
+        ("stage.name=../up", "stage.name = '../up' names a folder"),
+        ("seed=${nowhere}", "seed"),
+    ],
+)
+def test_values_that_cannot_be(refuse: Refuse, override: str, words: str) -> None:
+    said = refuse("flywheel", *TINY, override, words=[words])
+    assert "world-tiny.yaml" not in said, "the file is not to blame"
+
+
+def test_keys_of_stages_that_do_not_run_are_not_looked_at(
+    remit: Callable[..., Any], tiny_model: Path, here: Path
+) -> None:
+    done = remit(
+        "plan", *TINY, "--base", tiny_model, "pretrain.tokens=8", "--iterations", "0", cwd=here
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_has_tokens(refuse: Refuse, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    for args in (("pretrain-ckpt", "--base"), ("mid-train", "--base"), ("eval", "--model")):
+        refuse(*args, model, *TINY, words=[str(model), "tokenizer has", "its model 20"])
 
 
 def test_config_files(refuse: Refuse, tmp_path: Path) -> None:

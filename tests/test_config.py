@@ -110,7 +110,6 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a: [1", [], ["mine.yaml", "not valid YAML"]),
         ("data_root: ${oc.env:NOT_SET_HERE}", [], ["mine.yaml", "data_root", "NOT_SET_HERE"]),
         ("mid_train: {eps: 1.5}", [], ["mine.yaml", "mid_train.eps"]),
-        ("mid_train: {tokens: 100}", [], ["mid_train.tokens = 100", "one step"]),
         ("sft: {steps: 0}", [], ["sft.steps"]),
         ("dpo: {zero_stage: 4}", [], ["dpo.zero_stage"]),
         ("rlvr: {num_generations: 3, global_batch: 16}", [], ["rlvr.global_batch = 16", "3"]),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipelines.launch import can_fork, command_line, hosts, num_ranks
+from pipelines.process import free_port
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
 
@@ -22,6 +27,85 @@ def test_started_directly_the_weights_are_those_of_the_forked_stage(
     assert direct == forked
 
 
+def post_train(base: Path, run: Path, *args: str) -> tuple[str | Path, ...]:
+    return ("post-train", "--config", "world-tiny", "--base", base, "--run-dir", run,
+            "rlvr.enabled=false", *args)  # fmt: skip
+
+
+def finished(run: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").open()]
+    return {line["stage"]: line for line in lines if line["event"] == "finish"}
+
+
+def test_two_forked_ranks_make_what_the_launchers_two_ranks_make(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    # The ranks of several stages are forked, those of one stage alone are launched.
+    remit(*post_train(tiny_model, tmp_path / "forked", "--gpus", "2"), check=True)
+    alone = post_train(tiny_model, tmp_path / "launched", "--gpus", "2", "dpo.enabled=false")
+    remit(*alone, check=True)
+    forked, launched = finished(tmp_path / "forked"), finished(tmp_path / "launched")
+    assert [line["world_size"] for line in forked.values()] == [2, 2]
+    sft = "post-train/20-sft"
+    assert forked[sft]["model_sha256"] == launched[sft]["model_sha256"]
+
+
+def shared_buffers(port: int) -> list[Path]:
+    """What DeepSpeed's CPU op shares between the ranks that meet at `port`."""
+    return list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
+
+
+def test_no_shared_memory_stays_behind(remit: Any, tmp_path: Path) -> None:
+    port = free_port()
+    remit(
+        "pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run",
+        "pretrain.tokens=2048", f"launch.env={{MASTER_PORT: '{port}'}}", check=True,
+    )  # fmt: skip
+    assert shared_buffers(port) == []
+
+
+def test_a_hostfile_of_this_machine(remit: Any, tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    hostfile = tmp_path / "hosts.txt"
+    hostfile.write_text("localhost slots=2\n")
+    # Without ssh the runner is started on each host by hand, or by srun; here is one host.
+    port = free_port()
+    options = f"--no_ssh,--node_rank=0,--master_addr=127.0.0.1,--master_port={port}"
+    runner = f"launch.runner_args=[{options}]"
+    remit(
+        "pretrain-ckpt", "--config", "world-tiny", "--hostfile", hostfile, runner,
+        "--run-dir", tmp_path / "run", check=True,
+    )  # fmt: skip
+    assert finished(tmp_path / "run")["base"]["world_size"] == 2
+    assert "deepspeed" in (tmp_path / "run" / "base" / "log.txt").read_text()
+    assert shared_buffers(port) == []
+
+
+def test_where_a_fork_would_lose_a_thread_stages_are_started_directly(
+    remit: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    # Python runs it at start, so the process that would fork has a second thread.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    )
+    run = tmp_path / "run"
+    base = tiny_run.root / "round-0" / "10-mid-train"
+    remit(*post_train(base, run, f"launch.env.PYTHONPATH={tmp_path}"), check=True)
+    for step in ("20-sft", "30-dpo"):
+        stage = run / "post-train" / step
+        log = (stage / "log.txt").read_text()
+        assert "2 threads run after the imports" in log and "it is started directly" in log
+        direct, forked = (
+            (folder / "model" / "model.safetensors").read_bytes()
+            for folder in (stage, tiny_run.root / "round-0" / step)
+        )
+        assert direct == forked
+
+
 def test_several_ranks_go_through_deepspeeds_launcher(tmp_path: Path) -> None:
     stage = StageDir(tmp_path)
     assert "deepspeed.launcher.launch" in command_line(LaunchConfig(gpus=2), stage, 1234)
@@ -33,4 +117,4 @@ def test_several_ranks_go_through_deepspeeds_launcher(tmp_path: Path) -> None:
     assert "deepspeed.launcher.runner" in words and "--no_ssh" in words
     assert hosts(str(hostfile)) == {"first": 2, "second": 4}
     assert num_ranks(several) == 6 and num_ranks(LaunchConfig(gpus=3)) == 3
-    assert not can_fork(several) and not can_fork(LaunchConfig(gpus=2))
+    assert not can_fork(several)

@@ -32,7 +32,8 @@ LAYERS = [
     {"pipelines.stages"},
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
-     "pipelines.summary", "pipelines.runner", "pipelines.preflight", "pipelines.report"},
+     "pipelines.comparison", "pipelines.summary", "pipelines.runner", "pipelines.preflight",
+     "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
@@ -44,7 +45,9 @@ OPTIONS = {
     "rl-tune": COMMON | {"--base"},
     "post-train": COMMON | {"--base"},
     "eval": COMMON | {"--model", "--chat", "--no-chat"},
+    "score": COMMON | {"--model", "--base"},
     "flywheel": COMMON | {"--iterations", "--base", "--ref"},
+    "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},
     "status": {"--json"},
 }

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipelines.data import templates
-from pipelines.data.sources import Record, is_kept, keeps_everything, resolve_files
+from pipelines.data.sources import (
+    Record,
+    is_kept,
+    keeps_everything,
+    open_source,
+    resolve_files,
+)
 from pipelines.errors import UserError
 from pipelines.schema import SourceConfig
 
@@ -52,6 +58,8 @@ def inspect_source(
     data_root: str | Path,
     use: Use,
     cache_path: str | Path | None = None,
+    *,
+    needs: str = "",
 ) -> SourceFacts:
     """Check one source against how a stage will use it.
 
@@ -59,20 +67,22 @@ def inspect_source(
         key: its key in the configuration, for messages.
         source: the configured source.
         data_root: folder that relative paths start from.
-        use: which templates must fit its first record.
+        use: which templates must fit its records.
         cache_path: JSON file that remembers files already read.
+        needs: a field that every record must have besides; empty: none.
 
     Raises:
         UserError: missing, empty or broken files (with line), an unknown world stream, a bad
-            regular expression, or a first record that lacks a field or a gold answer.
+            regular expression, a hub data set that cannot be had, or a record that lacks a field
+            or a gold answer.
     """
     try:
         _check_expressions(source, use)
         if source.kind == "hub":
-            return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+            return _inspect_hub(key, source, use, needs)
         if source.kind == "world":
-            return _inspect_world(source, use)
-        return _inspect_files(key, source, data_root, use, cache_path)
+            return _inspect_world(source, use, needs)
+        return _inspect_files(key, source, data_root, use, cache_path, needs)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -81,7 +91,19 @@ def _named(name: str) -> SourceFacts:
     return SourceFacts([], 0, hashlib.sha256(name.encode()).hexdigest(), 0)
 
 
-def _inspect_world(source: SourceConfig, use: Use) -> SourceFacts:
+def _inspect_hub(key: str, source: SourceConfig, use: Use, needs: str) -> SourceFacts:
+    # Into the hub's cache on disk, where the stages find it.
+    found = open_source(key.rpartition(".")[2], source, "", 0)
+    for number, record in enumerate(found, start=1):
+        _check_record(
+            record, source, use, needs, f"{source.path}, a record of split {source.split}"
+        )
+        if use == "documents" or number == source.limit:
+            break
+    return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+
+
+def _inspect_world(source: SourceConfig, use: Use, needs: str) -> SourceFacts:
     from pipelines.data import world
 
     if source.stream not in world.STREAMS:
@@ -91,7 +113,7 @@ def _inspect_world(source: SourceConfig, use: Use) -> SourceFacts:
             f"Its streams: {', '.join(world.STREAMS)}"
         )
     first = next(iter(world.records(source.stream, 0)))
-    _check_record(first, source, use, f"world stream '{source.stream}'")
+    _check_record(first, source, use, needs, f"world stream '{source.stream}'")
     return _named(f"world:{world.WORLD_VERSION}:{source.stream}")
 
 
@@ -103,7 +125,12 @@ def _did_you_mean(word: str, choices: list[str]) -> str:
 
 
 def _inspect_files(
-    key: str, source: SourceConfig, data_root: str | Path, use: Use, cache_path: str | Path | None
+    key: str,
+    source: SourceConfig,
+    data_root: str | Path,
+    use: Use,
+    cache_path: str | Path | None,
+    needs: str,
 ) -> SourceFacts:
     files = resolve_files(key.rpartition(".")[2], source, data_root)
     cache = _Cache(cache_path)
@@ -114,15 +141,15 @@ def _inspect_files(
         digest.update(bytes.fromhex(entry["sha256"]))
         size += entry["size"]
         records += entry["records"]
-    checked = _checked_key(source, use, digest.hexdigest())
+    checked = _checked_key(source, f"{use} {needs}", digest.hexdigest())
     if not cache.is_checked(checked):
-        _check_records(files, source, use)
+        _check_records(files, source, use, needs)
         cache.set_checked(checked)
     cache.save()
     return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records)
 
 
-def _check_records(files: list[Path], source: SourceConfig, use: Use) -> None:
+def _check_records(files: list[Path], source: SourceConfig, use: Use, needs: str) -> None:
     """Check the records that pass the filters: all of them, for documents the first."""
     first: tuple[Record, str] | None = None
     kept = 0
@@ -135,7 +162,7 @@ def _check_records(files: list[Path], source: SourceConfig, use: Use) -> None:
                     continue
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
-            _check_record(record, source, use, where)
+            _check_record(record, source, use, needs, where)
             kept += 1
             # A pre-training corpus is too large to render twice, and an empty document no error.
             if use == "documents" or kept == source.limit:
@@ -178,8 +205,10 @@ def _template(source: SourceConfig, part: str) -> str:
     }[part]
 
 
-def _check_record(record: Record, source: SourceConfig, use: Use, where: str) -> None:
+def _check_record(record: Record, source: SourceConfig, use: Use, needs: str, where: str) -> None:
     try:
+        if needs and needs not in record:
+            raise UserError(f"the record has no field '{needs}'; it has {', '.join(record)}")
         for part in _parts(source, use):
             if part == "answer":
                 text = templates.gold_answer(record, source)
@@ -292,7 +321,7 @@ def _count_parquet(path: Path) -> int:
     return int(pyarrow.parquet.read_metadata(path).num_rows)
 
 
-def _checked_key(source: SourceConfig, use: Use, content: str) -> str:
+def _checked_key(source: SourceConfig, use: str, content: str) -> str:
     settings = json.dumps(asdict(source), sort_keys=True)
     return "checked:" + hashlib.sha256(f"{use} {settings} {content}".encode()).hexdigest()
 

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
+from pipelines.data.packed_set import MARKER, SOURCE_TYPE, START_TYPE, PackedDataset
 from pipelines.data.records import Document, document_streams, interleave
 from pipelines.data.tokenizer import encoding_fingerprint
 from pipelines.errors import UserError
@@ -36,12 +35,9 @@ logger = logging.getLogger(__name__)
 # Raise when the same inputs give other tokens.
 PACKING_VERSION = 1
 
-_MARKER = "complete.json"
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 20
 _FLUSH_TOKENS = 1 << 20
-_START_TYPE = np.dtype(np.uint64)
-_SOURCE_TYPE = np.dtype(np.uint16)
 # Keys of a source that no document depends on.
 _OTHER_KEYS = ("response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward")
 
@@ -130,83 +126,6 @@ def packing_fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class PackedDataset(Dataset):  # type: ignore[type-arg]
-    """A packed set on disk; an item is one sequence.
-
-    Attributes:
-        facts: the content of `complete.json`: counts of tokens and documents, epochs and share of
-            each source, sizes and SHA-256 of the files.
-        fingerprint: name of the set.
-    """
-
-    def __init__(self, folder: str | Path, *, document_mask: bool) -> None:
-        self.folder = Path(folder)
-        self.document_mask = document_mask
-        self.facts: dict[str, Any] = json.loads((self.folder / _MARKER).read_text("utf-8"))
-        self.fingerprint = self.folder.name
-        self.context_length: int = self.facts["context_length"]
-        self.source_names: list[str] = list(self.facts["sources"])
-        shape = (self.facts["num_sequences"], self.context_length)
-        kind = np.dtype(self.facts["dtype"])
-        self._tokens = np.memmap(self.folder / "tokens.bin", kind, "r", shape=shape)
-        self._starts = np.memmap(self.folder / "starts.bin", _START_TYPE, "r")
-        self._sources = np.memmap(self.folder / "sources.bin", _SOURCE_TYPE, "r")
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`input_ids` and `position_ids`, int64 [context_length] each."""
-        return {
-            "input_ids": self._tokens[index].astype(np.int64),
-            "position_ids": self.positions(index),
-        }
-
-    def positions(self, index: int) -> np.ndarray:
-        """Positions of a sequence, int64 [context_length].
-
-        They restart at its first token and, under the document mask, at each document.
-        """
-        positions = np.arange(self.context_length)
-        if self.document_mask:
-            origin = np.zeros(self.context_length, dtype=np.int64)
-            inside = self._starts_of(index)
-            origin[inside] = inside
-            positions -= np.maximum.accumulate(origin)
-        return positions
-
-    def source_at_start(self, index: int) -> str:
-        """Name of the source of a sequence's first token."""
-        offset = np.array(index * self.context_length, dtype=_START_TYPE)
-        first = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        return self.source_names[int(self._sources[first])]
-
-    def _starts_of(self, index: int) -> np.ndarray:
-        offset = index * self.context_length
-        # Bounds of the array's own type keep numpy from converting the whole of it.
-        bounds = np.array([offset, offset + self.context_length], dtype=_START_TYPE)
-        low, high = np.searchsorted(self._starts, bounds)
-        return self._starts[low:high].astype(np.int64) - offset
-
-    def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Stack items into int64 tensors [batch, seq].
-
-        `shift_labels[t]` is the token after t; -100 at the last position and, under the document
-        mask, where a document begins at t + 1. `labels` is a copy that Trainer counts targets by.
-        `position_ids` comes only with the document mask.
-        """
-        input_ids = torch.from_numpy(np.stack([item["input_ids"] for item in batch]))
-        shift_labels = torch.full_like(input_ids, -100)
-        shift_labels[:, :-1] = input_ids[:, 1:]
-        tensors = {"input_ids": input_ids, "shift_labels": shift_labels}
-        if self.document_mask:
-            positions = torch.from_numpy(np.stack([item["position_ids"] for item in batch]))
-            shift_labels[:, :-1][positions[:, 1:] == 0] = -100
-            tensors["position_ids"] = positions
-        tensors["labels"] = shift_labels.clone()
-        return tensors
-
-
 @dataclass
 class _Count:
     """What one source gave."""
@@ -265,8 +184,8 @@ class _Writer:
                     pending += len(ids)
                 if pending >= _FLUSH_TOKENS or written == self.total:
                     np.concatenate(buffer).tofile(tokens_file)
-                    np.array(starts, dtype=_START_TYPE).tofile(starts_file)
-                    np.array(origins, dtype=_SOURCE_TYPE).tofile(sources_file)
+                    np.array(starts, dtype=START_TYPE).tofile(starts_file)
+                    np.array(origins, dtype=SOURCE_TYPE).tofile(sources_file)
                     buffer, starts, origins, pending = [], [], [], 0
                     logger.info("packed %d of %d tokens", written, self.total)
         self._mark()
@@ -312,7 +231,7 @@ class _Writer:
             "sources": counts,
             "files": files,
         }
-        with open(self.folder / _MARKER, "w", encoding="utf-8") as stream:
+        with open(self.folder / MARKER, "w", encoding="utf-8") as stream:
             json.dump(facts, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
@@ -353,10 +272,10 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
 
 
 def _is_complete(folder: Path) -> bool:
-    if not (folder / _MARKER).is_file():
+    if not (folder / MARKER).is_file():
         return False
     try:
-        facts = json.loads((folder / _MARKER).read_text("utf-8"))
+        facts = json.loads((folder / MARKER).read_text("utf-8"))
     except ValueError:  # cut off by a power loss
         return False
     return all(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.records import documents
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.schema import Config, SourceConfig, TokenizerConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,12 +58,8 @@ def build_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    if config.kind == "world":
-        backend = _world_backend()
-    else:
-        backend = _bpe_backend(config, sources, data_root, seed)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=_backend(config, sources, data_root, seed),
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNK if config.kind == "world" else None,
@@ -72,6 +68,14 @@ def build_tokenizer(
         model_max_length=model_max_length,
         chat_template=config.chat_template or DEFAULT_CHAT_TEMPLATE,
     )
+
+
+def _backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    if config.kind == "world":
+        return _world_backend()
+    return _bpe_backend(config, sources, data_root, seed)
 
 
 def _world_tokens() -> list[str]:
@@ -130,6 +134,38 @@ def _characters(
         count -= len(document.text)
         if count <= 0:
             return
+
+
+def load_tokenizer(
+    folder: str | Path, *, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder, cutting text as its `tokenizer.json` says.
+
+    For some model types transformers makes the rules of the family anew from the vocabulary, and a
+    tokenizer of one's own would cut text differently from then on. Where that happens, the file is
+    taken as it is.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
+    )
+    file = Path(folder) / "tokenizer.json"
+    if not found.is_fast or not file.is_file():
+        return found
+    saved, loaded = _rules(_read(file)), _rules(found.backend_tokenizer.to_str())
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    if all(saved.get(part) == loaded.get(part) for part in parts):
+        return found
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **options)
+
+
+def num_tokens(folder: str | Path) -> int:
+    """Ids that a saved tokenizer needs: its largest one, and one more."""
+    rules = json.loads(_saved_rules(folder))
+    vocab = rules["model"]["vocab"]
+    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+    return max([*ids, *(token["id"] for token in rules["added_tokens"])], default=-1) + 1
 
 
 def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> list[str]:
@@ -215,11 +251,6 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
     )
 
 
-def world_agrees(ref_folder: str | Path) -> str | None:
-    """`tokenizers_agree` for the base that will have the world's tokenizer."""
-    return _difference(_world_backend().to_str(), _saved_rules(ref_folder), set())
-
-
 def _saved_rules(folder: str | Path) -> str:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
@@ -245,16 +276,33 @@ def _difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
     return _model_difference(base["model"], ref["model"])
 
 
-def check_tokenizers(base: Path | None, ref: Path) -> None:
-    """Refuse a reference that reads text in other tokens than the base (None: the world's).
+def check_tokenizers(base: Path, ref: Path) -> None:
+    """Refuse a reference that reads text in other tokens than the base.
 
     Raises:
         UserError: they differ; the message names the first difference.
     """
-    difference = tokenizers_agree(base, ref) if base else world_agrees(ref)
+    _refuse(tokenizers_agree(base, ref), str(base), ref)
+
+
+def check_made_tokenizer(config: Config, ref: Path) -> None:
+    """`check_tokenizers` for a base that is yet to be trained: makes its tokenizer.
+
+    Raises:
+        UserError: they differ, or a source of the tokenizer cannot be read.
+    """
+    made = _backend(config.tokenizer, config.pretrain.sources, config.data_root, config.seed)
+    _refuse(
+        _difference(made.to_str(), _saved_rules(ref), set()),
+        f"with the {config.tokenizer.kind} tokenizer of '{config.name}'",
+        ref,
+    )
+
+
+def _refuse(difference: str | None, base: str, ref: Path) -> None:
     if difference:
         raise UserError(
-            f"base {base or '(the built-in world)'} and reference {ref} do not share a tokenizer: "
+            f"base {base} and reference {ref} do not share a tokenizer: "
             f"{difference}. Token weights compare the two models token by token, so the reference "
             "must come from the same family."
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.schema import EvalConfig
 
@@ -22,7 +23,7 @@ def lm_eval_scores(
         chat: apply the model's chat template.
 
     Raises:
-        UserError: lm_eval is not installed.
+        UserError: lm_eval is not installed, or has no task of that name.
     """
     try:
         import lm_eval
@@ -32,12 +33,19 @@ def lm_eval_scores(
         raise UserError(
             "eval.lm_eval_tasks needs lm-evaluation-harness: pip install 'remit-flywheel[eval]'."
         ) from error
+    tasks = TaskManager(include_path=settings.lm_eval_include_path or None)
+    unknown = [name for name in settings.lm_eval_tasks if not tasks.match_tasks([name])]
+    if unknown:
+        raise UserError(
+            f"eval.lm_eval_tasks: lm-evaluation-harness has no task {', '.join(unknown)}; "
+            "`lm-eval ls tasks` lists them, eval.lm_eval_include_path adds your own."
+        )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # An object, not a path: from a path the harness joins the ranks, and only this one is here.
     model = HFLM(
         pretrained=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(model_dir),
+        tokenizer=load_tokenizer(model_dir),
         batch_size=settings.batch_size,
         max_length=context_length,
     )
@@ -45,7 +53,7 @@ def lm_eval_scores(
         model=model,
         tasks=list(settings.lm_eval_tasks),
         limit=settings.lm_eval_limit or None,
-        task_manager=TaskManager(include_path=settings.lm_eval_include_path or None),
+        task_manager=tasks,
         apply_chat_template=chat,
         bootstrap_iters=0,
         log_samples=False,

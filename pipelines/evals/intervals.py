@@ -6,6 +6,12 @@ import math
 from collections.abc import Sequence
 
 Z95 = 1.959963984540054
+# 97.5% quantile of Student's t for 1 to 30 degrees of freedom.
+T975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 def wilson(correct: float, count: int) -> tuple[float, float]:
@@ -47,3 +53,13 @@ def paired_difference(
         variances.append(sum((x - mean) ** 2 for x in deltas) / max(1, n - 1) / n)
     k = len(means)
     return sum(means) / k, Z95 * math.sqrt(sum(variances)) / k
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of a few runs (seeds) and half its 95% interval by Student's t; None for one run."""
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return mean, None
+    variance = sum((x - mean) ** 2 for x in values) / (n - 1)
+    quantile = T975[n - 2] if n - 2 < len(T975) else Z95
+    return mean, quantile * math.sqrt(variance / n)

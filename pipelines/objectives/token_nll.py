@@ -1,13 +1,16 @@
-"""Per-token negative log-likelihood of a causal language model, without holding its logits.
+"""Per-token scores of a causal language model, without holding its logits.
 
-`score_tokens_in_forward` gives a model a forward that returns the NLL of `shift_labels`. It always
-runs inside the model's own forward, so that a ZeRO-3 engine has the weights gathered; learner and
-reference share it, so that their log-probabilities differ only by their weights.
+`token_nll` is the kernel: negative log-likelihoods in fp32 from hidden states, in chunks whose
+logits are computed again in backward. `token_kl` is the same for the divergence from a reference.
+`score_tokens_in_forward` gives a model a forward that returns them, so that they always run inside
+the model's own forward, where a ZeRO-3 engine has the weights gathered; learner and reference share
+it, so that their log-probabilities differ only by their weights.
 """
 
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,43 +21,90 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.errors import UserError
 
 IGNORE = -100
+CHUNK_BYTES = 64 * 2**20
+
+# Hidden states [tokens, dim] -> fp32 logits [tokens, vocab].
+Head = Callable[[Tensor], Tensor]
 
 
 def token_nll(
-    head: nn.Module,
     hidden: Tensor,
+    weight: Tensor,
     labels: Tensor,
     *,
-    num_tokens: int,
-    chunk_bytes: int = 64 * 2**20,
+    bias: Tensor | None = None,
+    ignore_index: int = IGNORE,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Negative log-likelihood of each label, in fp32.
+    """Negative log-likelihood of each label; exact under any gradient per token.
 
     Args:
-        head: maps hidden states to logits [.., vocab].
-        hidden: [batch, seq, dim].
-        labels: [batch, seq]; IGNORE where there is no target.
-        num_tokens: logits beyond this many (padding of the head) are cut before the softmax.
-        chunk_bytes: logits above this size are computed in chunks and again in backward.
+        hidden: [tokens, dim], fp32 or bf16.
+        weight: of the output head, [vocab, dim].
+        labels: [tokens]; `ignore_index` where there is no target.
+        bias: of the output head, [vocab].
+        chunk_bytes: logits above this many bytes are computed in chunks, and again in backward;
+            below it they are kept.
 
     Returns:
-        [batch, seq] fp32, 0 where there is no target.
+        [tokens] fp32, 0 where there is no target. Logits are accumulated in fp32.
     """
-    flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
-    rows = max(1, chunk_bytes // (4 * num_tokens))
-    if rows >= len(flat_labels):
-        nll = _nll(head, flat_hidden, flat_labels, num_tokens)
-    else:
-        chunks = zip(flat_hidden.split(rows), flat_labels.split(rows), strict=True)
-        nll = torch.cat(
-            [checkpoint(_nll, head, h, y, num_tokens, use_reentrant=False) for h, y in chunks]
-        )
-    return nll.view_as(labels)
+
+    def head(rows: Tensor) -> Tensor:
+        return F.linear(rows.float(), weight.float(), None if bias is None else bias.float())
+
+    def nll(rows: Tensor, targets: Tensor) -> Tensor:
+        return _nll(head(rows), targets, ignore_index)
+
+    return _in_chunks(nll, len(weight), chunk_bytes, hidden, labels)
 
 
-def _nll(head: nn.Module, hidden: Tensor, labels: Tensor, num_tokens: int) -> Tensor:
-    logits = head(hidden)[:, :num_tokens].float()
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+def token_kl(
+    head: Head,
+    hidden: Tensor,
+    ref_head: Head,
+    ref_hidden: Tensor,
+    mask: Tensor,
+    *,
+    num_tokens: int,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """Forward KL(p_R || p_theta) at each position; never holds the logits of two whole models.
+
+    Args:
+        head, ref_head: map hidden states to fp32 logits; cut to the first `num_tokens`.
+        hidden: of the learner, [tokens, dim].
+        ref_hidden: of the reference, [tokens, ref_dim]; gets no gradient.
+        mask: true where the position is a target, [tokens].
+
+    Returns:
+        [tokens] fp32, 0 where the mask is false.
+    """
+
+    def kl(rows: Tensor, ref_rows: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            ref_logprobs = ref_head(ref_rows)[:, :num_tokens].log_softmax(-1)
+        logprobs = head(rows)[:, :num_tokens].log_softmax(-1)
+        divergence = (ref_logprobs.exp() * (ref_logprobs - logprobs)).sum(-1)
+        return divergence.masked_fill(~targets, 0.0)
+
+    # Two models' logits lie side by side.
+    return _in_chunks(kl, 2 * num_tokens, chunk_bytes, hidden, ref_hidden.detach(), mask)
+
+
+def _nll(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+
+
+def _in_chunks(
+    function: Callable[..., Tensor], row_floats: int, chunk_bytes: int, *tensors: Tensor
+) -> Tensor:
+    """`function` over rows of `tensors`, at most `chunk_bytes` of fp32 logits at a time."""
+    rows = max(1, chunk_bytes // (4 * row_floats))
+    if rows >= len(tensors[0]):
+        return function(*tensors)
+    chunks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _linear_fp32(self: nn.Linear, hidden: Tensor) -> Tensor:
@@ -65,24 +115,45 @@ def _linear_fp32(self: nn.Linear, hidden: Tensor) -> Tensor:
 def _scoring_forward(
     self: Any,
     input_ids: Tensor,
-    shift_labels: Tensor,
+    shift_labels: Tensor | None = None,
     position_ids: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
     **_: Any,
 ) -> dict[str, Tensor]:
     # use_cache=False always: with a cache transformers drops the document mask of packed rows.
     hidden = self.base_model(
         input_ids=input_ids, position_ids=position_ids, use_cache=False
     ).last_hidden_state
-    head = self.get_output_embeddings()
-    return {"nll": token_nll(head, hidden, shift_labels, num_tokens=self.num_scored_tokens)}
+    if shift_labels is None:
+        return {"hidden": hidden}
+    # Through the head as a module, so that ZeRO-3 gathers it again in backward.
+    head, flat_labels = self.get_output_embeddings(), shift_labels.flatten()
+
+    def nll(rows: Tensor, targets: Tensor) -> Tensor:
+        return _nll(head(rows)[:, : self.num_scored_tokens].float(), targets)
+
+    scores = {
+        "nll": _in_chunks(
+            nll, self.num_scored_tokens, CHUNK_BYTES, hidden.flatten(0, 1), flat_labels
+        ).view_as(shift_labels)
+    }
+    if ref_hidden is not None:
+        scores["kl"] = token_kl(
+            head, hidden.flatten(0, 1), self.ref_head[0], ref_hidden.flatten(0, 1),
+            flat_labels != IGNORE, num_tokens=self.num_scored_tokens,
+        ).view_as(shift_labels)  # fmt: skip
+    return scores
 
 
-def score_tokens_in_forward(model: Any, num_tokens: int) -> None:
+def score_tokens_in_forward(model: Any, num_tokens: int, ref_head: Any | None = None) -> None:
     """Replace the forward of this model instance: (input_ids, shift_labels) -> {"nll"}.
+
+    Without `shift_labels` it returns {"hidden"}; with a reference's `ref_hidden` it adds {"kl"}.
 
     Args:
         model: a transformers causal language model.
         num_tokens: size of the base's tokenizer; learner and reference are cut to the same.
+        ref_head: the output head of the reference, for the KL.
 
     Raises:
         UserError: the model changes its logits after the head in a way this forward lacks.
@@ -95,4 +166,6 @@ def score_tokens_in_forward(model: Any, num_tokens: int) -> None:
         # bf16 logits are off by hundredths, and the weights saturate at |c| = 0.405.
         head.forward = types.MethodType(_linear_fp32, head)
     model.num_scored_tokens = num_tokens
+    # In a tuple, so that the frozen head is no module of the learner.
+    model.ref_head = (ref_head,)
     model.forward = types.MethodType(_scoring_forward, model)

@@ -1,15 +1,32 @@
 """Token weights of mid-training, as pure functions of log-probabilities.
 
-The ReMiT equation (arXiv 2602.03075, section 3, equations 3 to 5) is `remit_weights`.
+The ReMiT equation (arXiv 2602.03075, section 3, equations 3 to 5) is `remit_weights`; RHO-1's
+selection (arXiv 2404.07965, equation 4) is `rho1_weights`.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
+import torch
 from torch import Tensor
+
+Center = Literal["none", "sequence", "document", "batch"]
+WeightMap = Literal["sigmoid", "identity", "tanh"]
 
 
 def remit_weights(
-    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, eps: float = 0.2
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    eps: float = 0.2,
+    center: Center = "sequence",
+    map: WeightMap = "sigmoid",
+    standardize: bool = False,
+    detach: bool = True,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """ReMiT's weights: softly up-weight what the reference knows better than the learner.
 
@@ -17,27 +34,110 @@ def remit_weights(
         c_t = d_t - mean of d over the targets of the sequence  (eq. 4)
         w_t = clip(2 * sigmoid(c_t), 1 - eps, 1 + eps)          (eq. 5)
 
-    The weights carry no gradient (our choice: the paper does not say). A sequence is one row, the
-    packed training context (our choice).
+    The defaults are the paper's, where it says; the switches are the ablations its reviewers asked
+    for. By default the weights carry no gradient (our choice: the paper does not say), and a
+    sequence is one row, the packed training context (our choice).
 
     Args:
-        logprobs: learner's log-probability of each target, [batch, seq]; detached here.
-        ref_logprobs: the frozen reference's, [batch, seq].
+        logprobs: learner's log-probability of each target, [batch, seq].
+        ref_logprobs: the frozen reference's, [batch, seq]; never gets a gradient.
         mask: true where the position is a target, [batch, seq].
         eps: half width of the clip range (paper: 0.2).
+        center: over what the mean of d is taken: `sequence` (a row), `document`, `batch` (all rows
+            given), or `none` (nothing is subtracted).
+        map: `sigmoid` (the paper's 2 sigmoid(c)), `identity` (1 + c) or `tanh` (1 + tanh(c)).
+        standardize: divide c by the standard deviation of d over what `center` names (`none`: all
+            rows).
+        detach: false lets the gradient through the weights into the learner.
+        documents: number of each position's document, equal numbers in a row for one document,
+            [batch, seq]; for `center="document"`.
 
     Returns:
-        fp32 weights [batch, seq], 0 where the mask is false. All 1 where d is constant in a row.
+        fp32 weights [batch, seq], 0 where the mask is false. All 1 where d is constant in what
+        `center` names.
+
+    Raises:
+        ValueError: `center="document"` without documents, or an unknown center or map.
     """
     targets = mask.bool()
-    d = discrepancy(logprobs, ref_logprobs, targets)
-    count = targets.sum(dim=-1, keepdim=True).clamp(min=1)
-    centred = d - d.sum(dim=-1, keepdim=True) / count
-    weights = (2.0 * centred.sigmoid()).clamp(1.0 - eps, 1.0 + eps)
+    d = discrepancy(logprobs, ref_logprobs, targets, detach=detach)
+    group = _groups(targets, center, documents)
+    centred = d if center == "none" else d - _mean(d, targets, group)
+    if standardize:
+        about_mean = d - _mean(d, targets, group)
+        variance = _mean(about_mean.square().masked_fill(~targets, 0.0), targets, group)
+        # A spread below 1e-4 is rounding: a constant d must stay at weight 1.
+        centred = centred / variance.clamp(min=1e-8).sqrt()
+    weights = _mapped(centred, map).clamp(1.0 - eps, 1.0 + eps)
     return weights.masked_fill(~targets, 0.0)
 
 
-def discrepancy(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """d_t of equation 3 in fp32, without gradient, 0 where the mask is false: [batch, seq]."""
-    d = ref_logprobs.detach().float() - logprobs.detach().float()
+def rho1_weights(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, k: float = 0.6) -> Tensor:
+    """RHO-1's selection: weight 1 for the share `k` of targets with the largest excess loss.
+
+    Excess loss = loss_learner - loss_ref = d_t of `remit_weights`, uncentred, ranked over all rows
+    given (arXiv 2404.07965, equations 3 and 4).
+
+    Args:
+        logprobs, ref_logprobs: [batch, seq]; no gradient goes through the ranking.
+        mask: true where the position is a target, [batch, seq].
+        k: share of the targets that is kept; ceil(k * targets) of them, the first of equal ones.
+
+    Returns:
+        fp32 weights [batch, seq], 1 or 0; 0 where the mask is false.
+    """
+    targets = mask.bool()
+    d = discrepancy(logprobs, ref_logprobs, targets).masked_fill(~targets, -math.inf)
+    # Rounded first: 0.6 * 5 is above 3 in floating point.
+    kept = math.ceil(round(k * int(targets.sum()), 6))
+    order = d.flatten().argsort(descending=True, stable=True)
+    weights = torch.zeros_like(d).flatten()
+    weights[order[:kept]] = 1.0
+    return weights.view_as(d)
+
+
+def discrepancy(
+    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, detach: bool = True
+) -> Tensor:
+    """d_t of equation 3 in fp32, 0 where the mask is false: [batch, seq]."""
+    own = logprobs.detach() if detach else logprobs
+    d = ref_logprobs.detach().float() - own.float()
     return d.masked_fill(~mask.bool(), 0.0)
+
+
+def _mapped(centred: Tensor, map: WeightMap) -> Tensor:
+    if map == "sigmoid":
+        return 2.0 * centred.sigmoid()
+    if map == "identity":
+        return 1.0 + centred
+    if map == "tanh":
+        return 1.0 + centred.tanh()
+    raise ValueError(f"no map {map!r}: sigmoid, identity or tanh")
+
+
+def _groups(targets: Tensor, center: Center, documents: Tensor | None) -> Tensor | int | None:
+    """What a mean is over: the dimension of a row, None for all rows, or a number per position."""
+    if center == "sequence":
+        return -1
+    if center in ("batch", "none"):
+        return None
+    if center != "document":
+        raise ValueError(f"no center {center!r}: none, sequence, document or batch")
+    if documents is None:
+        raise ValueError("center='document' needs the documents of the positions")
+    row = torch.arange(len(targets), device=targets.device)[:, None]
+    return (row * (int(documents.max()) + 1) + documents).flatten()
+
+
+def _mean(values: Tensor, targets: Tensor, group: Tensor | int | None) -> Tensor:
+    """Mean over the targets of each group, for [batch, seq]; values are 0 where no target is."""
+    if group is None:
+        return values.sum() / targets.sum().clamp(min=1)
+    if isinstance(group, int):
+        return values.sum(dim=group, keepdim=True) / targets.sum(dim=group, keepdim=True).clamp(
+            min=1
+        )
+    size = int(group.max()) + 1
+    total = values.new_zeros(size).index_add(0, group, values.flatten())
+    count = values.new_zeros(size).index_add(0, group, targets.flatten().to(values.dtype))
+    return (total / count.clamp(min=1))[group].view_as(values)

@@ -15,6 +15,7 @@ MODULES = {
     "sft": "pipelines.stages.sft",
     "dpo": "pipelines.stages.dpo",
     "rlvr": "pipelines.stages.rlvr",
+    "score": "pipelines.stages.score",
     "evaluate": "pipelines.stages.evaluate",
 }
 
@@ -33,6 +34,7 @@ class StageJob:
     Attributes:
         name: the stage's name in the ledger, such as `round-1/10-mid-train`.
         inputs: model folder by role: base, ref or model.
+        hashes: content hash of each input.
         data_sha256: content hash by config key of the source, such as `mid_train.sources.books`.
         chat: evaluate only: ask through the chat template.
     """
@@ -41,6 +43,7 @@ class StageJob:
     name: str
     config: Config
     inputs: dict[str, Path]
+    hashes: dict[str, str]
     data_sha256: dict[str, str]
     chat: bool
     stage_dir: StageDir

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pipelines.data.tokenizer import build_tokenizer, ensure_chat
+from pipelines.data.tokenizer import build_tokenizer, ensure_chat, load_tokenizer
 from pipelines.engine import DTYPES, is_main_rank
+from pipelines.errors import UserError
 from pipelines.schema import Config
 from pipelines.stages import StageJob
 
@@ -33,12 +34,22 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
         tokenizer.save_pretrained(folder)
     if dist.is_initialized():
         dist.barrier()
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_tokenizer(folder)
 
 
 def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A model with random weights in the shape of the config."""
     shape = config.model
+    if shape.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"model.model_type = {shape.model_type}: transformers has no causal language model of "
+            "that type."
+        )
+    if 0 < shape.vocab_size < len(tokenizer):
+        raise UserError(
+            f"model.vocab_size = {shape.vocab_size} is less than the {len(tokenizer)} tokens of "
+            "the tokenizer. Leave it at 0 for as many."
+        )
     model_config = AutoConfig.for_model(
         shape.model_type,
         vocab_size=max(shape.vocab_size, len(tokenizer)),
@@ -70,7 +81,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
     """
     config = job.config
     location = job.inputs["base"]
-    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(location, trust_remote_code=config.trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
         location, dtype="auto", trust_remote_code=config.trust_remote_code
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from pipelines import engine
 from pipelines.data.records import pairs
+from pipelines.data.tokenizer import load_tokenizer
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import assistant, user
 from pipelines.stages.reported import first_and_last, training_facts
@@ -23,7 +23,7 @@ def run(job: StageJob) -> dict[str, Any]:
         max_length=config.context_length, beta=settings.beta,
         per_device_eval_batch_size=settings.micro_batch,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], local_files_only=True)
+    tokenizer = load_tokenizer(job.inputs["model"])
     train_set, heldout = _preferences(job)
     model = engine.load_model(job.inputs["model"], config, settings.precision)
     trainer = DPOTrainer(

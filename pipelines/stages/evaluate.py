@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from pipelines.data.records import Document, documents, problems
-from pipelines.errors import UserError
+from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import greedy_answers
 from pipelines.evals.intervals import macro_average, wilson
@@ -70,7 +70,7 @@ def _load(job: StageJob) -> tuple[Any, Any]:
     if torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     common = {"trust_remote_code": config.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], **common)
+    tokenizer = load_tokenizer(job.inputs["model"], **common)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
@@ -89,12 +89,6 @@ def _task_scores(
     config = job.config
     source = replace(task.source, limit=task.limit) if task.limit else task.source
     asked = problems({name: source}, config.data_root, QUESTION_ORDER_SEED)
-    for problem in asked:
-        if task.split_by and task.split_by not in problem.record:
-            raise UserError(
-                f"eval.tasks.{name}.split_by = {task.split_by}: a record lacks this field; it has "
-                f"{', '.join(problem.record)}."
-            )
     mine = asked[rank::world]
     answers = greedy_answers(
         model,

@@ -4,51 +4,116 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoTokenizer, TrainingArguments
+import numpy as np
+from transformers import TrainingArguments
 
 from pipelines import engine
+from pipelines.callbacks import SnapshotWriter
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.score_cache import (
+    ChosenSequences,
+    ScoreCache,
+    ScoredSequences,
+    open_scores,
+)
+from pipelines.data.tokenizer import load_tokenizer
+from pipelines.objectives.objective import Objective
+from pipelines.objectives.selection import difference_score, top_half
 from pipelines.objectives.token_nll import score_tokens_in_forward
+from pipelines.schema import MidTrainConfig, pool_factor, uses_score_cache
 from pipelines.stages import StageJob
 from pipelines.stages.mid_trainer import MidTrainer
 from pipelines.stages.packed_data import num_steps, packed
 from pipelines.stages.reported import first_and_last, token_facts, training_facts
+from pipelines.stages.score import score_key
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Write the annealed model to `model/`."""
     config, settings = job.config, job.config.mid_train
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["base"], local_files_only=True)
+    tokenizer = load_tokenizer(job.inputs["base"])
     # Before the engine's ZeRO-3 mode, which would shard it: the reference is whole on each rank.
     reference = load_reference(job, num_tokens=len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
         steps=num_steps(settings, config), schedule="linear",
+        # Batches bring what the loss reads, not only what the forward names.
+        remove_unused_columns=False,
     )  # fmt: skip
     if reference is not None:
         reference.to(arguments.device)
-    dataset = packed(job, "mid_train", settings, tokenizer)
+    packed_set = packed(job, "mid_train", settings, tokenizer, factor=pool_factor(settings))
+    packed_set.with_documents = settings.center == "document"
+    dataset, collate = with_scores(job, packed_set, len(tokenizer))
     model = engine.load_model(job.inputs["base"], config, settings.precision)
     trainer = MidTrainer(
-        model, arguments, dataset, dataset.collate,
-        num_tokens=len(tokenizer), reference=reference, eps=settings.eps,
+        model, arguments, dataset, collate,
+        num_tokens=len(tokenizer), reference=reference, objective=objective_of(settings),
     )  # fmt: skip
+    if settings.snapshots:
+        snapshots = SnapshotWriter(job.stage_dir, tokenizer, settings.snapshots)
+        snapshots.trainer = trainer
+        trainer.add_callback(snapshots)
     engine.train(trainer, job.stage_dir, settings)
     return {
-        "objective": "remit" if reference is not None else "ntp",
-        **({"reference": str(job.inputs["ref"])} if reference is not None else {}),
+        "objective": settings.objective,
+        **({"reference": str(job.inputs["ref"])} if "ref" in job.inputs else {}),
         **engine.engine_facts(trainer),
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.context_length),
+        "mixture": packed_set.mixture,
         **first_and_last(trainer.state.log_history, "loss", "loss"),
         **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
     }
 
 
+def objective_of(settings: MidTrainConfig) -> Objective:
+    """The objective that a config (with `auto` decided) describes."""
+    assert settings.objective != "auto"
+    return Objective(
+        # MiniPLM chooses sequences, and trains on them plainly.
+        "ntp" if settings.objective == "miniplm" else settings.objective,
+        eps=settings.eps,
+        center=settings.center,
+        map=settings.map,
+        standardize=settings.standardize,
+        detach=settings.detach,
+        divisor=settings.divisor,
+        scope=settings.scope,
+        keep=settings.rho1_keep,
+        alpha=settings.kd_alpha,
+    )
+
+
+def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tuple[Any, Any]:
+    """The training set and its collate function, with what the score cache brings.
+
+    Kept scores of the reference beside the tokens, or the half of the pool that MiniPLM chooses.
+    """
+    if not uses_score_cache(job.config.mid_train):
+        return packed_set, packed_set.collate
+
+    def scores_of(role: str) -> ScoreCache:
+        key = score_key(job, role, packed_set, num_tokens)
+        return open_scores(job.run.scores, key, len(packed_set), str(job.inputs[role]))
+
+    if job.config.mid_train.objective == "miniplm":
+        small, ref = scores_of("base"), scores_of("ref")
+        difference = np.array([
+            difference_score(ref[i], small[i], packed_set.num_targets(i))
+            for i in range(len(packed_set))
+        ])  # fmt: skip
+        chosen = top_half(difference, len(packed_set) // pool_factor(job.config.mid_train))
+        return ChosenSequences(packed_set, chosen), packed_set.collate
+    scored = ScoredSequences(packed_set, scores_of("ref"))
+    return scored, scored.collate
+
+
 def load_reference(job: StageJob, num_tokens: int) -> Any | None:
-    """The frozen reference in eval mode, or None without one."""
-    if "ref" not in job.inputs:
-        return None
+    """The frozen reference in eval mode; None without one, or where its scores are kept."""
     config = job.config
+    if "ref" not in job.inputs or uses_score_cache(config.mid_train):
+        return None
     reference = engine.load_model(job.inputs["ref"], config, config.mid_train.precision)
     score_tokens_in_forward(reference, num_tokens)
     return reference.eval().requires_grad_(False)

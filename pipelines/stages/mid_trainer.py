@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from pipelines.objectives.losses import weighted_nll
+from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
-from pipelines.objectives.weights import discrepancy, remit_weights
+from pipelines.objectives.weights import discrepancy
 
 
 class MidTrainer(Trainer):
-    """Trains on packed sequences with token weights from a frozen reference, or with weight 1.
+    """Trains on packed sequences with one objective of `pipelines.objectives`.
 
     Args:
-        reference: frozen model whose forward scores tokens, on the training device; None is
-            plain next-token prediction.
-        eps: half width of the range of the weights.
+        reference: frozen model whose forward scores tokens, on the training device. None where
+            there is no reference, or where the batches bring its scores (`ref_logprobs`).
+        objective: how scores become a loss; None is plain next-token prediction.
     """
 
     def __init__(
@@ -36,17 +36,19 @@ class MidTrainer(Trainer):
         *,
         num_tokens: int,
         reference: Any | None = None,
-        eps: float = 0.2,
+        objective: Objective | None = None,
     ) -> None:
-        score_tokens_in_forward(model, num_tokens)
+        self.objective = objective or NTP
+        ref_head = None if reference is None else reference.get_output_embeddings()
+        score_tokens_in_forward(model, num_tokens, ref_head if self.objective.uses_kl else None)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
         )
         # The loss below divides by the targets of the whole step, so nothing else may scale it.
         self.model_accepts_loss_kwargs = True
         self.reference = reference
-        self.eps = eps
-        self.weight_sums = WeightSums(eps, args.device)
+        self.weight_sums = WeightSums(self.objective.eps, args.device)
+        self.step_divisor: float | None = None
         sequences = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
@@ -63,29 +65,86 @@ class MidTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Weighted NLL of this micro-batch, times the ranks over which the engine takes a mean."""
+        """The objective's part of this micro-batch, times the ranks over which the engine means."""
         assert num_items_in_batch is not None
         inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        nll = model(**inputs)["nll"]
-        weights = None
-        if self.reference is not None:
-            weights = self._weights(nll, inputs)
-        loss = weighted_nll(nll, weights, num_items_in_batch) * self.args.world_size
-        return (loss, {"nll": nll}) if return_outputs else loss
+        weights = inputs.pop("weights", None)
+        if self.objective.uses_kl:
+            inputs["ref_hidden"] = self._reference_hidden(inputs)
+        scores = model(**inputs)
+        if weights is None and self.objective.uses_weights:
+            weights = self._weights(scores["nll"], inputs)
+        loss = self.objective.loss(
+            scores, weights, inputs["shift_labels"] != IGNORE, num_items_in_batch, self.step_divisor
+        )
+        loss = loss * self.args.world_size
+        return (loss, scores) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step; with `scope: step` they carry the weights of the step."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.objective.scope == "step" and self.objective.uses_weights and batches:
+            self._weigh_step(batches)
+        return batches, num_items
 
     @torch.no_grad()
+    def _weigh_step(self, batches: list[dict[str, Any]]) -> None:
+        """Weights over all micro-batches of all ranks, from a first forward of the learner."""
+        prepared = [self._prepare_inputs(batch) for batch in batches]
+        logprobs, ref_logprobs, targets, documents = (
+            _over_ranks(torch.cat(parts))
+            for parts in zip(*(self._step_part(inputs) for inputs in prepared), strict=True)
+        )
+        weights = self.objective.weights(logprobs, ref_logprobs, targets, documents)
+        if self.objective.divides_by_weights:
+            self.step_divisor = float(weights.sum())
+        rows = len(weights) // self.args.world_size
+        own = slice(self.args.process_index * rows, (self.args.process_index + 1) * rows)
+        d = discrepancy(logprobs, ref_logprobs, targets)
+        self.weight_sums.add(weights[own], d[own], targets[own])
+        sizes = [len(inputs["input_ids"]) for inputs in prepared]
+        for batch, part in zip(batches, weights[own].split(sizes), strict=True):
+            batch["weights"] = part
+
+    def _step_part(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scored = {k: v for k, v in inputs.items() if k not in ("labels", "ref_logprobs")}
+        targets = inputs["shift_labels"] != IGNORE
+        # Without documents any number serves: no center but `document` reads it.
+        documents = inputs.get("documents", torch.zeros_like(inputs["input_ids"]))
+        return (
+            -self.model_wrapped(**scored)["nll"],
+            self._reference_logprobs(inputs),
+            targets,
+            documents,
+        )
+
     def _weights(self, nll: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        assert self.reference is not None
-        ref_nll = self.reference(**inputs)["nll"]
+        ref_logprobs = self._reference_logprobs(inputs)
         mask = inputs["shift_labels"] != IGNORE
-        weights = remit_weights(-nll, -ref_nll, mask, eps=self.eps)
-        self.weight_sums.add(weights, discrepancy(-nll, -ref_nll, mask), mask)
+        weights = self.objective.weights(-nll, ref_logprobs, mask, inputs.get("documents"))
+        self.weight_sums.add(weights.detach(), discrepancy(-nll, ref_logprobs, mask), mask)
         return weights
+
+    @torch.no_grad()
+    def _reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch, seq] fp32: kept ones, or the reference's forward."""
+        if "ref_logprobs" in inputs:
+            return inputs["ref_logprobs"]
+        assert self.reference is not None
+        nll: Tensor = self.reference(**inputs)["nll"]
+        return -nll
+
+    @torch.no_grad()
+    def _reference_hidden(self, inputs: dict[str, Tensor]) -> Tensor:
+        assert self.reference is not None
+        unscored = {key: value for key, value in inputs.items() if key != "shift_labels"}
+        hidden: Tensor = self.reference(**unscored)["hidden"]
+        return hidden
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self._rate()}
-        if self.reference is not None and "loss" in logs:
+        if self.objective.uses_weights and "loss" in logs:
             logs = {**logs, **self.weight_sums.take()}
         super().log(logs, start_time)
 
@@ -97,6 +156,15 @@ class MidTrainer(Trainer):
         if not last:
             return {}
         return {"tokens_per_second": (step - last) * self.tokens_per_step / (now - then)}
+
+
+def _over_ranks(rows: Tensor) -> Tensor:
+    """The rows of all ranks, in their order; every rank gives as many."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
 
 
 class SequenceOrder(Sampler[int]):

@@ -7,7 +7,8 @@ import math
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from pipelines.data.packing import PackedDataset, pack
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.packing import pack
 from pipelines.engine import is_main_rank
 from pipelines.schema import Config, MidTrainConfig, PretrainConfig
 from pipelines.stages import StageJob
@@ -23,9 +24,15 @@ def packed(
     key: str,
     settings: PretrainConfig | MidTrainConfig,
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    factor: int = 1,
 ) -> PackedDataset:
-    """The packed sequences of exactly the stage's steps; the main rank packs, all wait."""
+    """The packed sequences of exactly the stage's steps, or `factor` times as many in one order.
+
+    The main rank packs, all wait.
+    """
     config = job.config
+    budget = num_steps(settings, config) * settings.global_batch * config.context_length
 
     def load() -> PackedDataset:
         return pack(
@@ -33,7 +40,7 @@ def packed(
             tokenizer,
             context_length=config.context_length,
             document_mask=config.document_mask,
-            num_tokens=num_steps(settings, config) * settings.global_batch * config.context_length,
+            num_tokens=factor * budget,
             seed=config.seed,
             data_root=config.data_root,
             out_dir=job.run.data,

@@ -32,6 +32,7 @@ def run(job: StageJob) -> dict[str, Any]:
         **engine.engine_facts(trainer),
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.context_length),
+        "mixture": dataset.mixture,
         **first_and_last(trainer.state.log_history, "loss", "loss"),
         **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
     }

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from pipelines import engine
 from pipelines.data.records import problems
+from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.rewards import judge
 from pipelines.stages import StageJob
@@ -33,9 +34,7 @@ def run(job: StageJob) -> dict[str, Any]:
     )  # fmt: skip
     # Rewards of every step are needed for the first and the last quarter.
     arguments.logging_steps = 1
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.inputs["model"], local_files_only=True, padding_side="left"
-    )
+    tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
     model = engine.load_model(job.inputs["model"], config, settings.precision)
     trainer = GRPOTrainer(

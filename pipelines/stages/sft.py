@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from pipelines import engine
 from pipelines.data.records import conversations
+from pipelines.data.tokenizer import load_tokenizer
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import assistant, user
 from pipelines.stages.reported import first_and_last, training_facts
@@ -22,7 +22,7 @@ def run(job: StageJob) -> dict[str, Any]:
         SFTConfig, config, settings, job.stage_dir, steps=settings.steps, schedule="linear",
         max_length=config.context_length, completion_only_loss=True,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"], local_files_only=True)
+    tokenizer = load_tokenizer(job.inputs["model"])
     drawn = conversations(
         settings.sources, config.data_root, config.seed,
         count=settings.steps * settings.global_batch,

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_where_selects_the_checked_record(tmp_path: Path) -> None:
     assert "no record passes where = {'level': 'none'}" in message
 
 
-def test_world_and_hub(tmp_path: Path) -> None:
+def test_world(tmp_path: Path) -> None:
     message = refusal(SourceConfig(kind="world", stream="pretrian"), tmp_path)
     assert "Did you mean 'pretrain'?" in message
     uses = [("pretrain", "documents"), ("sft", "conversations"), ("dpo", "pairs")]
@@ -129,9 +130,35 @@ def test_world_and_hub(tmp_path: Path) -> None:
         for s, use in uses
     }
     assert len(found) == len(uses)
-    hub = [SourceConfig(kind="hub", path="org/name", split=split) for split in ("train", "test")]
-    one, other = (inspect_source(KEY, source, tmp_path, "documents") for source in hub)
+
+
+def test_hub(tmp_path: Path) -> None:
+    # The library that reads hub data sets takes a folder where a name is meant.
+    folder = tmp_path / "data-set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "x", "level": 1}\n')
+    (folder / "test.jsonl").write_text('{"text": "y", "level": 2}\n')
+    train, test, dev = (
+        SourceConfig(kind="hub", path=str(folder), split=split)
+        for split in ("train", "test", "dev")
+    )
+    one, other = (inspect_source(KEY, source, tmp_path, "documents") for source in (train, test))
     assert one.sha256 != other.sha256
+    message = refusal(dev, tmp_path)
+    assert "split dev" in message and "cannot be loaded" in message
+    message = refusal(train, tmp_path, "problems")
+    assert "split train" in message and "no field 'prompt'; it has: level, text" in message
+
+
+def test_a_field_that_every_record_must_have(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "1", "level": "x"}, {"prompt": "b", "answer": "2"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = SourceConfig(path="a.jsonl")
+    cache = tmp_path / "facts.json"
+    assert inspect_source(KEY, source, tmp_path, "problems", cache).records == 2
+    with pytest.raises(UserError, match=r"line 2: the record has no field 'level'; it has prompt"):
+        inspect_source(KEY, source, tmp_path, "problems", cache, needs="level")
+    inspect_source(KEY, replace(source, limit=1), tmp_path, "problems", cache, needs="level")
 
 
 def test_second_inspection_reads_from_the_cache(

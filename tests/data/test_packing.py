@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pipelines.data import packing
-from pipelines.data.packing import PackedDataset, pack
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.packing import pack
 from pipelines.data.tokenizer import build_tokenizer
 from pipelines.errors import UserError
 from pipelines.schema import SourceConfig, TokenizerConfig

@@ -192,3 +192,29 @@ def test_merges_in_the_old_notation_agree(tmp_path: Path) -> None:
     rules["model"]["merges"] = ["a b"]
     (old / "tokenizer.json").write_text(json.dumps(rules))
     assert tokenizers_agree(base, old) is None
+
+
+def test_a_tokenizer_of_ones_own_is_read_as_it_is_for_every_model_type(tmp_path: Path) -> None:
+    # transformers makes the rules of Qwen2 anew for a folder with such a config.json.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+
+    from pipelines.data.tokenizer import load_tokenizer
+
+    sources = {"world": SourceConfig(kind="world", stream="pretrain")}
+    made = build_tokenizer(
+        TokenizerConfig(kind="bpe", vocab_size=300, train_characters=5000), sources, ".", 0
+    )
+    made.save_pretrained(tmp_path)
+    Qwen2Config(vocab_size=300).save_pretrained(tmp_path)
+    text = "Caf\u0065\u0301 12 + 345,  x=7 don't"
+    wanted = made(text).input_ids
+    read = load_tokenizer(tmp_path)
+    assert read(text).input_ids == wanted
+    assert encoding_fingerprint(read) == encoding_fingerprint(made)
+    read.save_pretrained(tmp_path / "again")
+    Qwen2Config(vocab_size=300).save_pretrained(tmp_path / "again")
+    assert tokenizers_agree(tmp_path, tmp_path / "again") is None
+    assert load_tokenizer(tmp_path / "again", padding_side="left")(text).input_ids == wanted
+    stock = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(read, PreTrainedTokenizerFast)
+    assert encoding_fingerprint(stock) != encoding_fingerprint(made), "no longer needed?"

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.errors import UserError
-from pipelines.objectives.token_nll import score_tokens_in_forward, token_nll
+from pipelines.objectives import token_nll as token_nll_module
+from pipelines.objectives.token_nll import score_tokens_in_forward
 
 
 def small_model(**changes: object) -> LlamaForCausalLM:
@@ -38,19 +39,19 @@ def test_equals_the_stock_forward(tied: bool) -> None:
     assert torch.equal(nll[:, -1], torch.zeros(3))
 
 
-def test_chunks_give_the_same_values_and_gradients() -> None:
-    head = torch.nn.Linear(8, 30)
-    hidden = torch.randn(2, 9, 8)
-    labels = torch.randint(30, (2, 9))
-    labels[0, 3] = labels[1, 8] = -100
-    upstream = torch.randn(2, 9)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_forward_in_chunks_has_the_same_values_and_gradients(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, upstream = torch.randint(50, (3, 12)), torch.randn(3, 12)
     found = []
-    for chunk_bytes in (1 << 20, 4 * 30 * 4):
-        h = hidden.clone().requires_grad_()
-        head.zero_grad()
-        nll = token_nll(head, h, labels, num_tokens=30, chunk_bytes=chunk_bytes)
+    for chunk_bytes in (1 << 20, 5 * 50 * 4):
+        monkeypatch.setattr(token_nll_module, "CHUNK_BYTES", chunk_bytes)
+        model = small_model(tie_word_embeddings=tied)
+        score_tokens_in_forward(model, num_tokens=50)
+        nll = model(input_ids=ids, shift_labels=shifted(ids))["nll"]
         (nll * upstream).sum().backward()
-        found.append((nll.detach(), h.grad, head.weight.grad.clone()))
+        found.append([nll.detach(), *(p.grad for p in model.parameters())])
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
 

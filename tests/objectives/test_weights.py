@@ -1,4 +1,4 @@
-"""The ReMiT equation by value: against numbers worked out by hand and a naive loop."""
+"""Token weights by value: against numbers worked out by hand and a naive loop in float64."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.objectives.losses import weighted_nll
-from pipelines.objectives.weights import discrepancy, remit_weights
+from pipelines.objectives.weights import discrepancy, remit_weights, rho1_weights
 
 
 def naive(logprobs, ref_logprobs, mask, eps):
@@ -131,3 +131,118 @@ def test_ragged_micro_batches_add_up_to_the_step(parts: list[int]) -> None:
 def test_discrepancy_is_reference_minus_learner() -> None:
     d = discrepancy(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2))
     assert torch.equal(d, torch.tensor([[1.5, -2.0]]))
+
+
+MAPS = {"sigmoid": lambda c: 2 / (1 + math.exp(-c)), "identity": lambda c: 1 + c,
+        "tanh": lambda c: 1 + math.tanh(c)}  # fmt: skip
+
+
+def naive_with_switches(logprobs, ref, mask, documents, *, eps, center, map, standardize):
+    """Every switch, token by token, in Python floats."""
+    rows, columns = mask.shape
+    cells = [(i, j) for i in range(rows) for j in range(columns) if mask[i, j]]
+    d = {(i, j): float(ref[i, j]) - float(logprobs[i, j]) for i, j in cells}
+
+    def group(i, j):
+        return {"sequence": i, "document": (i, int(documents[i, j]))}.get(center, 0)
+
+    weights = torch.zeros(rows, columns)
+    for cell in cells:
+        peers = [d[other] for other in cells if group(*other) == group(*cell)]
+        mean = sum(peers) / len(peers)
+        c = d[cell] - (0 if center == "none" else mean)
+        if standardize:
+            c /= math.sqrt(max(sum((x - mean) ** 2 for x in peers) / len(peers), 1e-8))
+        weights[cell] = min(max(MAPS[map](c), 1 - eps), 1 + eps)
+    return weights
+
+
+def random_scores(seed: int, rows: int = 3, columns: int = 8) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs, ref = (-torch.rand(2, rows, columns, generator=generator) * 4).unbind()
+    mask = torch.rand(rows, columns, generator=generator) < 0.7
+    documents = torch.randint(2, (rows, columns), generator=generator).cumsum(-1)
+    return logprobs, ref, mask, documents
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("map", list(MAPS))
+@pytest.mark.parametrize("center", ["none", "sequence", "document", "batch"])
+@pytest.mark.parametrize("eps", [0.2, 0.9])
+def test_every_switch_equals_the_naive_loop(
+    eps: float, center: str, map: str, standardize: bool
+) -> None:
+    switches = {"eps": eps, "center": center, "map": map, "standardize": standardize}
+    for seed in range(5):
+        logprobs, ref, mask, documents = random_scores(seed)
+        weights = remit_weights(logprobs, ref, mask, documents=documents, **switches)
+        expected = naive_with_switches(logprobs, ref, mask, documents, **switches)
+        torch.testing.assert_close(weights, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("center", ["sequence", "document", "batch"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_constant_d_is_weight_one_under_every_center(center: str, standardize: bool) -> None:
+    logprobs, _, mask, documents = random_scores(3)
+    weights = remit_weights(
+        logprobs, logprobs + 0.7, mask, center=center, standardize=standardize, documents=documents
+    )
+    torch.testing.assert_close(weights, mask.float(), atol=5e-3 if standardize else 1e-6, rtol=0)
+
+
+def test_centring_over_a_document_does_not_see_the_other_documents_of_its_row() -> None:
+    logprobs, ref, _, _ = random_scores(5, rows=1, columns=6)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    ones = torch.ones(1, 6)
+    together = remit_weights(logprobs, ref, ones, center="document", documents=documents)
+    for part in (slice(0, 3), slice(3, 6)):
+        alone = remit_weights(logprobs[:, part], ref[:, part], ones[:, part])
+        torch.testing.assert_close(together[:, part], alone, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="documents"):
+        remit_weights(logprobs, ref, ones, center="document")
+
+
+def test_without_detach_the_gradient_is_autograds() -> None:
+    logprobs, ref, mask, _ = random_scores(7)
+    own = logprobs.clone().requires_grad_()
+    weights = remit_weights(own, ref, mask, detach=False, eps=0.9)
+    weighted_nll(-own, weights, 10).backward()
+
+    free = logprobs.clone().double().requires_grad_()
+    d = (ref.double() - free).masked_fill(~mask, 0)
+    c = d - d.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    naive_weights = (2 * torch.sigmoid(c)).clamp(0.1, 1.9).masked_fill(~mask, 0)
+    (-(naive_weights * free).sum() / 10).backward()
+    torch.testing.assert_close(own.grad, free.grad.float(), atol=1e-6, rtol=1e-5)
+    # At d = 0, uncentred, a token's gradient is 1 + NLL / 2 times that of plain training.
+    own = logprobs.clone().requires_grad_()
+    ones = torch.ones_like(mask)
+    weights = remit_weights(own, logprobs, ones, center="none", detach=False)
+    weighted_nll(-own, weights, 1).backward()
+    torch.testing.assert_close(-own.grad, 1 - logprobs / 2, atol=1e-5, rtol=0)
+
+
+def test_rho1_by_hand() -> None:
+    # d = 3, 1, 2, (masked 9), 0, 1: ceil(0.6 * 5) = 3 are kept; of the two ones the first.
+    ref = torch.tensor([[3.0, 1.0, 2.0], [9.0, 0.0, 1.0]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    weights = rho1_weights(torch.zeros(2, 3), ref, mask)
+    assert weights.tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert rho1_weights(torch.zeros(2, 3), ref, mask, k=1.0).tolist() == mask.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 1.0), st.floats(-3, 3))
+def test_rho1_keeps_the_largest_share(seed: int, k: float, constant: float) -> None:
+    logprobs, ref, mask, _ = random_scores(seed)
+    weights = rho1_weights(logprobs, ref, mask, k=k)
+    kept = weights.bool()
+    assert int(kept.sum()) == math.ceil(round(k * int(mask.sum()), 6))
+    assert not (kept & ~mask).any()
+    d = ref - logprobs
+    if kept.any() and (mask & ~kept).any():
+        assert d[kept].min() >= d[mask & ~kept].max()
+    assert torch.equal(rho1_weights(logprobs, ref, torch.zeros_like(mask)), torch.zeros(3, 8))
+    order = torch.tensor([2, 0, 1])
+    moved = rho1_weights(logprobs[order], ref[order], mask[order], k=k)
+    assert torch.equal(moved, weights[order])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,3 +98,17 @@ def test_a_damaged_checkpoint_is_left_out(remit: Any, tiny_run: Any, tmp_path: P
     assert "is damaged and is left out" in log
     assert f"resuming from {stage / 'checkpoints' / f'checkpoint-{SAVE_EVERY}'}" in log
     assert (stage / "model" / "model.safetensors").read_bytes() == expected
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    done = remit(*command(model, tmp_path / "run"))
+    assert done.returncode == 1 and "the loss is nan at step 1" in done.stderr
+    assert step_reached(tmp_path / "run" / "mid-train") == 1

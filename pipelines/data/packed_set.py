@@ -1,0 +1,122 @@
+"""A packed set: fixed contexts of one token stream, memory-mapped, and the batches made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+MARKER = "complete.json"
+START_TYPE = np.dtype(np.uint64)
+SOURCE_TYPE = np.dtype(np.uint16)
+
+
+class PackedDataset(Dataset):  # type: ignore[type-arg]
+    """A packed set on disk; an item is one sequence.
+
+    Attributes:
+        facts: the content of `complete.json`: counts of tokens and documents, epochs and share of
+            each source, sizes and SHA-256 of the files.
+        fingerprint: name of the set.
+        with_documents: whether batches carry `documents`.
+    """
+
+    with_documents = False
+
+    def __init__(self, folder: str | Path, *, document_mask: bool) -> None:
+        self.folder = Path(folder)
+        self.document_mask = document_mask
+        self.facts: dict[str, Any] = json.loads((self.folder / MARKER).read_text("utf-8"))
+        self.fingerprint = self.folder.name
+        self.context_length: int = self.facts["context_length"]
+        self.source_names: list[str] = list(self.facts["sources"])
+        shape = (self.facts["num_sequences"], self.context_length)
+        kind = np.dtype(self.facts["dtype"])
+        self._tokens = np.memmap(self.folder / "tokens.bin", kind, "r", shape=shape)
+        self._starts = np.memmap(self.folder / "starts.bin", START_TYPE, "r")
+        self._sources = np.memmap(self.folder / "sources.bin", SOURCE_TYPE, "r")
+
+    @property
+    def mixture(self) -> dict[str, dict[str, float]]:
+        """By source: its share of the tokens, and the passes over it that were begun."""
+        return {
+            name: {"share": counts["share"], "epochs": counts["epochs"]}
+            for name, counts in self.facts["sources"].items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`input_ids` and `position_ids` (and `documents`), int64 [context_length] each."""
+        item = {
+            "input_ids": self._tokens[index].astype(np.int64),
+            "position_ids": self.positions(index),
+        }
+        if self.with_documents:
+            item["documents"] = self.documents(index)
+        return item
+
+    def documents(self, index: int) -> np.ndarray:
+        """Which document of its sequence each position's target is of, int64 [context_length]."""
+        number = np.zeros(self.context_length + 1, dtype=np.int64)
+        inside = self._starts_of(index)
+        number[inside[inside > 0]] = 1
+        return number.cumsum()[1:]
+
+    def num_targets(self, index: int) -> int:
+        """Targets of a sequence: all positions but the last, and those before a document."""
+        if not self.document_mask:
+            return self.context_length - 1
+        inside = self._starts_of(index)
+        return self.context_length - 1 - int((inside > 0).sum())
+
+    def positions(self, index: int) -> np.ndarray:
+        """Positions of a sequence, int64 [context_length].
+
+        They restart at its first token and, under the document mask, at each document.
+        """
+        positions = np.arange(self.context_length)
+        if self.document_mask:
+            origin = np.zeros(self.context_length, dtype=np.int64)
+            inside = self._starts_of(index)
+            origin[inside] = inside
+            positions -= np.maximum.accumulate(origin)
+        return positions
+
+    def source_at_start(self, index: int) -> str:
+        """Name of the source of a sequence's first token."""
+        offset = np.array(index * self.context_length, dtype=START_TYPE)
+        first = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        return self.source_names[int(self._sources[first])]
+
+    def _starts_of(self, index: int) -> np.ndarray:
+        offset = index * self.context_length
+        # Bounds of the array's own type keep numpy from converting the whole of it.
+        bounds = np.array([offset, offset + self.context_length], dtype=START_TYPE)
+        low, high = np.searchsorted(self._starts, bounds)
+        return self._starts[low:high].astype(np.int64) - offset
+
+    def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Stack items into int64 tensors [batch, seq].
+
+        `shift_labels[t]` is the token after t; -100 at the last position and, under the document
+        mask, where a document begins at t + 1. `labels` is a copy that Trainer counts targets by.
+        `position_ids` comes only with the document mask, `documents` only if asked for.
+        """
+        input_ids = torch.from_numpy(np.stack([item["input_ids"] for item in batch]))
+        shift_labels = torch.full_like(input_ids, -100)
+        shift_labels[:, :-1] = input_ids[:, 1:]
+        tensors = {"input_ids": input_ids, "shift_labels": shift_labels}
+        if self.document_mask:
+            positions = torch.from_numpy(np.stack([item["position_ids"] for item in batch]))
+            shift_labels[:, :-1][positions[:, 1:] == 0] = -100
+            tensors["position_ids"] = positions
+        if "documents" in batch[0]:
+            tensors["documents"] = torch.from_numpy(np.stack([i["documents"] for i in batch]))
+        tensors["labels"] = shift_labels.clone()
+        return tensors

@@ -1,0 +1,213 @@
+"""The score cache: per-token log-probabilities of a model over packed sequences, kept on disk.
+
+Two bytes a token. A set is named by everything that decides its numbers, written in shards that
+appear whole, and counts only with its marker, so a scoring that was cut off goes on where it was.
+
+Rounding: fp16 has 11 significant bits, so a log-probability of -x is off by at most x / 2048: 0.004
+at -8. ReMiT's weight moves by at most half of that (the slope of 2 sigmoid(c) is at most 1/2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pipelines.data.packed_set import PackedDataset
+from pipelines.errors import UserError
+from pipelines.run_dir import fsync_dir, read_json, write_json
+
+SCORE_VERSION = 1
+_MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class ScoreKey:
+    """Everything that decides a set of scores.
+
+    Attributes:
+        data: fingerprint of the packed set (sources, tokenizer, packing, seed, length).
+        document_mask: whether attention stays within documents.
+        model: content hash of the scoring model.
+        num_tokens: size of the base's tokenizer, to which logits are cut.
+        attention: attention backend.
+        precision: of weights and activations.
+    """
+
+    data: str
+    document_mask: bool
+    model: str
+    num_tokens: int
+    attention: str
+    precision: str
+    version: int = SCORE_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ScoreCache:
+    """One set of scores: `<scores>/<fingerprint>/sequences-<from>-<to>.npy`, fp16 each.
+
+    Args:
+        scores_dir: folder of all sets.
+        num_sequences: of the packed set.
+        shard_sequences: sequences to a file; a complete set keeps the number it was made with.
+    """
+
+    def __init__(
+        self, scores_dir: Path, key: ScoreKey, num_sequences: int, shard_sequences: int = 1024
+    ) -> None:
+        self.folder = scores_dir / key.fingerprint
+        self.key = key
+        self.num_sequences = num_sequences
+        if self.is_complete():
+            shard_sequences = int(read_json(self.folder / _MARKER)["shard_sequences"])
+        self.shard_sequences = shard_sequences
+        self.num_shards = -(-num_sequences // shard_sequences)
+        self._shards: list[np.ndarray] = []
+
+    def sequences_of(self, shard: int) -> range:
+        """Indices of the sequences of a shard."""
+        first = shard * self.shard_sequences
+        return range(first, min(first + self.shard_sequences, self.num_sequences))
+
+    def path(self, shard: int) -> Path:
+        rows = self.sequences_of(shard)
+        return self.folder / f"sequences-{rows.start:09d}-{rows.stop:09d}.npy"
+
+    def is_complete(self) -> bool:
+        return (self.folder / _MARKER).is_file()
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is there; a renamed file is whole."""
+        return self.path(shard).is_file()
+
+    def write(self, shard: int, logprobs: np.ndarray) -> None:
+        """Write a shard, whole or not at all. `logprobs` is [sequences, context]."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".shard-")
+        os.fchmod(handle, 0o644)
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, logprobs.astype(np.float16))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path(shard))
+        fsync_dir(self.folder)
+
+    def finish(self) -> None:
+        """Write the marker; every shard must be there."""
+        files = {
+            self.path(shard).name: _facts(self.path(shard)) for shard in range(self.num_shards)
+        }
+        write_json(
+            self.folder / _MARKER,
+            {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
+        )
+
+    def drop_damaged(self) -> list[str]:
+        """Remove the marker and the shards that differ from it; their names."""
+        if not self.is_complete():
+            return []
+        files: dict[str, Any] = read_json(self.folder / _MARKER)["files"]
+        bad = [name for name, facts in files.items() if _facts(self.folder / name) != facts]
+        if bad:
+            (self.folder / _MARKER).unlink(missing_ok=True)
+            for name in bad:
+                (self.folder / name).unlink(missing_ok=True)
+        return bad
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Log-probabilities of a sequence's targets, fp32 [context], 0 where there is none."""
+        if not self._shards:
+            self._shards = [
+                np.load(self.path(shard), mmap_mode="r") for shard in range(self.num_shards)
+            ]
+        shard, row = divmod(index, self.shard_sequences)
+        found: np.ndarray = self._shards[shard][row].astype(np.float32)
+        return found
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def open_scores(scores_dir: Path, key: ScoreKey, num_sequences: int, whose: str) -> ScoreCache:
+    """The complete set of scores of `key`.
+
+    Raises:
+        UserError: there is none, or a shard is damaged; the message names what differs from the
+            nearest set that is there.
+    """
+    cache = ScoreCache(scores_dir, key, num_sequences)
+    damaged = cache.drop_damaged()
+    if damaged:
+        raise UserError(
+            f"scores of {whose}: {', '.join(damaged)} in {cache.folder} differs from its checksum "
+            "and was removed. Run the command again: only that is scored anew."
+        )
+    if cache.is_complete():
+        return cache
+    wanted = asdict(key)
+    nearest: list[str] = []
+    for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
+        found = read_json(marker)["key"]
+        differing = [
+            f"{name}: {found.get(name)} there, {value} here"
+            for name, value in wanted.items()
+            if found.get(name) != value
+        ]
+        nearest = min(nearest or differing, differing, key=len)
+    there = f" The nearest set differs ({'; '.join(nearest)})." if nearest else ""
+    raise UserError(
+        f"no scores of {whose} for these sequences in {scores_dir}.{there} Make them with remit "
+        "score, in the same run directory and with the same config."
+    )
+
+
+class ScoredSequences(Dataset):  # type: ignore[type-arg]
+    """Packed sequences with the scores of a reference: items and batches carry `ref_logprobs`."""
+
+    def __init__(self, packed: PackedDataset, scores: ScoreCache) -> None:
+        self.packed = packed
+        self.scores = scores
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {**self.packed[index], "ref_logprobs": self.scores[index]}
+
+    def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Batches of the packed sequences, and `ref_logprobs` fp32 [batch, seq]."""
+        import torch
+
+        scores = torch.from_numpy(np.stack([item["ref_logprobs"] for item in batch]))
+        return {**self.packed.collate(batch), "ref_logprobs": scores}
+
+
+class ChosenSequences(Dataset):  # type: ignore[type-arg]
+    """Some of the packed sequences, in the order of `chosen`."""
+
+    def __init__(self, packed: PackedDataset, chosen: np.ndarray) -> None:
+        self.packed = packed
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.packed[int(self.chosen[index])]

@@ -1,0 +1,136 @@
+"""Tables of scores: of evaluated models side by side, and of the arms of a comparison."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pipelines import summary
+from pipelines.comparison import Cell, Comparison, Curve, Row
+
+
+def score_table(columns: list[summary.Column]) -> Table:
+    """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
+    # Narrow, so that base and four rounds fit into 80 characters.
+    table = Table(
+        title="accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("task", min_width=10)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
+    for task in tasks:
+        table.add_row(
+            task,
+            *(f"{100 * c.accuracy(task):.1f}" if task in c.result["tasks"] else "-"
+              for c in columns),
+        )  # fmt: skip
+    if tasks:
+        table.add_section()
+        table.add_row("average", *(_percent(c, "average") for c in columns))
+        table.add_row("95% +-", *(_percent(c, "average_half_interval") for c in columns))
+    for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
+        found = (c.result["bits_per_byte"].get(domain) for c in columns)
+        table.add_row(
+            f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
+        )
+    for task, metric in dict.fromkeys(_lm_eval_metrics(columns)):
+        values = (c.result.get("lm_eval", {}).get(task, {}).get(metric) for c in columns)
+        table.add_row(
+            f"lm-eval {task} {metric}", *("-" if v is None else f"{v:.3f}" for v in values)
+        )
+    return table
+
+
+def _percent(column: summary.Column, key: str) -> str:
+    return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
+
+
+def _lm_eval_metrics(columns: list[summary.Column]) -> list[tuple[str, str]]:
+    return [
+        (task, metric)
+        for column in columns
+        for task, metrics in column.result.get("lm_eval", {}).items()
+        for metric in metrics
+        if "stderr" not in metric
+    ]
+
+
+def task_table(column: summary.Column) -> Table:
+    """One model: accuracy with interval per task."""
+    table = Table(title=column.stage)
+    for heading in ("task", "accuracy", "95% interval", "questions"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task, score in column.result["tasks"].items():
+        low, high = score["interval"]
+        table.add_row(
+            task, f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(score["questions"])
+        )
+    if "average" in column.result:
+        half = column.result["average_half_interval"]
+        table.add_section()
+        table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
+    for domain, value in column.result["bits_per_byte"].items():
+        table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
+    for task, metrics in column.result.get("lm_eval", {}).items():
+        for metric, value in metrics.items():
+            table.add_row(f"lm-eval {task}", f"{value:.4f}", metric, "")
+    return table
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Rows: tasks, their average, the gain over NTP. Columns: arms."""
+    after = {"mid": "mid-training", "post": "post-training"}[found.point]
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+    table = Table(
+        title=f"accuracy in percent after {after}, {seeds}, 95% interval over seeds",
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    table.add_column("task", min_width=10)
+    for arm in found.arms:
+        table.add_column(arm, justify="right", no_wrap=True)
+    for title, cells in found.cells.items():
+        if title == "average":
+            table.add_section()
+        table.add_row(title, *map(_cell, cells))
+    if found.gain:
+        table.add_row("less ntp", *map(_cell, found.gain))
+    return table
+
+
+def curve_table(curves: list[Curve]) -> Table:
+    """Rows: how much of the mid-training is done. Columns: arms."""
+    table = Table(
+        title="average accuracy along the mid-training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )  # fmt: skip
+    table.add_column("done", min_width=10)
+    for curve in curves:
+        table.add_column(curve.arm, justify="right", no_wrap=True)
+    for i, part in enumerate(curves[0].parts):
+        table.add_row(f"{part:.0%}", *(_cell(curve.averages[i]) for curve in curves))
+    reached = [curve.reaches_ntp for curve in curves]
+    if any(part is not None for part in reached):
+        table.add_section()
+        table.add_row("ntp's end", *("-" if p is None else f"at {p:.0%}" for p in reached))
+    return table
+
+
+def cost_table(found: list[Row]) -> Table:
+    """Tokens, FLOPs and seconds of each arm's mid-training, a mean over seeds."""
+    table = Table(title="cost of mid-training", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("arm", "tokens", "FLOPs", "seconds"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for arm in dict.fromkeys(row.arm for row in found):
+        spent = [row for row in found if row.arm == arm and row.point == "mid"]
+        table.add_row(
+            arm,
+            f"{spent[0].tokens:,}",
+            f"{spent[0].flops:.3g}",
+            f"{sum(row.seconds for row in spent) / len(spent):.0f}",
+        )
+    return table
+
+
+def _cell(cell: Cell) -> str:
+    return f"{100 * cell.mean:.1f}" + (f"+-{100 * cell.half:.1f}" if cell.half is not None else "")
