@@ -176,13 +176,17 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
     if stage.kind == "rlvr":
         completions = config.rlvr.steps * config.rlvr.global_batch
         tokens = completions * config.rlvr.max_completion_length
-        return tokens, 6 * n * 2 * tokens + 2 * n * tokens * GENERATION_SLOWDOWN, 1.0
+        # A prompt counts as long as its completion.
+        training, generation = 6 * n * 2 * tokens, 2 * n * tokens
+        flops = training + generation
+        return tokens, flops, (training + generation * GENERATION_SLOWDOWN) / flops
     tasks = [task for task in config.eval.tasks.values() if task.enabled]
     questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
     longest = max((task.max_new_tokens for task in tasks), default=0)
     scored = config.eval.bits_per_byte_tokens * len(config.eval.bits_per_byte)
     tokens = questions * longest + scored
-    return tokens, 2 * n * (questions * longest * GENERATION_SLOWDOWN + scored), 1.0
+    as_if = questions * longest * GENERATION_SLOWDOWN + scored
+    return tokens, 2 * n * tokens, as_if / max(1, tokens)
 
 
 def _disk_bytes(stage: Stage, parameters: int) -> int:

@@ -136,16 +136,24 @@ def plan_mid_train(config: Config, base: ModelRef, ref: ModelRef | None) -> list
 
 
 def mid_stages(
-    config: Config, name: str, base: str | ModelRef, ref: str | ModelRef | None
+    config: Config,
+    name: str,
+    base: str | ModelRef,
+    ref: str | ModelRef | None,
+    small: ModelRef | None = None,
 ) -> list[Stage]:
-    """A mid-training whose objective is decided, after the score stages that it reads."""
+    """A mid-training whose objective is decided, after the score stages that it reads.
+
+    `small` is MiniPLM's small model where that is not the base itself.
+    """
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
+    selects = config.mid_train.objective == "miniplm"
+    if selects and small:
+        inputs["small"] = small
     mid = Stage("mid_train", name, config, inputs)
     if ref is None or not uses_score_cache(config.mid_train):
         return [mid]
-    scored = {"score": ref}
-    if config.mid_train.objective == "miniplm":
-        scored = {"score-small": base, "score": ref}
+    scored = {**({"score-small": small or base} if selects else {}), "score": ref}
     return [
         Stage("score", f"{name}-{suffix}", config, {"model": model, "base": base})
         for suffix, model in scored.items()

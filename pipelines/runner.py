@@ -17,6 +17,7 @@ from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserErr
 from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir
+from pipelines.schema import Config
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ class Runner:
     def run_one(self, stage: Stage) -> dict[str, Any]:
         stage_dir = self.run.stage(stage.name)
         inputs = {role: self._input(given) for role, given in stage.inputs.items()}
-        if "ref" in inputs:
-            check_tokenizers(Path(inputs["base"]["path"]), Path(inputs["ref"]["path"]))
+        for role in ("ref", "model"):
+            if "base" in inputs and role in inputs:
+                check_tokenizers(Path(inputs["base"]["path"]), Path(inputs[role]["path"]))
         data = {key: self.data_sha256[key] for key in sources_of(stage)}
         fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
         how: Literal["start", "resume"] = "start"
@@ -220,11 +222,11 @@ def is_offline(stage: Stage) -> bool:
     return not (hub_data or (hub_tasks and not stage.config.eval.lm_eval_include_path))
 
 
-def write_flywheel_plan(run: RunDir, stages: list[Stage]) -> None:
+def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> None:
     """Write `flywheel.yaml`: the resolved config and every stage with its inputs, for people."""
     write_yaml(
         {
-            "config": to_dict(stages[0].config),
+            "config": to_dict(config),
             "stages": [
                 {
                     "name": stage.name,

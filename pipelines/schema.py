@@ -266,17 +266,31 @@ class FlywheelConfig:
 class CompareConfig:
     objectives: list[str] = setting(
         ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
-        "arms, of ntp, kd, miniplm, rho1, sft, remit",
+        "arms, of ntp, kd, miniplm, rho1, sft, remit, more-rl",
         result=False,
     )
     seeds: int = setting(3, "runs of each arm, with seeds from `seed` on", result=False, low=1)
+    budget: Literal["tokens", "flops"] = setting(
+        "tokens",
+        "what is equal: mid_train.tokens, or the FLOPs that ReMiT needs for mid_train.tokens",
+        result=False,
+    )
+    base_per_seed: bool = setting(
+        False,
+        "train a base for every seed, and take its plain post-trained model as the reference",
+        result=False,
+    )
     sft_ref: str = setting(
         "", "CKPT of arm sft; empty: the SFT stage beside the reference", result=False
     )
+    small: str = setting("", "CKPT of MiniPLM's small model; empty: the base", result=False)
     points: int = setting(
         0, "evaluations along the annealing of each arm, before the last", result=False, low=0
     )
     post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
+    rows: list[str] = setting(
+        list, "rows.jsonl of other runs; what is in them is not run again", result=False
+    )
 
 
 @dataclass

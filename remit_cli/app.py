@@ -182,8 +182,8 @@ def flywheel(
 
 @app.command("compare", rich_help_panel=LOOP)
 def compare(
-    base: options.Base,
-    ref: options.Ref,
+    base: options.ComparedBase = None,
+    ref: options.OptionalRef = None,
     config: options.Config = "world",
     run_dir: options.RunDirectory = None,
     gpus: options.Gpus = None,
@@ -193,7 +193,7 @@ def compare(
 ) -> None:
     """Mid-train one base with every objective and several seeds; a table of all.
 
-    Example: remit compare --base runs/w/base --ref runs/w/round-0/40-rlvr compare.seeds=3
+    Example: remit compare --base runs/w/base --ref runs/w/round-0/40-rlvr seeds=3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
     _execute("compare", given, lambda s: s.plan_compare(base, ref))

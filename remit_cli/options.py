@@ -33,7 +33,9 @@ OptionalBase = Annotated[
 OptionalRef = Annotated[
     str | None, typer.Option("--ref", help="CKPT of the RL-tuned model that weights the tokens.")
 ]
-Ref = Annotated[str, typer.Option("--ref", help="CKPT of the RL-tuned model: the reference.")]
+ComparedBase = Annotated[
+    str | None, typer.Option("--base", help="CKPT of the base that all arms start from.")
+]
 Model = Annotated[str, typer.Option("--model", help="CKPT to evaluate.")]
 ScoredModel = Annotated[str, typer.Option("--model", help="CKPT whose log-probabilities to keep.")]
 TokenizerBase = Annotated[

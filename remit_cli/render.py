@@ -11,6 +11,7 @@ import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,10 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import ledger, summary
-from pipelines.comparison import Comparison, Row, curves
+from pipelines.comparison import Comparison, curves
 from pipelines.errors import StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
+from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
 from remit_cli.tables import comparison_table, cost_table, curve_table, score_table, task_table
@@ -144,14 +146,17 @@ class Screen:
         self.console.print(f"run directory: {escape(str(run.root))}")
         self._emit(values)
 
-    def comparison(self, tables: list[Comparison], rows: list[Row], run: RunDir) -> None:
+    def comparison(
+        self, tables: list[Comparison], rows: list[Row], path: Path, run: RunDir
+    ) -> None:
         for table in tables:
             self.console.print(comparison_table(table))
         drawn = curves(rows)
         if drawn:
             self.console.print(curve_table(drawn))
-        self.console.print(cost_table(rows))
-        self.console.print(f"rows: {escape(str(run.root / 'compare' / 'rows.jsonl'))}")
+        for table in tables:
+            self.console.print(cost_table(rows, table.point, table.arms))
+        self.console.print(f"rows: {escape(str(path))}")
         self._emit({
             "status": "done", "command": "compare", "run_dir": str(run.root),
             "tables": [asdict(table) for table in tables],

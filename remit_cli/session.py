@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoint, comparison, flywheel, preflight, summary
+from pipelines import arms, checkpoint, comparison, flywheel, preflight, rows, summary
 from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
-from pipelines.estimate import estimate
+from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import Observer, Runner, check_unchanged, write_flywheel_plan
@@ -36,7 +36,10 @@ class Session:
 
     def load(self) -> None:
         """Load the recipe; `--gpus` and `--hostfile` win over it."""
-        config = recipes.load(self.config_name, self.overrides)
+        overrides = self.overrides or []
+        if self.command == "compare":
+            overrides = [arms.whole_key(override) for override in overrides]
+        config = recipes.load(self.config_name, overrides)
         launch = config.launch
         if self.gpus is not None:
             launch = replace(launch, gpus=self.gpus)
@@ -79,11 +82,9 @@ class Session:
             self.config, found, None if base is None else checkpoint.find_checkpoint(base, "--base")
         )
 
-    def plan_compare(self, base: str, ref: str) -> list[Stage]:
-        self.compared = checkpoint.find_checkpoint(base, "--base")
-        return comparison.plan_compare(
-            self.config, self.compared, checkpoint.find_checkpoint(ref, "--ref")
-        )
+    def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
+        self.compared = None if base is None else checkpoint.find_checkpoint(base, "--base")
+        return arms.plan_compare(self.config, self.compared, self._ref(ref))
 
     def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
         found = checkpoint.find_checkpoint(model, "--model")
@@ -135,24 +136,30 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     command = shlex.join(["remit", *sys.argv[1:]])
     # Checked before the run directory is made, so that a mistake leaves nothing behind.
     facts = preflight.check_plan(stages, run)
+    data_sha256 = {key: fact.sha256 for key, fact in facts.items()}
+    if session.command == "compare":
+        study = rows.Study(stages, data_sha256)
+        known = rows.read_rows(session.config.compare.rows, study)
+        stages = arms.needed(stages, {(row.arm, row.seed, row.point) for row in known})
     with RunLock(run, command) as lock:
         view = screen.view(stages, run)
         runner = Runner(
             run=run,
             lock=lock,
-            data_sha256={key: fact.sha256 for key, fact in facts.items()},
+            data_sha256=data_sha256,
             command=command,
             observer=Observer(view.started, view.tick, view.finished, view.skipped),
         )
         if session.command in ("flywheel", "compare"):
-            write_flywheel_plan(run, stages)
+            write_flywheel_plan(run, session.config, stages)
         with view:
             results = runner.run_all(stages)
         if session.command == "compare":
-            found = comparison.rows(stages, run, session.compared)
-            comparison.write_rows(run, found)
+            parameters = base_parameters(session.config, session.compared)
+            found = [*known, *rows.result_rows(stages, run, study, parameters)]
+            path = rows.write_rows(run, found)
     if session.command == "compare":
-        screen.comparison(comparison.tables(found), found, run)
+        screen.comparison(comparison.tables(found), found, path, run)
     else:
         _show_results(session, results, screen)
 

@@ -6,7 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipelines import summary
-from pipelines.comparison import Cell, Comparison, Curve, Row
+from pipelines.comparison import Cell, Comparison, Curve
+from pipelines.rows import Row
 
 
 def score_table(columns: list[summary.Column]) -> Table:
@@ -116,19 +117,22 @@ def curve_table(curves: list[Curve]) -> Table:
     return table
 
 
-def cost_table(found: list[Row]) -> Table:
-    """Tokens, FLOPs and seconds of each arm's mid-training, a mean over seeds."""
-    table = Table(title="cost of mid-training", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("arm", "tokens", "FLOPs", "seconds"):
+def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
+    """Tokens, passes, FLOPs and seconds of each arm up to a point, a mean over seeds."""
+    what = {"mid": "mid-training", "post": "mid- and post-training"}[point]
+    table = Table(title=f"cost of {what}", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("arm", "tokens", "passes", "FLOPs", "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for arm in dict.fromkeys(row.arm for row in found):
-        spent = [row for row in found if row.arm == arm and row.point == "mid"]
+    for arm in arms:
+        spent = [row for row in found if row.arm == arm and row.point == point]
         table.add_row(
             arm,
             f"{spent[0].tokens:,}",
+            f"{max(row.passes for row in spent)}",
             f"{spent[0].flops:.3g}",
             f"{sum(row.seconds for row in spent) / len(spent):.0f}",
         )
+    table.caption = "passes: over the source that was read most often"
     return table
 
 

@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.comparison import Row, curves, tables
+from pipelines import config as recipes
+from pipelines.arms import needed, plan_compare
+from pipelines.checkpoint import find_checkpoint
+from pipelines.comparison import curves, tables
 from pipelines.evals.intervals import mean_interval
+from pipelines.flywheel import Stage
+from pipelines.rows import Row
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
         "eval.bits_per_byte_tokens=500")  # fmt: skip
@@ -21,7 +26,7 @@ def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
         f"t{i}": {"accuracy": a, "questions": 10, "bits": ""} for i, a in enumerate(accuracies)
     }
     average = sum(accuracies) / len(accuracies)
-    return Row(arm, seed, point, "id", average, tasks, {}, 100, 1.0, 2.0)
+    return Row(arm, seed, point, "id", {}, average, tasks, {}, 100, 1, 1.0, 2.0)
 
 
 def test_means_and_intervals_over_seeds() -> None:
@@ -69,7 +74,11 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("compare.objectives=[]",), ["no arm"]),
         (("eval.tasks.world.enabled=false",), ["no task of eval.tasks"]),
         (("compare.seeds=0",), ["compare.seeds = 0"]),
-        (("compare.objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
+        (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
+        (("objectives=[more-rl]",), ["more-rl", "compare.post_train=true"]),
+        (("base_per_seed=true",), ["leave --base and --ref out"]),
+        (("small=nowhere",), ["compare.small", "nowhere"]),
+        (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
 )
 def test_what_it_refuses(
@@ -80,6 +89,129 @@ def test_what_it_refuses(
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [word for word in words if word not in done.stderr] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def planned(tiny_model: Path | None, *overrides: str) -> dict[str, Stage]:
+    config = recipes.load("world-tiny", ["compare.seeds=1", *overrides])
+    given = None if tiny_model is None else find_checkpoint(str(tiny_model), "--base")
+    return {stage.name: stage for stage in plan_compare(config, given, given)}
+
+
+def test_arms_of_equal_flops(tiny_model: Path) -> None:
+    stages = planned(
+        tiny_model, "compare.objectives=[ntp,miniplm,rho1,remit]", "compare.budget=flops",
+        "mid_train.tokens=21000",
+    )  # fmt: skip
+    tokens = {
+        name.split("/")[2]: stage.config.mid_train.tokens
+        for name, stage in stages.items() if stage.kind == "mid_train"
+    }  # fmt: skip
+    # 8 a token with the reference, 6 without, 6 + 2 x 2 x 2 for a pool of twice the tokens.
+    assert tokens == {"ntp": 28000, "miniplm": 12000, "rho1": 21000, "remit": 21000}
+
+
+def test_more_rl_spends_what_the_reference_costs(tiny_model: Path) -> None:
+    own = ("compare.objectives=[ntp,more-rl]", "compare.post_train=true")
+    stages = planned(tiny_model, *own, "mid_train.tokens=64000")
+    longer = stages["compare/seed-0/more-rl/40-rlvr"]
+    # 2 x 64,000 for the reference; a step is 16 completions of 16 tokens, 14 a token.
+    assert longer.config.rlvr.steps - 4 == round(2 * 64000 / (14 * 16 * 16))
+    # The plain pipeline before it is trained once.
+    assert longer.inputs == {"model": "compare/seed-0/ntp/30-dpo"}
+    assert [s.kind for s in stages.values()].count("mid_train") == 1
+    # Under equal FLOPs arm ntp trains on more tokens, so it has a pipeline of its own.
+    stages = planned(tiny_model, *own, "mid_train.tokens=64000", "compare.budget=flops")
+    assert stages["compare/seed-0/more-rl/40-rlvr"].inputs == {
+        "model": "compare/seed-0/plain/30-dpo"
+    }
+    assert stages["compare/seed-0/plain/10-mid-train"].config.mid_train.tokens == 64000
+
+
+def test_a_base_for_every_seed() -> None:
+    stages = planned(
+        None, "compare.base_per_seed=true", "compare.seeds=2", "compare.objectives=[sft,remit]"
+    )
+    for seed in (0, 1):
+        folder = f"compare/seed-{seed}"
+        assert stages[f"{folder}/base"].config.seed == seed
+        assert stages[f"{folder}/remit/10-mid-train"].inputs == {
+            "base": f"{folder}/base", "ref": f"{folder}/ntp/40-rlvr",
+        }  # fmt: skip
+        assert stages[f"{folder}/sft/10-mid-train"].inputs["ref"] == f"{folder}/ntp/20-sft"
+
+
+def test_the_small_model_of_miniplm(tiny_model: Path) -> None:
+    stages = planned(tiny_model, "compare.objectives=[miniplm]", f"compare.small={tiny_model}")
+    folder = "compare/seed-0/miniplm/10-mid-train"
+    assert stages[folder].inputs["small"] == stages[f"{folder}-score-small"].inputs["model"]
+    assert "small" not in planned(tiny_model, "compare.objectives=[miniplm]")[folder].inputs
+
+
+def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
+    stages = planned(
+        tiny_model, "compare.objectives=[ntp,remit]", "compare.post_train=true",
+        "mid_train.reference=cached",
+    )  # fmt: skip
+    assert needed(list(stages.values()), set()) == list(stages.values())
+    left = needed(
+        list(stages.values()), {("ntp", 0, "mid"), ("ntp", 0, "post"), ("remit", 0, "post")}
+    )
+    folder = "compare/seed-0/remit"
+    assert [stage.name for stage in left] == [
+        f"{folder}/10-mid-train-score", f"{folder}/10-mid-train", f"{folder}/15-eval",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rows_of_another_run_are_read_back(
+    remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
+) -> None:
+    args = ("compare", *TINY, "--base", tiny_run.root / "base", "--ref",
+            tiny_run.root / "round-0" / "40-rlvr", "seeds=1", "--json")  # fmt: skip
+    first = remit(*args, "--run-dir", tmp_path / "a", "objectives=[ntp]", check=True).json
+    kept = tmp_path / "rows.jsonl"
+    kept.write_bytes((tmp_path / "a" / "compare" / "rows.jsonl").read_bytes())
+
+    both = (*args, "--run-dir", tmp_path / "b", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    values = remit(*both, check=True).json
+    assert values["rows"][0] == first["rows"][0]
+    assert values["tables"][0]["arms"] == ["ntp", "remit"]
+    ran = {json.loads(line)["stage"] for line in (tmp_path / "b" / "ledger.jsonl").open()}
+    assert {name.split("/")[2] for name in ran} == {"remit"}
+
+    # Nothing left to run: the rows of both runs alone make the tables.
+    all_rows = tmp_path / "b" / "compare" / "rows.jsonl"
+    assert len(all_rows.read_text().splitlines()) == 2
+    alone = (*args, "--run-dir", tmp_path / "c", "objectives=[ntp,remit]", f"rows=[{all_rows}]")
+    assert remit(*alone, check=True).json["rows"] == values["rows"]
+
+    fresh = (*args, "--run-dir", tmp_path / "d", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    other = remit(*fresh, "mid_train.learning_rate=1e-3")
+    assert other.returncode == 2
+    assert f"{kept}, line 1" in other.stderr and "differs in mid_train" in other.stderr
+    kept.write_text(kept.read_text() + "{}\n")
+    broken = remit(*fresh)
+    assert broken.returncode == 2 and "line 2: no row of remit compare" in broken.stderr
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.slow
+def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: Path) -> None:
+    values = remit(
+        "compare", *TINY, "--run-dir", tmp_path / "run", "seeds=1", "base_per_seed=true",
+        "objectives=[ntp,remit,more-rl]", "post_train=true", "mid_train.tokens=65536",
+        "pretrain.tokens=2048", "--json", check=True,
+    ).json  # fmt: skip
+    rows = {(row["arm"], row["point"]): row for row in values["rows"]}
+    assert sorted(rows) == [
+        ("more-rl", "post"), ("ntp", "mid"), ("ntp", "post"), ("remit", "mid"), ("remit", "post"),
+    ]  # fmt: skip
+    spent = {arm: rows[arm, "post"]["flops"] for arm in ("ntp", "remit", "more-rl")}
+    assert (
+        spent["more-rl"] == pytest.approx(spent["remit"], rel=0.02)
+        and spent["ntp"] < 0.9 * spent["remit"]
+    )
+    assert rows["remit", "mid"]["study"].keys() == {"base", "ref", "mid_train", "evaluate"}
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tu
         return open_scores(job.run.scores, key, len(packed_set), str(job.inputs[role]))
 
     if job.config.mid_train.objective == "miniplm":
-        small, ref = scores_of("base"), scores_of("ref")
+        small = scores_of("small" if "small" in job.inputs else "base")
+        ref = scores_of("ref")
         difference = np.array([
             difference_score(ref[i], small[i], packed_set.num_targets(i))
             for i in range(len(packed_set))

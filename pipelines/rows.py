@@ -1,0 +1,191 @@
+"""Result rows of a comparison: what its tables need, without weights, in one JSON Lines file.
+
+Rows can leave their run directory and be read back elsewhere, so that a study goes on on another
+machine. A row names the study it belongs to; rows of another one are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.arms import FOLDER, behind, place
+from pipelines.checkpoint import ModelRef, content_hash
+from pipelines.errors import UserError
+from pipelines.estimate import stage_flops
+from pipelines.flywheel import Stage, sources_of
+from pipelines.identity import digest, identity_fields
+from pipelines.run_dir import RunDir, write_text
+
+# What rows of one arm may differ in; the arm itself stands in the row.
+_OF_AN_ARM = ("seed", "mid_train.objective", "mid_train.snapshots")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated model of a comparison.
+
+    Attributes:
+        point: `mid` (after mid-training), `post` (after post-training), or the part of the
+            mid-training that was done, such as `1/4`.
+        study: hashes of what it depends on, see `Study.parts`; equal for other seeds.
+        tasks: by task the accuracy, the number of questions, and one bit for each of them.
+        tokens: of the mid-training.
+        passes: the most that a source was begun for them; MiniPLM draws a pool of twice the tokens.
+        flops, seconds: of the arm's stages up to this row; all of the mid-training for its points.
+    """
+
+    arm: str
+    seed: int
+    point: str
+    identity: str
+    study: dict[str, str]
+    average: float
+    tasks: dict[str, dict[str, Any]]
+    bits_per_byte: dict[str, float]
+    tokens: int
+    passes: int
+    flops: float
+    seconds: float
+
+
+@dataclass
+class Study:
+    """What each evaluation of a plan depends on, apart from its seed.
+
+    Args:
+        stages: the whole plan of a comparison.
+        data_sha256: of each source, by config key.
+    """
+
+    stages: Sequence[Stage]
+    data_sha256: dict[str, str]
+    _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_name = {stage.name: stage for stage in self.stages}
+
+    def parts(self, evaluation: Stage) -> dict[str, str]:
+        """By role the models that an arm starts from, by kind the settings of its stages."""
+        way = [evaluation, *behind(evaluation, self.by_name, whole=False)]
+        parts = {stage.kind: self._settings(stage) for stage in way if stage.kind != "score"}
+        mid = next(stage for stage in way if stage.kind == "mid_train")
+        return parts | {role: self._model(given) for role, given in mid.inputs.items()}
+
+    def _settings(self, stage: Stage) -> str:
+        fields = identity_fields(stage.kind, stage.config, {}) | {"chat": stage.chat}
+        kept = {key: value for key, value in fields.items() if key not in _OF_AN_ARM}
+        data = {f"data {key}": self.data_sha256[key] for key in sources_of(stage)}
+        return digest(kept | data)[:16]
+
+    def _model(self, given: str | ModelRef) -> str:
+        """Content of a model outside; what decides one that the plan makes."""
+        if isinstance(given, str):
+            stage = self.by_name[given.partition("@")[0]]
+            inputs = {role: self._model(model) for role, model in stage.inputs.items()}
+            return digest({"settings": self._settings(stage), **inputs})[:16]
+        assert given.folder is not None
+        if given.folder not in self._hashes:
+            self._hashes[given.folder] = content_hash(given.folder)[:16]
+        return self._hashes[given.folder]
+
+
+def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: int) -> list[Row]:
+    """The evaluated models among complete stages of a comparison, of a base of `parameters`."""
+    made = {stage.name: stage for stage in stages if run.stage(stage.name).is_complete()}
+    results = {name: run.stage(name).read_result() for name in made}
+    found = []
+    for name, stage in made.items():
+        if stage.kind != "evaluate":
+            continue
+        arm, seed, point = place(stage)
+        spent = {s.name: s for s in behind(stage, made, whole=False)}
+        mid = next(s for s in spent.values() if s.kind == "mid_train")
+        result = results[name]
+        found.append(
+            Row(
+                arm=arm,
+                seed=seed,
+                point=point,
+                identity=result["identity"],
+                study=study.parts(stage),
+                average=result["average"],
+                tasks={
+                    task: {key: score[key] for key in ("accuracy", "questions", "bits")}
+                    for task, score in result["tasks"].items()
+                },
+                bits_per_byte={
+                    domain: value["bits_per_byte"]
+                    for domain, value in result["bits_per_byte"].items()
+                },
+                tokens=mid.config.mid_train.tokens,
+                passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
+                flops=sum(stage_flops(s, parameters) for s in spent.values()),
+                seconds=sum(results[s]["seconds"] for s in spent),
+            )
+        )
+    return found
+
+
+def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
+    """Write `compare/rows.jsonl`; its path."""
+    path = run.root / FOLDER / "rows.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in found)
+    write_text(path, "".join(lines))
+    return path
+
+
+def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
+    """The rows of some files that a plan asks for; others in them are passed over.
+
+    Raises:
+        UserError: a file that is not there, a line that is no row, a row of another study, or two
+            rows of one model that differ; the message names file and line.
+    """
+    wanted = {place(stage): stage for stage in study.stages if stage.kind == "evaluate"}
+    found: dict[tuple[str, int, str], Row] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"compare.rows: there is no file {path}.")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            where = f"compare.rows: {path}, line {number}"
+            row = _parse(line, where)
+            key = (row.arm, row.seed, row.point)
+            if key not in wanted:
+                continue
+            _check_study(row, study.parts(wanted[key]), where)
+            if found.setdefault(key, row).identity != row.identity:
+                raise UserError(
+                    f"{where}: another row of {row.arm}, seed {row.seed}, {row.point} came before "
+                    "it, and the two differ. Keep one."
+                )
+    return list(found.values())
+
+
+def _parse(line: str, where: str) -> Row:
+    names = [each.name for each in dataclasses.fields(Row)]
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: no JSON ({error}).") from error
+    if not isinstance(values, dict) or values.keys() != set(names):
+        raise UserError(f"{where}: no row of remit compare, whose keys are {', '.join(names)}.")
+    return Row(**values)
+
+
+def _check_study(row: Row, wanted: dict[str, str], where: str) -> None:
+    differing = [
+        part
+        for part in sorted(wanted.keys() | row.study.keys())
+        if wanted.get(part) != row.study.get(part)
+    ]
+    if differing:
+        raise UserError(
+            f"{where}: a row of another study; it differs in {', '.join(differing)}. Give the same "
+            "checkpoints, recipe and overrides, or leave the file out of compare.rows."
+        )
