@@ -321,6 +321,12 @@ class Config:
     trust_remote_code: bool = setting(False, "allow model code from CKPT folders to run")
     context_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
+    chunk_bytes: int = setting(
+        64 * 2**20,
+        "most bytes of logits that a loss or a scoring holds at once; above them it goes in chunks",
+        result=False,
+        low=1,
+    )
     model: ModelConfig = setting(ModelConfig, "model shape")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
     pretrain: PretrainConfig = setting(PretrainConfig, "stage pretrain-ckpt")

@@ -50,11 +50,8 @@ def token_nll(
         [tokens] fp32, 0 where there is no target. Logits are accumulated in fp32.
     """
 
-    def head(rows: Tensor) -> Tensor:
-        return F.linear(rows.float(), weight.float(), None if bias is None else bias.float())
-
     def nll(rows: Tensor, targets: Tensor) -> Tensor:
-        return _nll(head(rows), targets, ignore_index)
+        return _nll(linear_fp32(rows, weight, bias), targets, ignore_index)
 
     return _in_chunks(nll, len(weight), chunk_bytes, hidden, labels)
 
@@ -107,9 +104,43 @@ def _in_chunks(
     return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def _linear_fp32(self: nn.Linear, hidden: Tensor) -> Tensor:
-    bias = None if self.bias is None else self.bias.float()
-    return F.linear(hidden.float(), self.weight.float(), bias)
+class Bf16Head(torch.autograd.Function):
+    """A linear map of bf16 tensors whose result is accumulated and kept in fp32.
+
+    On a GPU as fast as a bf16 product; casting both sides to fp32 first would leave the tensor
+    cores and copy the weight. The gradient of the logits is rounded to bf16, as the products that
+    it enters are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        """rows [tokens, dim], weight [vocab, dim] -> fp32 [tokens, vocab]."""
+        ctx.save_for_backward(rows, weight)
+        if rows.is_cuda:
+            return torch.mm(rows, weight.T, out_dtype=torch.float32)
+        return rows.float() @ weight.float().T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of rows and weight, in their type."""
+        rows, weight = ctx.saved_tensors
+        grad = grad.to(weight.dtype)
+        return grad @ weight, grad.T @ rows
+
+
+def linear_fp32(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows @ weight.T + bias in fp32; rows [..., dim], weight [vocab, dim]."""
+    bias = None if bias is None else bias.float()
+    # torch.mm can give fp32 for bf16 on a GPU only, and without a gradient.
+    if rows.is_cuda and rows.dtype == torch.bfloat16:
+        flat: Tensor = Bf16Head.apply(rows.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+        logits: Tensor = flat.unflatten(0, rows.shape[:-1])
+        return logits if bias is None else logits + bias
+    return F.linear(rows.float(), weight.float(), bias)
+
+
+def _forward_fp32(self: nn.Linear, hidden: Tensor) -> Tensor:
+    return linear_fp32(hidden, self.weight, self.bias)
 
 
 def _scoring_forward(
@@ -134,18 +165,21 @@ def _scoring_forward(
 
     scores = {
         "nll": _in_chunks(
-            nll, self.num_scored_tokens, CHUNK_BYTES, hidden.flatten(0, 1), flat_labels
+            nll, self.num_scored_tokens, self.chunk_bytes, hidden.flatten(0, 1), flat_labels
         ).view_as(shift_labels)
     }
     if ref_hidden is not None:
         scores["kl"] = token_kl(
             head, hidden.flatten(0, 1), self.ref_head[0], ref_hidden.flatten(0, 1),
             flat_labels != IGNORE, num_tokens=self.num_scored_tokens,
+            chunk_bytes=self.chunk_bytes,
         ).view_as(shift_labels)  # fmt: skip
     return scores
 
 
-def score_tokens_in_forward(model: Any, num_tokens: int, ref_head: Any | None = None) -> None:
+def score_tokens_in_forward(
+    model: Any, num_tokens: int, ref_head: Any | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> None:
     """Replace the forward of this model instance: (input_ids, shift_labels) -> {"nll"}.
 
     Without `shift_labels` it returns {"hidden"}; with a reference's `ref_hidden` it adds {"kl"}.
@@ -154,6 +188,7 @@ def score_tokens_in_forward(model: Any, num_tokens: int, ref_head: Any | None = 
         model: a transformers causal language model.
         num_tokens: size of the base's tokenizer; learner and reference are cut to the same.
         ref_head: the output head of the reference, for the KL.
+        chunk_bytes: logits held at once, see `token_nll`.
 
     Raises:
         UserError: the model changes its logits after the head in a way this forward lacks.
@@ -164,8 +199,9 @@ def score_tokens_in_forward(model: Any, num_tokens: int, ref_head: Any | None = 
     head = model.get_output_embeddings()
     if head.weight.dtype != torch.float32:
         # bf16 logits are off by hundredths, and the weights saturate at |c| = 0.405.
-        head.forward = types.MethodType(_linear_fp32, head)
+        head.forward = types.MethodType(_forward_fp32, head)
     model.num_scored_tokens = num_tokens
+    model.chunk_bytes = chunk_bytes
     # In a tuple, so that the frozen head is no module of the learner.
     model.ref_head = (ref_head,)
     model.forward = types.MethodType(_scoring_forward, model)

@@ -133,7 +133,7 @@ def _prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> li
 
 def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any) -> dict[str, Any]:
     config, settings = job.config, job.config.eval
-    score_tokens_in_forward(model, len(tokenizer))
+    score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
     return {
         name: bits_per_byte(
             model,

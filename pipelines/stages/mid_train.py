@@ -49,6 +49,7 @@ def run(job: StageJob) -> dict[str, Any]:
     trainer = MidTrainer(
         model, arguments, dataset, collate,
         num_tokens=len(tokenizer), reference=reference, objective=objective_of(settings),
+        chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
     if settings.snapshots:
         snapshots = SnapshotWriter(job.stage_dir, tokenizer, settings.snapshots)
@@ -116,5 +117,5 @@ def load_reference(job: StageJob, num_tokens: int) -> Any | None:
     if "ref" not in job.inputs or uses_score_cache(config.mid_train):
         return None
     reference = engine.load_model(job.inputs["ref"], config, config.mid_train.precision)
-    score_tokens_in_forward(reference, num_tokens)
+    score_tokens_in_forward(reference, num_tokens, chunk_bytes=config.chunk_bytes)
     return reference.eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from pipelines.objectives.objective import NTP, Objective
-from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
+from pipelines.objectives.token_nll import CHUNK_BYTES, IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
 
 
@@ -25,6 +25,7 @@ class MidTrainer(Trainer):
         reference: frozen model whose forward scores tokens, on the training device. None where
             there is no reference, or where the batches bring its scores (`ref_logprobs`).
         objective: how scores become a loss; None is plain next-token prediction.
+        chunk_bytes: logits that the loss holds at once.
     """
 
     def __init__(
@@ -37,10 +38,13 @@ class MidTrainer(Trainer):
         num_tokens: int,
         reference: Any | None = None,
         objective: Objective | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.objective = objective or NTP
         ref_head = None if reference is None else reference.get_output_embeddings()
-        score_tokens_in_forward(model, num_tokens, ref_head if self.objective.uses_kl else None)
+        score_tokens_in_forward(
+            model, num_tokens, ref_head if self.objective.uses_kl else None, chunk_bytes
+        )
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
         )

@@ -26,7 +26,10 @@ def run(job: StageJob) -> dict[str, Any]:
     tokenizer = new_tokenizer(job)
     dataset = packed(job, "pretrain", settings, tokenizer)
     model = new_model(config, tokenizer)
-    trainer = MidTrainer(model, arguments, dataset, dataset.collate, num_tokens=len(tokenizer))
+    trainer = MidTrainer(
+        model, arguments, dataset, dataset.collate,
+        num_tokens=len(tokenizer), chunk_bytes=config.chunk_bytes,
+    )  # fmt: skip
     engine.train(trainer, job.stage_dir, settings)
     return {
         **engine.engine_facts(trainer),

@@ -106,7 +106,7 @@ def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
         trust_remote_code=config.trust_remote_code,
         local_files_only=True,
     ).to(device)
-    score_tokens_in_forward(model, num_tokens)
+    score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
     return model.eval().requires_grad_(False)
 
 

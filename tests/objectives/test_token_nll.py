@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.errors import UserError
-from pipelines.objectives import token_nll as token_nll_module
-from pipelines.objectives.token_nll import score_tokens_in_forward
+from pipelines.objectives.token_nll import Bf16Head, score_tokens_in_forward, token_nll
 
 
 def small_model(**changes: object) -> LlamaForCausalLM:
@@ -40,15 +39,12 @@ def test_equals_the_stock_forward(tied: bool) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_forward_in_chunks_has_the_same_values_and_gradients(
-    tied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forward_in_chunks_has_the_same_values_and_gradients(tied: bool) -> None:
     ids, upstream = torch.randint(50, (3, 12)), torch.randn(3, 12)
     found = []
     for chunk_bytes in (1 << 20, 5 * 50 * 4):
-        monkeypatch.setattr(token_nll_module, "CHUNK_BYTES", chunk_bytes)
         model = small_model(tie_word_embeddings=tied)
-        score_tokens_in_forward(model, num_tokens=50)
+        score_tokens_in_forward(model, num_tokens=50, chunk_bytes=chunk_bytes)
         nll = model(input_ids=ids, shift_labels=shifted(ids))["nll"]
         (nll * upstream).sum().backward()
         found.append([nll.detach(), *(p.grad for p in model.parameters())])
@@ -100,6 +96,38 @@ def test_bf16_weights_give_fp32_log_probs_of_fp32_logits() -> None:
     nll = model(input_ids=ids, shift_labels=shifted(ids))["nll"]
     assert nll.dtype == torch.float32
     torch.testing.assert_close(nll[:, :-1], expected, atol=1e-5, rtol=0)
+
+
+def bf16_tensors() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = (12, 16), (50, 16)
+    return [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
+
+
+def test_the_head_for_bf16_is_exact_and_its_gradients_are_those_of_fp32_to_rounding() -> None:
+    rows, weight = bf16_tensors()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (rows, weight)]
+    logits, expected = Bf16Head.apply(rows, weight), exact[0] @ exact[1].T
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-6)
+    upstream = torch.randn(12, 50)
+    logits.backward(upstream)
+    expected.backward(upstream.double())
+    for found, wanted in zip((rows, weight), exact, strict=True):
+        assert found.grad is not None and wanted.grad is not None
+        assert found.grad.dtype == torch.bfloat16
+        # Two roundings to 8 bits, of the upstream gradient and of the sum.
+        error = (found.grad.double() - wanted.grad).abs().max() / wanted.grad.abs().max()
+        assert error < 2**-8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_bf16_scores_are_those_of_fp32_products() -> None:
+    rows, weight = (tensor.detach().cuda() for tensor in bf16_tensors())
+    labels = torch.arange(12, device="cuda")
+    found = token_nll(rows, weight, labels)
+    expected = F.cross_entropy(rows.double() @ weight.double().T, labels, reduction="none")
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_that_changes_its_logits_is_refused() -> None:

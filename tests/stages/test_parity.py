@@ -47,6 +47,24 @@ def logged(stage: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
+@pytest.mark.parametrize("objective", ["remit", "kd"])
+def test_chunks_of_the_loss_inside_gathered_shards(
+    mid_train: Callable[..., Path], tiny_run: Any, objective: str
+) -> None:
+    ref = str(tiny_run.root / "round-0" / "40-rlvr")
+    whole, chunked = (
+        logged(mid_train(f"{objective}{chunk_bytes}", "--ref", ref, "--gpus", str(ranks),
+                         "mid_train.micro_batch=4", f"mid_train.zero_stage={zero}",
+                         f"mid_train.objective={objective}", f"chunk_bytes={chunk_bytes}"))
+        # 4 x 128 tokens of 57 and more tokens: 100,000 bytes are a chunk of some 400 and the rest.
+        for ranks, zero, chunk_bytes in ((1, 2, 1 << 26), (2, 3, 100_000))
+    )  # fmt: skip
+    assert len(whole) == len(chunked) == STEPS
+    for ours, theirs in zip(chunked, whole, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), (key, ours["step"])
+
+
 @pytest.fixture(scope="module")
 def layouts(mid_train: Callable[..., Path], tiny_run: Any) -> dict[str, Path]:
     """One ReMiT mid-training per layout, all else equal."""
