@@ -19,6 +19,7 @@ import typer
 
 from pipelines import config as recipes
 from pipelines import schema
+from pipelines.arms import whole_key
 from remit_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +110,10 @@ def test_every_command_line_parses(
     name = context.params.get("config")
     if name in recipes.config_names():
         monkeypatch.setenv("REMIT_DATA", str(ROOT))
-        recipes.load(name, context.params["overrides"])
+        overrides = context.params["overrides"] or []
+        if line[0] == "compare":
+            overrides = [whole_key(override) for override in overrides]
+        recipes.load(name, overrides)
 
 
 def test_pages_have_command_lines() -> None:

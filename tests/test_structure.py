@@ -32,8 +32,8 @@ LAYERS = [
     {"pipelines.stages"},
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
-     "pipelines.comparison", "pipelines.summary", "pipelines.runner", "pipelines.preflight",
-     "pipelines.report"},
+     "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
+     "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
