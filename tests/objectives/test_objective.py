@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.objectives.losses import distillation, self_normalized_nll, weighted_nll
 from pipelines.objectives.objective import NTP, Objective
@@ -127,6 +129,18 @@ def test_the_kernel_is_fp32_and_exact_under_any_gradient(
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for ours, exact in zip((hidden, weight, bias), leaves, strict=True):
         torch.testing.assert_close(ours.grad.double(), exact.grad, atol=tolerance, rtol=tolerance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_the_chosen_half_is_the_best_in_corpus_order(seed: int, count: int) -> None:
+    scores = np.random.default_rng(seed).normal(size=2 * count)
+    chosen = top_half(scores, count)
+    left = np.setdiff1d(np.arange(2 * count), chosen)
+    assert len(chosen) == count and (np.diff(chosen) > 0).all()
+    assert scores[chosen].min() >= scores[left].max()
+    # Nothing but the order of the scores counts.
+    assert np.array_equal(top_half(3 * scores + 1, count), chosen)
 
 
 def test_miniplm_by_hand() -> None:

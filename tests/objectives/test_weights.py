@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.objectives.losses import weighted_nll
-from pipelines.objectives.weights import discrepancy, remit_weights, rho1_weights
+from pipelines.objectives.weights import WeightMap, discrepancy, remit_weights, rho1_weights
 
 
 def naive(logprobs, ref_logprobs, mask, eps):
@@ -86,17 +86,28 @@ def test_masked_tokens_enter_no_mean() -> None:
     assert torch.equal(weights[:, 3:], torch.zeros(1, 2))
 
 
-def test_larger_d_never_gets_a_smaller_weight() -> None:
-    d, _ = torch.sort(torch.randn(1, 50))
-    weights = remit_weights(torch.zeros(1, 50), d, torch.ones(1, 50))
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.floats(0.05, 0.9), st.sampled_from(["sigmoid", "identity", "tanh"])
+)
+def test_weights_lie_in_their_range_and_rise_with_d(seed: int, eps: float, map: WeightMap) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    d, _ = torch.sort(3 * torch.randn(2, 20, generator=generator))
+    weights = remit_weights(torch.zeros(2, 20), d, torch.ones(2, 20), eps=eps, map=map)
     assert (weights.diff() >= 0).all()
+    bounds = torch.tensor([1 - eps, 1 + eps])
+    assert bounds[0] <= weights.min() and weights.max() <= bounds[1]
 
 
-def test_rows_do_not_see_each_other() -> None:
-    logprobs, ref, mask = torch.randn(3, 5), torch.randn(3, 5), torch.ones(3, 5)
-    order = torch.tensor([2, 0, 1])
-    together = remit_weights(logprobs, ref, mask)
-    assert torch.equal(remit_weights(logprobs[order], ref[order], mask), together[order])
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(4)))
+def test_permuted_sequences_have_permuted_weights(seed: int, order: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs, ref = torch.randn(4, 5, generator=generator), torch.randn(4, 5, generator=generator)
+    mask = torch.rand(4, 5, generator=generator) < 0.8
+    for weigh in (remit_weights, rho1_weights):
+        together = weigh(logprobs, ref, mask)
+        assert torch.equal(weigh(logprobs[order], ref[order], mask[order]), together[order])
 
 
 def test_no_gradient_reaches_the_weights_or_the_reference() -> None:
