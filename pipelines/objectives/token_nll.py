@@ -1,30 +1,142 @@
 """Per-token scores of a causal language model, without holding its logits.
 
-`token_nll` is the kernel: negative log-likelihoods in fp32 from hidden states, in chunks whose
-logits are computed again in backward. `token_kl` is the same for the divergence from a reference.
-`score_tokens_in_forward` gives a model a forward that returns them, so that they always run inside
-the model's own forward, where a ZeRO-3 engine has the weights gathered; learner and reference share
-it, so that their log-probabilities differ only by their weights.
+`TokenScores` is the kernel: negative log-likelihoods, and the divergence from a reference, in fp32
+from hidden states, in chunks whose logits are computed again in backward. `token_nll` and
+`token_kl` are its two faces. `score_tokens_in_forward` gives a model a forward that returns them,
+so that they always run inside the model's own forward and its head, where a ZeRO-3 engine has the
+weight gathered; learner and reference share it, so that their log-probabilities differ only by
+their weights.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pipelines.errors import UserError
 
 IGNORE = -100
 CHUNK_BYTES = 64 * 2**20
 
-# Hidden states [tokens, dim] -> fp32 logits [tokens, vocab].
-Head = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Head:
+    """An output head, and the hidden states under it.
+
+    Attributes:
+        hidden: [tokens, dim], fp32 or bf16.
+        weight: [vocab, dim].
+        bias: [vocab], or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def in_fp32(self, num_tokens: int) -> Head:
+        """The first `num_tokens` rows of the head, ready for products that give fp32.
+
+        bf16 stays bf16 on a GPU, whose tensor cores accumulate bf16 products in fp32; elsewhere
+        both sides are cast.
+        """
+        bias = None if self.bias is None else self.bias[:num_tokens].float()
+        hidden, weight = self.hidden, self.weight[:num_tokens]
+        if not _on_tensor_cores(weight):
+            hidden, weight = hidden.float(), weight.float()
+        return Head(hidden, weight, bias)
+
+    def logits(self, rows: slice) -> Tensor:
+        """fp32 [rows, vocab]."""
+        logits = _product(self.hidden[rows], self.weight.T)
+        return logits if self.bias is None else logits.add_(self.bias)
+
+
+class TokenScores(torch.autograd.Function):
+    """NLL of each label and, with a reference, KL(p_R || p_theta), both [tokens] fp32.
+
+    One pass for both: with g, h the gradients of the two, that of the logits is
+    (g + h) softmax(logits) - g onehot(label) - h p_R.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        reference: Head | None,
+        num_tokens: int,
+        ignore_index: int,
+        chunk_bytes: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `token_nll` and `token_kl` for the arguments."""
+        head = Head(hidden, weight, bias).in_fp32(num_tokens)
+        ref = None if reference is None else reference.in_fp32(num_tokens)
+        chunks = list(_chunks(len(labels), num_tokens * (1 if ref is None else 2), chunk_bytes))
+        targets = labels != ignore_index
+        nll, normalizer = (torch.zeros_like(labels, dtype=torch.float32) for _ in range(2))
+        kl = None if ref is None else torch.zeros_like(nll)
+        logits = None
+        for rows in chunks:
+            logits = head.logits(rows)
+            normalizer[rows] = logits.logsumexp(-1)
+            wanted = labels[rows].where(targets[rows], 0)[:, None]
+            nll[rows] = normalizer[rows] - logits.gather(1, wanted)[:, 0]
+            if ref is not None and kl is not None:
+                ref_logprobs = ref.logits(rows).log_softmax(-1)
+                logprobs = logits - normalizer[rows, None]
+                kl[rows] = (ref_logprobs.exp() * (ref_logprobs - logprobs)).sum(-1)
+        nll.masked_fill_(~targets, 0.0)
+        if kl is not None:
+            kl.masked_fill_(~targets, 0.0)
+        # Logits that all fit are kept, so that a small model does not compute them twice.
+        kept = logits if len(chunks) == 1 else None
+        ctx.save_for_backward(hidden, weight, bias, labels, targets, normalizer, kept)
+        ctx.chunks, ctx.reference, ctx.num_tokens = chunks, ref, num_tokens
+        ctx.set_materialize_grads(True)
+        return nll, kl
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, nll_grad: Tensor, kl_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states, weight and bias, each in its type."""
+        hidden, weight, bias, labels, targets, normalizer, kept = ctx.saved_tensors
+        head, ref = Head(hidden, weight, bias).in_fp32(ctx.num_tokens), ctx.reference
+        nll_grad = nll_grad.masked_fill(~targets, 0.0)
+        kl_grad = torch.zeros_like(nll_grad) if kl_grad is None else kl_grad
+        kl_grad = kl_grad.masked_fill(~targets, 0.0)
+        total = nll_grad + kl_grad
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        # In fp32 over all chunks: a sum of many in bf16 would lose what each adds.
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        for rows in ctx.chunks:
+            logits = head.logits(rows) if kept is None else kept.clone()
+            grad = logits.sub_(normalizer[rows, None]).exp_().mul_(total[rows, None])
+            wanted = labels[rows].where(targets[rows], 0)[:, None]
+            grad.scatter_add_(1, wanted, -nll_grad[rows, None])
+            if ref is not None:
+                grad.sub_(ref.logits(rows).softmax(-1).mul_(kl_grad[rows, None]))
+            if hidden_grad is not None:
+                hidden_grad[rows] = _product(grad, head.weight).to(hidden.dtype)
+            if weight_grad is not None:
+                _add_product(weight_grad[: ctx.num_tokens], grad.T, head.hidden[rows])
+            if bias_grad is not None:
+                bias_grad[: ctx.num_tokens] += grad.sum(0)
+        return (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None else bias_grad.to(bias.dtype),
+            *[None] * 5,
+        )
 
 
 def token_nll(
@@ -49,98 +161,84 @@ def token_nll(
     Returns:
         [tokens] fp32, 0 where there is no target. Logits are accumulated in fp32.
     """
-
-    def nll(rows: Tensor, targets: Tensor) -> Tensor:
-        return _nll(linear_fp32(rows, weight, bias), targets, ignore_index)
-
-    return _in_chunks(nll, len(weight), chunk_bytes, hidden, labels)
+    nll: Tensor = _scores(
+        hidden, weight, bias, labels, None, len(weight), ignore_index, chunk_bytes
+    )[0]
+    return nll
 
 
 def token_kl(
-    head: Head,
     hidden: Tensor,
-    ref_head: Head,
-    ref_hidden: Tensor,
+    weight: Tensor,
+    reference: Head,
     mask: Tensor,
     *,
+    bias: Tensor | None = None,
     num_tokens: int,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Forward KL(p_R || p_theta) at each position; never holds the logits of two whole models.
 
     Args:
-        head, ref_head: map hidden states to fp32 logits; cut to the first `num_tokens`.
-        hidden: of the learner, [tokens, dim].
-        ref_hidden: of the reference, [tokens, ref_dim]; gets no gradient.
+        hidden, weight, bias: of the learner, see `token_nll`.
+        reference: head and hidden states of the reference, of any width; gets no gradient.
         mask: true where the position is a target, [tokens].
+        num_tokens: both logits are cut to the first so many.
 
     Returns:
         [tokens] fp32, 0 where the mask is false.
     """
-
-    def kl(rows: Tensor, ref_rows: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            ref_logprobs = ref_head(ref_rows)[:, :num_tokens].log_softmax(-1)
-        logprobs = head(rows)[:, :num_tokens].log_softmax(-1)
-        divergence = (ref_logprobs.exp() * (ref_logprobs - logprobs)).sum(-1)
-        return divergence.masked_fill(~targets, 0.0)
-
-    # Two models' logits lie side by side.
-    return _in_chunks(kl, 2 * num_tokens, chunk_bytes, hidden, ref_hidden.detach(), mask)
+    labels = torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, IGNORE)
+    kl: Tensor = _scores(hidden, weight, bias, labels, reference, num_tokens, IGNORE, chunk_bytes)[
+        1
+    ]
+    return kl
 
 
-def _nll(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
-    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+def _scores(*args: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = TokenScores.apply(*args)  # type: ignore[no-untyped-call]
+    return found
 
 
-def _in_chunks(
-    function: Callable[..., Tensor], row_floats: int, chunk_bytes: int, *tensors: Tensor
-) -> Tensor:
-    """`function` over rows of `tensors`, at most `chunk_bytes` of fp32 logits at a time."""
-    rows = max(1, chunk_bytes // (4 * row_floats))
-    if rows >= len(tensors[0]):
-        return function(*tensors)
-    chunks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+def _chunks(num_rows: int, row_floats: int, chunk_bytes: int) -> Iterator[slice]:
+    """Slices of rows whose fp32 logits are at most `chunk_bytes`, one row at least."""
+    size = max(1, chunk_bytes // (4 * row_floats))
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
-class Bf16Head(torch.autograd.Function):
-    """A linear map of bf16 tensors whose result is accumulated and kept in fp32.
-
-    On a GPU as fast as a bf16 product; casting both sides to fp32 first would leave the tensor
-    cores and copy the weight. The gradient of the logits is rounded to bf16, as the products that
-    it enters are.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        """rows [tokens, dim], weight [vocab, dim] -> fp32 [tokens, vocab]."""
-        ctx.save_for_backward(rows, weight)
-        if rows.is_cuda:
-            return torch.mm(rows, weight.T, out_dtype=torch.float32)
-        return rows.float() @ weight.float().T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of rows and weight, in their type."""
-        rows, weight = ctx.saved_tensors
-        grad = grad.to(weight.dtype)
-        return grad @ weight, grad.T @ rows
+def _on_tensor_cores(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype == torch.bfloat16
 
 
-def linear_fp32(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias in fp32; rows [..., dim], weight [vocab, dim]."""
-    bias = None if bias is None else bias.float()
-    # torch.mm can give fp32 for bf16 on a GPU only, and without a gradient.
-    if rows.is_cuda and rows.dtype == torch.bfloat16:
-        flat: Tensor = Bf16Head.apply(rows.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
-        logits: Tensor = flat.unflatten(0, rows.shape[:-1])
-        return logits if bias is None else logits + bias
-    return F.linear(rows.float(), weight.float(), bias)
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in fp32; `left` is cast where `right` is bf16 for the tensor cores."""
+    if _on_tensor_cores(right):
+        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+    return left @ right
 
 
-def _forward_fp32(self: nn.Linear, hidden: Tensor) -> Tensor:
-    return linear_fp32(hidden, self.weight, self.bias)
+def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """target += left @ right, in fp32."""
+    if _on_tensor_cores(right):
+        target += _product(left, right)
+    else:
+        target.addmm_(left, right)
+
+
+def _head_forward(
+    self: nn.Linear,
+    hidden: Tensor,
+    labels: Tensor | None = None,
+    reference: Head | None = None,
+) -> Any:
+    """Of an output head: fp32 logits, or with labels the scores of `TokenScores`."""
+    if labels is None:
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(hidden.float(), self.weight.float(), bias)
+    return _scores(
+        hidden, self.weight, self.bias, labels, reference, self.num_scored_tokens, IGNORE,
+        self.chunk_bytes,
+    )  # fmt: skip
 
 
 def _scoring_forward(
@@ -157,24 +255,16 @@ def _scoring_forward(
     ).last_hidden_state
     if shift_labels is None:
         return {"hidden": hidden}
-    # Through the head as a module, so that ZeRO-3 gathers it again in backward.
-    head, flat_labels = self.get_output_embeddings(), shift_labels.flatten()
-
-    def nll(rows: Tensor, targets: Tensor) -> Tensor:
-        return _nll(head(rows)[:, : self.num_scored_tokens].float(), targets)
-
-    scores = {
-        "nll": _in_chunks(
-            nll, self.num_scored_tokens, self.chunk_bytes, hidden.flatten(0, 1), flat_labels
-        ).view_as(shift_labels)
-    }
+    reference = None
     if ref_hidden is not None:
-        scores["kl"] = token_kl(
-            head, hidden.flatten(0, 1), self.ref_head[0], ref_hidden.flatten(0, 1),
-            flat_labels != IGNORE, num_tokens=self.num_scored_tokens,
-            chunk_bytes=self.chunk_bytes,
-        ).view_as(shift_labels)  # fmt: skip
-    return scores
+        ref_head = self.ref_head[0]
+        reference = Head(ref_hidden.flatten(0, 1), ref_head.weight, ref_head.bias)
+    # Through the head as a module, so that ZeRO-3 gathers its weight here and again in backward.
+    nll, kl = self.get_output_embeddings()(
+        hidden.flatten(0, 1), labels=shift_labels.flatten(), reference=reference
+    )
+    scores = {"nll": nll.view_as(shift_labels)}
+    return scores if kl is None else {**scores, "kl": kl.view_as(shift_labels)}
 
 
 def score_tokens_in_forward(
@@ -197,11 +287,8 @@ def score_tokens_in_forward(
         if getattr(model.config, key, None) not in (None, 1, 1.0):
             raise UserError(f"models with {key} in their config.json cannot be mid-trained yet.")
     head = model.get_output_embeddings()
-    if head.weight.dtype != torch.float32:
-        # bf16 logits are off by hundredths, and the weights saturate at |c| = 0.405.
-        head.forward = types.MethodType(_forward_fp32, head)
-    model.num_scored_tokens = num_tokens
-    model.chunk_bytes = chunk_bytes
+    head.num_scored_tokens, head.chunk_bytes = num_tokens, chunk_bytes
+    head.forward = types.MethodType(_head_forward, head)
     # In a tuple, so that the frozen head is no module of the learner.
     model.ref_head = (ref_head,)
     model.forward = types.MethodType(_scoring_forward, model)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipelines.objectives.losses import distillation, self_normalized_nll, weighted_nll
 from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.selection import difference_score, top_half
-from pipelines.objectives.token_nll import token_kl, token_nll
+from pipelines.objectives.token_nll import Head, token_kl, token_nll
 
 
 def scores(rows: int = 4, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,7 +88,10 @@ def test_kl_is_that_of_the_two_distributions(chunk_bytes: int) -> None:
     head, ref_head = torch.nn.Linear(5, 20), torch.nn.Linear(7, 17)
     hidden, ref_hidden = torch.randn(9, 5, requires_grad=True), torch.randn(9, 7)
     mask = torch.arange(9) % 4 != 1
-    kl = token_kl(head, hidden, ref_head, ref_hidden, mask, num_tokens=17, chunk_bytes=chunk_bytes)
+    reference = Head(ref_hidden, ref_head.weight, ref_head.bias)
+    kl = token_kl(
+        hidden, head.weight, reference, mask, bias=head.bias, num_tokens=17, chunk_bytes=chunk_bytes
+    )
     own = torch.distributions.Categorical(logits=head(hidden)[:, :17])
     ref = torch.distributions.Categorical(logits=ref_head(ref_hidden))
     expected = torch.distributions.kl_divergence(ref, own) * mask

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.errors import UserError
-from pipelines.objectives.token_nll import Bf16Head, score_tokens_in_forward, token_nll
+from pipelines.objectives.token_nll import score_tokens_in_forward, token_nll
 
 
 def small_model(**changes: object) -> LlamaForCausalLM:
@@ -104,30 +104,19 @@ def bf16_tensors() -> list[torch.Tensor]:
     return [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
 
 
-def test_the_head_for_bf16_is_exact_and_its_gradients_are_those_of_fp32_to_rounding() -> None:
-    rows, weight = bf16_tensors()
-    exact = [tensor.detach().double().requires_grad_() for tensor in (rows, weight)]
-    logits, expected = Bf16Head.apply(rows, weight), exact[0] @ exact[1].T
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-6)
-    upstream = torch.randn(12, 50)
-    logits.backward(upstream)
-    expected.backward(upstream.double())
-    for found, wanted in zip((rows, weight), exact, strict=True):
-        assert found.grad is not None and wanted.grad is not None
-        assert found.grad.dtype == torch.bfloat16
-        # Two roundings to 8 bits, of the upstream gradient and of the sum.
-        error = (found.grad.double() - wanted.grad).abs().max() / wanted.grad.abs().max()
-        assert error < 2**-8
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_bf16_scores_are_those_of_fp32_products() -> None:
-    rows, weight = (tensor.detach().cuda() for tensor in bf16_tensors())
+    rows, weight = (tensor.detach().cuda().requires_grad_() for tensor in bf16_tensors())
+    exact = [tensor.detach().double().requires_grad_() for tensor in (rows, weight)]
     labels = torch.arange(12, device="cuda")
-    found = token_nll(rows, weight, labels)
-    expected = F.cross_entropy(rows.double() @ weight.double().T, labels, reduction="none")
+    found = token_nll(rows, weight, labels, chunk_bytes=4 * 50 * 5)
+    expected = F.cross_entropy(exact[0] @ exact[1].T, labels, reduction="none")
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    expected.sum().backward()
+    for ours, wanted in zip((rows, weight), exact, strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.double(), wanted.grad, atol=2e-2, rtol=2e-2)
 
 
 def test_a_model_that_changes_its_logits_is_refused() -> None:
