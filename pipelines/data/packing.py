@@ -13,7 +13,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,12 +35,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Ids = list[list[int]]
+
 # Raise when the same inputs give other tokens.
 PACKING_VERSION = 1
 
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 1 << 20
-_FLUSH_TOKENS = 1 << 20
+# What a thread encodes at a time: little enough to stay in its core's cache.
+_BATCH_DOCUMENTS = 128
+_BATCH_CHARACTERS = 1 << 17
+_MAX_THREADS = 16
+_FLUSH_TOKENS = 1 << 18
 # Keys of a source that no document depends on.
 _OTHER_KEYS = ("response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward")
 
@@ -159,55 +166,58 @@ class _Writer:
         self, streams: Mapping[str, Iterator[Document]], weights: Mapping[str, float]
     ) -> None:
         """Draw documents by token share until the contexts are full; marker last."""
-        encoded = {name: self._encode(stream) for name, stream in streams.items()}
-        drawn = interleave(encoded, weights, lambda item: len(item[1]))
         number = {name: i for i, name in enumerate(self.names)}
-        written = 0
+        written = pending = 0
         buffer: list[np.ndarray] = []
-        starts: list[int] = []
         origins: list[int] = []
-        pending = 0
         with (
             open(self.folder / "tokens.bin", "wb") as tokens_file,
             open(self.folder / "starts.bin", "wb") as starts_file,
             open(self.folder / "sources.bin", "wb") as sources_file,
+            _encoding_threads(self.tokenizer) as encode,
         ):
-            while written < self.total:
-                document, ids = next(drawn)
-                ids = ids[: self.total - written]
-                self._count(document, len(ids))
-                if len(ids):
-                    starts.append(written)
-                    origins.append(number[document.source])
-                    buffer.append(ids)
-                    written += len(ids)
-                    pending += len(ids)
-                if pending >= _FLUSH_TOKENS or written == self.total:
-                    np.concatenate(buffer).tofile(tokens_file)
-                    np.array(starts, dtype=START_TYPE).tofile(starts_file)
-                    np.array(origins, dtype=SOURCE_TYPE).tofile(sources_file)
-                    buffer, starts, origins, pending = [], [], [], 0
-                    logger.info("packed %d of %d tokens", written, self.total)
+            encoded = {name: self._encoded(stream, encode) for name, stream in streams.items()}
+            for document, ids in interleave(encoded, weights, lambda item: len(item[1])):
+                self.counts[document.source].epochs = document.epoch + 1
+                origins.append(number[document.source])
+                buffer.append(ids)
+                pending += len(ids)
+                if pending < min(_FLUSH_TOKENS, self.total - written):
+                    continue
+                ends = np.minimum(written + np.cumsum([*map(len, buffer)]), self.total)
+                starts = np.concatenate([[written], ends[:-1]])
+                sources = np.array(origins, dtype=SOURCE_TYPE)
+                filled = ends > starts
+                np.concatenate(buffer)[: self.total - written].tofile(tokens_file)
+                starts[filled].astype(START_TYPE).tofile(starts_file)
+                sources[filled].tofile(sources_file)
+                self._count(sources, ends - starts)
+                written = int(ends[-1])
+                buffer, origins, pending = [], [], 0
+                logger.info("packed %d of %d tokens", written, self.total)
+                if written == self.total:
+                    break
+            else:
+                raise RuntimeError("the documents ended before the contexts were full")
         self._mark()
 
-    def _count(self, document: Document, num_tokens: int) -> None:
-        count = self.counts[document.source]
-        count.epochs = max(count.epochs, document.epoch + 1)
-        count.tokens += num_tokens
-        count.documents += num_tokens > 0
-        count.empty += num_tokens == 0
+    def _count(self, sources: np.ndarray, lengths: np.ndarray) -> None:
+        for number, count in enumerate(self.counts.values()):
+            own = lengths[sources == number]
+            count.documents += int((own > 0).sum())
+            count.empty += int((own == 0).sum())
+            count.tokens += int(own.sum())
 
-    def _encode(self, stream: Iterator[Document]) -> Iterator[tuple[Document, np.ndarray]]:
+    def _encoded(
+        self, stream: Iterator[Document], encode: Callable[[list[str]], Future[Ids]]
+    ) -> Iterator[tuple[Document, np.ndarray]]:
         """Documents with their ids, EOS at the end; no ids for an empty one."""
-        tokenizer, eos = self.tokenizer, self.tokenizer.eos_token_id
-        nothing = np.empty(0, dtype=self.dtype)
-        for batch in _batches(stream):
-            texts = [document.text for document in batch]
-            for document, ids in zip(batch, _encode_plain(tokenizer, texts), strict=True):
-                array = np.empty(len(ids) + 1, dtype=self.dtype)
-                array[:-1] = ids
-                array[-1] = eos
-                yield document, array if ids else nothing
+        eos = self.tokenizer.eos_token_id
+        for batch, encoded in _ahead(_batches(stream), encode):
+            for document, ids in zip(batch, encoded, strict=True):
+                if ids:
+                    ids.append(eos)
+                yield document, np.fromiter(ids, self.dtype, len(ids))
 
     def _mark(self) -> None:
         counts = {name: asdict(count) for name, count in self.counts.items()}
@@ -254,19 +264,52 @@ def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
         size = min(2 * size, _BATCH_DOCUMENTS)
 
 
-def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of texts, in which the name of a special token is plain text."""
+def _ahead(
+    batches: Iterator[list[Document]], encode: Callable[[list[str]], Future[Ids]]
+) -> Iterator[tuple[list[Document], Ids]]:
+    """Batches with their ids, while the threads encode the next ones."""
+    running: deque[tuple[list[Document], Future[Ids]]] = deque()
+    for batch in batches:
+        running.append((batch, encode([document.text for document in batch])))
+        if len(running) > _num_threads():
+            done, ids = running.popleft()
+            yield done, ids.result()
+    for done, ids in running:
+        yield done, ids.result()
+
+
+def _num_threads() -> int:
+    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+@contextmanager
+def _encoding_threads(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[Callable[[list[str]], Future[Ids]]]:
+    """Threads that turn texts into ids; in a text, the name of a special token is plain text.
+
+    Each has a batch to itself, which costs less than the tokenizer's own threads within a batch;
+    a stage has those off (TOKENIZERS_PARALLELISM). None is left on return: the process can fork.
+    """
     if not tokenizer.is_fast:
-        slow: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return slow
+        with ThreadPoolExecutor(1) as pool:
+            yield lambda texts: pool.submit(
+                lambda: tokenizer(texts, add_special_tokens=False)["input_ids"]
+            )
+        return
     backend = tokenizer.backend_tokenizer
+
+    def encode(texts: list[str]) -> Ids:
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
     try:
-        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        with ThreadPoolExecutor(_num_threads()) as pool:
+            yield lambda texts: pool.submit(encode, texts)
     finally:
         backend.encode_special_tokens = before
 

@@ -74,7 +74,7 @@ def interleave(
     """
     live = dict(streams)
     given = dict.fromkeys(live, 0.0)
-    while live:
+    while len(live) > 1:
         weight_sum = sum(weights[name] for name in live)
         total = sum(given[name] for name in live)
         name = max(live, key=lambda n: weights[n] / weight_sum * total - given[n])
@@ -85,6 +85,8 @@ def interleave(
             continue
         given[name] += cost(item)
         yield item
+    for last in live.values():
+        yield from last
 
 
 def document_streams(

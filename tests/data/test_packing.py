@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ def packed(
     root: Path, sources: dict[str, SourceConfig], num_tokens: int, **keys: Any
 ) -> PackedDataset:
     given = {"context_length": 4, "document_mask": True, "seed": 0, "out_dir": root / "packed"}
-    given |= {"data_sha256": dict.fromkeys(sources, "0")} | keys
-    return pack(sources, WORLD, num_tokens=num_tokens, data_root=root, **given)
+    given |= {"data_sha256": dict.fromkeys(sources, "0"), "tokenizer": WORLD} | keys
+    return pack(sources, num_tokens=num_tokens, data_root=root, **given)
 
 
 def stream(dataset: PackedDataset) -> list[int]:
@@ -170,6 +172,32 @@ def test_document_streams_span_flushes_and_types(
     pieces = packed(tmp_path, sources, 5000, out_dir=tmp_path / "pieces")
     assert pieces.facts == whole.facts
     assert whole.facts["dtype"] == "uint16"
+
+
+def test_no_thread_is_left_and_its_errors_surface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.jsonl", ["abc"] * 500)
+    sources = {"a": SourceConfig(path="a.jsonl")}
+    before = threading.active_count()
+    packed(tmp_path, sources, 1500)
+    assert threading.active_count() == before
+
+    class Broken:
+        """The tokenizer's backend, but encoding fails."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(WORLD.backend_tokenizer, name)
+
+        def encode_batch_fast(self, texts: list[str], **keys: Any) -> None:
+            raise RuntimeError("cannot encode")
+
+    broken = copy.copy(WORLD)
+    monkeypatch.setattr(broken, "_tokenizer", Broken())
+    with pytest.raises(RuntimeError, match="cannot encode"):
+        packed(tmp_path, sources, 1600, tokenizer=broken)
+    assert threading.active_count() == before
+    assert [p.name for p in (tmp_path / "packed").iterdir() if p.name.startswith(".")] == []
 
 
 def test_names_of_special_tokens_in_text_are_plain_text(tmp_path: Path) -> None:
