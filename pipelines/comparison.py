@@ -23,8 +23,9 @@ class Comparison:
     """Rows: tasks and their average. Columns: arms.
 
     Attributes:
-        cells: by row title, one cell per arm.
+        cells: accuracy by row title, one cell per arm.
         gain: average less that of NTP, paired by seed; empty without the NTP arm.
+        bits_per_byte: by domain, one cell per arm.
     """
 
     point: str
@@ -32,6 +33,7 @@ class Comparison:
     seeds: list[int]
     cells: dict[str, list[Cell]]
     gain: list[Cell]
+    bits_per_byte: dict[str, list[Cell]]
 
 
 def _arms(found: Sequence[Row]) -> list[str]:
@@ -75,7 +77,12 @@ def _table(point: str, found: list[Row]) -> Comparison:
             ])
             for arm in arms
         ]  # fmt: skip
-    return Comparison(point, arms, seeds, cells, gain)
+    domains = list(dict.fromkeys(domain for row in found for domain in row.bits_per_byte))
+    bits = {
+        domain: [over_seeds([row.bits_per_byte[domain] for row in column(arm)]) for arm in arms]
+        for domain in domains
+    }
+    return Comparison(point, arms, seeds, cells, gain, bits)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def comparison_table(found: Comparison) -> Table:
         table.add_row(title, *map(_cell, cells))
     if found.gain:
         table.add_row("less ntp", *map(_cell, found.gain))
+    for domain, cells in found.bits_per_byte.items():
+        table.add_row(f"bits/B {domain}", *map(_bits, cells))
     return table
 
 
@@ -138,3 +140,7 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
 
 def _cell(cell: Cell) -> str:
     return f"{100 * cell.mean:.1f}" + (f"+-{100 * cell.half:.1f}" if cell.half is not None else "")
+
+
+def _bits(cell: Cell) -> str:
+    return f"{cell.mean:.3f}" + (f"+-{cell.half:.3f}" if cell.half is not None else "")

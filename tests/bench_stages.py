@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def measure_offset(stage: Path, step: int) -> None:
         trainer.args.max_steps = step + 200
         _checkpoint_after(step, stage, stage_dir)
         start = time.perf_counter()
-        engine_train(trainer, stage_dir, settings)
+        engine_train(trainer, stage_dir, replace(settings, save_every_steps=0))
         rate = (len(clock.ended) - 1) / (clock.ended[-1] - clock.ended[0])
         print(json.dumps([clock.ended[0] - start, rate]))
 
@@ -259,7 +260,7 @@ def bench_offsets(run: Path, tokens: int, repeats: int = 3) -> None:
     process = subprocess.Popen(
         [*REMIT, "mid-train", "--run-dir", str(run), "--base", str(run / "base"),
          "stage.name=far", f"mid_train.tokens={tokens}",
-         f"mid_train.save_every_steps={SAVED_AT}"],
+         f"mid_train.save_every_steps={SAVED_AT}", "mid_train.save_every_seconds=0"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and not saved.is_file():

@@ -26,7 +26,7 @@ def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
         f"t{i}": {"accuracy": a, "questions": 10, "bits": ""} for i, a in enumerate(accuracies)
     }
     average = sum(accuracies) / len(accuracies)
-    return Row(arm, seed, point, "id", {}, average, tasks, {}, 100, 1, 1.0, 2.0)
+    return Row(arm, seed, point, "id", {}, average, tasks, {"web": 2 - average}, 100, 1, 1.0, 2.0)
 
 
 def test_means_and_intervals_over_seeds() -> None:
@@ -51,6 +51,7 @@ def test_a_table_for_each_point() -> None:
     found = [row("ntp", 0, 0.1), row("ntp", 0, 0.3, point="post")]
     assert [table.point for table in tables(found)] == ["mid", "post"]
     assert [table.cells["t0"][0].mean for table in tables(found)] == [0.1, 0.3]
+    assert [table.bits_per_byte["web"][0].mean for table in tables(found)] == [1.9, 1.7]
 
 
 def test_when_an_arm_reaches_the_end_of_ntp() -> None:

@@ -221,3 +221,35 @@ def test_adopting_survives_a_kill_before_its_result(
     again = json.loads((run / "base" / "result.json").read_text())
     assert again["model_sha256"] == first["model_sha256"]
     assert events(run) == ["start", "finish", "resume", "finish"]
+
+
+def test_a_killed_scoring_goes_on_at_the_next_shard(
+    start: Start, remit: Callable[..., Any], tiny_run: Any, run: Path
+) -> None:
+    args = (
+        "score", "--config", "world-tiny", "--model", str(tiny_run.root / "round-0" / "40-rlvr"),
+        "--base", str(tiny_run.root / "base"), "mid_train.tokens=200_000",
+        "score.shard_sequences=8", "score.batch_size=8", "--run-dir",
+    )  # fmt: skip
+    process = start(*args, str(run))
+
+    def shards(folder: Path) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in folder.glob("scores/*/sequences-*.npy")}
+
+    wait_until(lambda: len(shards(run)) >= 3, FAR_TOO_LONG, "no shards")
+    process.kill()
+    process.wait()
+    wait_until(lambda: not holders(run), 10, f"still there: {holders(run)}")
+    kept = shards(run)
+    assert not list(run.glob("scores/*/complete.json"))
+    times = {p.name: p.stat().st_mtime_ns for p in run.glob("scores/*/sequences-*.npy")}
+    remit(*args, run, check=True)
+    # 200,000 tokens are 1,568 sequences of 128, in whole steps of 8.
+    assert f"{196 - len(kept)} of 196 shards to score" in (run / "score" / "log.txt").read_text()
+    assert (
+        times.items()
+        <= {p.name: p.stat().st_mtime_ns for p in run.glob("scores/*/sequences-*.npy")}.items()
+    )
+    undisturbed = run.parent / "undisturbed"
+    remit(*args, undisturbed, check=True)
+    assert shards(run) == shards(undisturbed)

@@ -112,11 +112,23 @@ def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
 
 @torch.inference_mode()
 def score(model: Any, dataset: PackedDataset, sequences: range, batch_size: int) -> np.ndarray:
-    """Log-probabilities of the targets of some sequences, fp32 [sequences, context]."""
-    found = []
-    for start in range(sequences.start, sequences.stop, batch_size):
+    """Log-probabilities of the targets of some sequences, fp32 [sequences, context].
+
+    A batch that does not fit into memory is halved, and so are those after it.
+    """
+    found: list[np.ndarray] = []
+    start = sequences.start
+    while start < sequences.stop:
         rows = range(start, min(start + batch_size, sequences.stop))
         batch = dataset.collate([dataset[index] for index in rows])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-        found.append(-model(**inputs)["nll"].float().cpu().numpy())
+        try:
+            found.append(-model(**inputs)["nll"].float().cpu().numpy())
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            batch_size = len(rows) // 2
+            print(f"{len(rows)} sequences do not fit: {batch_size} from here on", flush=True)
+            continue
+        start = rows.stop
     return np.concatenate(found)
