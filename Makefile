@@ -34,7 +34,7 @@ help:
 	@echo "make lint       ruff: rules and format"
 	@echo "make types      mypy"
 	@echo "make check      test, lint, types"
-	@echo "make bench      packing, training steps and memory of the loss on this machine"
+	@echo "make bench      speed and memory of packing, losses and stages, as ratios; half an hour"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -82,7 +82,8 @@ check: test lint types
 
 bench: install
 	$(BIN)/python tests/bench_packing.py
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/bench_objectives.py
+	$(BIN)/python tests/bench_objectives.py
+	$(BIN)/python tests/bench_stages.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

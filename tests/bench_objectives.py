@@ -2,7 +2,8 @@
 
     python tests/bench_objectives.py [pairs]
 
-Trainer without DeepSpeed on both sides: what is compared is the loss, not the engine.
+Trainer without DeepSpeed on both sides, in the environment of a stage with one thread: what is
+compared is the loss, not the engine.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from pipelines.evals.intervals import mean_interval
+from pipelines.launch import environment, free_port
 from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.token_nll import score_tokens_in_forward, token_nll
+from pipelines.schema import LaunchConfig
 from pipelines.stages.mid_trainer import MidTrainer
 
 VOCAB, CONTEXT, BATCH, STEPS = 256, 128, 16, 30
@@ -146,7 +149,13 @@ def memory_ratio(dim: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
         loss_memory(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["steps"]:
+        step_ratios(int(sys.argv[2]))
     else:
         assert Path("pipelines").is_dir(), "run it in the repository"
+        pairs = sys.argv[1] if len(sys.argv) > 1 else "10"
+        launch = LaunchConfig(env={"OMP_NUM_THREADS": "1"})
+        env = environment(launch, free_port(), offline=True)
+        subprocess.run([sys.executable, __file__, "steps", pairs], check=True, env=env)
         memory_ratio(64)
-        step_ratios(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+        memory_ratio(2048)
