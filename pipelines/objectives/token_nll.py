@@ -100,7 +100,6 @@ class TokenScores(torch.autograd.Function):
         kept = logits if len(chunks) == 1 else None
         ctx.save_for_backward(hidden, weight, bias, labels, targets, normalizer, kept)
         ctx.chunks, ctx.reference, ctx.num_tokens = chunks, ref, num_tokens
-        ctx.set_materialize_grads(True)
         return nll, kl
 
     @staticmethod
