@@ -94,12 +94,14 @@ class Curve:
         averages: means over seeds, with intervals.
         reaches_ntp: part after which the mean reaches NTP's final mean, between two points by a
             straight line; None if it never does, or there is no NTP arm.
+        steps_to_ntp: the same in steps.
     """
 
     arm: str
     parts: list[float]
     averages: list[Cell]
     reaches_ntp: float | None
+    steps_to_ntp: int | None
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
@@ -117,7 +119,11 @@ def curves(found: Sequence[Row]) -> list[Curve]:
                 by_part.setdefault(_part(row.point), []).append(row.average)
         parts = sorted(by_part)
         cells = [Cell(*mean_interval(by_part[part])) for part in parts]
-        drawn.append(Curve(arm, parts, cells, _reaches(parts, [c.mean for c in cells], aim)))
+        reached = _reaches(parts, [cell.mean for cell in cells], aim)
+        steps = max(row.steps for row in along if row.arm == arm)
+        drawn.append(
+            Curve(arm, parts, cells, reached, None if reached is None else round(reached * steps))
+        )
     return drawn
 
 

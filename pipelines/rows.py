@@ -34,7 +34,7 @@ class Row:
             mid-training that was done, such as `1/4`.
         study: hashes of what it depends on, see `Study.parts`; equal for other seeds.
         tasks: by task the accuracy, the number of questions, and one bit for each of them.
-        tokens: of the mid-training.
+        tokens, steps: of the mid-training.
         passes: the most that a source was begun for them; MiniPLM draws a pool of twice the tokens.
         flops, seconds: of the arm's stages up to this row; all of the mid-training for its points.
     """
@@ -48,6 +48,7 @@ class Row:
     tasks: dict[str, dict[str, Any]]
     bits_per_byte: dict[str, float]
     tokens: int
+    steps: int
     passes: int
     flops: float
     seconds: float
@@ -123,6 +124,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                     for domain, value in result["bits_per_byte"].items()
                 },
                 tokens=mid.config.mid_train.tokens,
+                steps=results[mid.name]["steps"],
                 passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
                 flops=sum(stage_flops(s, parameters) for s in spent.values()),
                 seconds=sum(results[s]["seconds"] for s in spent),

@@ -112,10 +112,10 @@ def curve_table(curves: list[Curve]) -> Table:
         table.add_column(curve.arm, justify="right", no_wrap=True)
     for i, part in enumerate(curves[0].parts):
         table.add_row(f"{part:.0%}", *(_cell(curve.averages[i]) for curve in curves))
-    reached = [curve.reaches_ntp for curve in curves]
-    if any(part is not None for part in reached):
+    reached = [curve.steps_to_ntp for curve in curves]
+    if any(step is not None for step in reached):
         table.add_section()
-        table.add_row("ntp's end", *("-" if p is None else f"at {p:.0%}" for p in reached))
+        table.add_row("ntp's end", *("-" if s is None else f"step {s:,}" for s in reached))
     return table
 
 

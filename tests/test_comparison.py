@@ -26,7 +26,9 @@ def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
         f"t{i}": {"accuracy": a, "questions": 10, "bits": ""} for i, a in enumerate(accuracies)
     }
     average = sum(accuracies) / len(accuracies)
-    return Row(arm, seed, point, "id", {}, average, tasks, {"web": 2 - average}, 100, 1, 1.0, 2.0)
+    return Row(
+        arm, seed, point, "id", {}, average, tasks, {"web": 2 - average}, 100, 40, 1, 1.0, 2.0
+    )
 
 
 def test_means_and_intervals_over_seeds() -> None:
@@ -64,6 +66,7 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     assert drawn["ntp"].parts == [0.5, 1.0] and drawn["ntp"].reaches_ntp == 1.0
     # 0.4 lies half-way between 0.3 at 50% and 0.5 at 100%.
     assert drawn["remit"].reaches_ntp == pytest.approx(0.75)
+    assert drawn["remit"].steps_to_ntp == 30
     assert drawn["kd"].reaches_ntp is None
     assert curves([row("ntp", 0, 0.4)]) == []
 
