@@ -93,35 +93,48 @@ def _check(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
     if unknown or not given.objectives:
         named = f"no arm '{unknown[0]}'" if unknown else "no arm at all"
         raise UserError(f"compare.objectives: {named}; there are {', '.join(ARMS)}.")
+    if config.seed + given.seeds > 2**32:
+        raise UserError(
+            f"compare.seeds = {given.seeds} from seed = {config.seed} on: the last would be above "
+            f"{2**32 - 1}, the largest seed there is."
+        )
     if not any(task.enabled for task in config.eval.tasks.values()):
         raise UserError("compare: no task of eval.tasks is enabled, so no accuracy to compare.")
-    if given.base_per_seed and (base or ref):
-        raise UserError(
-            "compare.base_per_seed=true trains a base for every seed, and its plain post-trained "
-            "model is the reference: leave --base and --ref out."
-        )
-    if not given.base_per_seed:
-        if base is None:
-            raise UserError(
-                "compare needs --base CKPT, the base of all arms (or compare.base_per_seed=true, "
-                "which trains one for every seed)."
-            )
-        needy = [arm for arm in given.objectives if arm not in WITHOUT_REFERENCE]
-        if given.sft_ref:
-            needy = [arm for arm in needy if arm != "sft"]
-        if needy and ref is None:
-            raise UserError(f"arm '{needy[0]}' needs --ref CKPT, the RL-tuned model.")
     if given.post_train and not _post(config):
         raise UserError("compare.post_train: sft, dpo and rlvr are all switched off.")
-    if given.base_per_seed and not _post(config):
-        raise UserError("compare.base_per_seed: with sft, dpo and rlvr off there is no reference.")
-    if given.base_per_seed and "sft" in given.objectives and not config.sft.enabled:
-        raise UserError("arm 'sft' needs an SFT model, and sft.enabled is false.")
     if "more-rl" in given.objectives and not (given.post_train and config.rlvr.enabled):
         raise UserError(
             "arm 'more-rl' spends its compute on RLVR: set compare.post_train=true and "
             "rlvr.enabled=true, or leave it out of compare.objectives."
         )
+    if given.base_per_seed:
+        _check_own_lineage(config, base, ref)
+    else:
+        _check_given(config, base, ref)
+
+
+def _check_own_lineage(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
+    if base or ref:
+        raise UserError(
+            "compare.base_per_seed=true trains a base for every seed, and its plain post-trained "
+            "model is the reference: leave --base and --ref out."
+        )
+    if not _post(config):
+        raise UserError("compare.base_per_seed: with sft, dpo and rlvr off there is no reference.")
+    if "sft" in config.compare.objectives and not config.sft.enabled:
+        raise UserError("arm 'sft' needs an SFT model, and sft.enabled is false.")
+
+
+def _check_given(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
+    if base is None:
+        raise UserError(
+            "compare needs --base CKPT, the base of all arms (or compare.base_per_seed=true, "
+            "which trains one for every seed)."
+        )
+    own = {*WITHOUT_REFERENCE, *(["sft"] if config.compare.sft_ref else [])}
+    needy = [arm for arm in config.compare.objectives if arm not in own]
+    if needy and ref is None:
+        raise UserError(f"arm '{needy[0]}' needs --ref CKPT, the RL-tuned model.")
 
 
 def _post(config: Config) -> list[Stage]:

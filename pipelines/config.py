@@ -139,6 +139,7 @@ def _unknown_key(patch: DictConfig, base: DictConfig, where: str) -> tuple[str, 
         known = not is_dataclass(typed) or str(key) in base
         if not known:
             return str(key), did_you_mean(str(key), [str(k) for k in base])
+        _check_list(key, patch, base, where)
         section = is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key))
         if not OmegaConf.is_dict(patch._get_node(key)):
             if section:
@@ -149,6 +150,13 @@ def _unknown_key(patch: DictConfig, base: DictConfig, where: str) -> tuple[str, 
             if below:
                 return f"{key!s}.{below[0]}", below[1]
     return None
+
+
+def _check_list(key: Any, patch: DictConfig, base: DictConfig, where: str) -> None:
+    wanted = key in base and OmegaConf.is_list(base._get_node(key))
+    given = OmegaConf.is_list(patch._get_node(key)) or OmegaConf.is_interpolation(patch, key)
+    if wanted and not given:
+        raise UserError(f"{where}: key '{key!s}' is a list: write it in brackets, {key!s}=[...]")
 
 
 def _first_line(error: Exception) -> str:

@@ -81,6 +81,8 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
         (("objectives=[more-rl]",), ["more-rl", "compare.post_train=true"]),
         (("base_per_seed=true",), ["leave --base and --ref out"]),
+        (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
+        (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
         (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
