@@ -82,9 +82,10 @@ def task_table(column: summary.Column) -> Table:
 def comparison_table(found: Comparison) -> Table:
     """Rows: tasks, their average, the gain over NTP. Columns: arms."""
     after = {"mid": "mid-training", "post": "post-training"}[found.point]
-    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+    many = len(found.seeds) > 1
+    seeds = f"{len(found.seeds)} seeds, 95% interval over seeds" if many else "1 seed"
     table = Table(
-        title=f"accuracy in percent after {after}, {seeds}, 95% interval over seeds",
+        title=f"accuracy in percent after {after}, {seeds}",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     table.add_column("task", min_width=10)
@@ -134,7 +135,10 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
             f"{spent[0].flops:.3g}",
             f"{sum(row.seconds for row in spent) / len(spent):.0f}",
         )
-    table.caption = "passes: over the source that was read most often"
+    table.caption = (
+        "passes: over the source that was read most often; seconds: as run, scores that were there "
+        "cost none"
+    )
     return table
 
 
