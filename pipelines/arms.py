@@ -98,6 +98,12 @@ def _check(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
             f"compare.seeds = {given.seeds} from seed = {config.seed} on: the last would be above "
             f"{2**32 - 1}, the largest seed there is."
         )
+    steps = config.mid_train.tokens // (config.mid_train.global_batch * config.context_length)
+    if given.points and given.points >= steps:
+        raise UserError(
+            f"compare.points = {given.points}: a mid-training of {steps} steps has fewer points "
+            "before its end."
+        )
     if not any(task.enabled for task in config.eval.tasks.values()):
         raise UserError("compare: no task of eval.tasks is enabled, so no accuracy to compare.")
     if given.post_train and not _post(config):

@@ -124,6 +124,8 @@ def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
         if unknown:
             raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
         merged = OmegaConf.merge(base, patch)
+    except UserError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         named = f" key '{key}':" if key else ""

@@ -83,6 +83,7 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("base_per_seed=true",), ["leave --base and --ref out"]),
         (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
+        (("points=999999",), ["compare.points = 999999", "2 steps"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
         (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
@@ -94,6 +95,7 @@ def test_what_it_refuses(
     done = remit("compare", *TINY, "--base", tiny_model, "--ref", tiny_model, *args, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [word for word in words if word not in done.stderr] == []
+    assert done.stderr.count("override") <= 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,10 +43,10 @@ def run(job: StageJob) -> dict[str, Any]:
     for name, task in settings.tasks.items():
         if task.enabled:
             tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
-    scores = {"tasks": tasks}
+    scores: dict[str, Any] = {"tasks": tasks}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
-        scores["average"], scores["average_half_interval"] = mean, half  # type: ignore[assignment]
+        scores["average"], scores["average_half_interval"] = mean, half
     if rank == 0:
         scores["bits_per_byte"] = _bits_per_byte(job, model, tokenizer)
         if settings.lm_eval_tasks:
