@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,7 +168,7 @@ class _Writer:
         """Draw documents by token share until the contexts are full; marker last."""
         number = {name: i for i, name in enumerate(self.names)}
         written = pending = 0
-        buffer: list[np.ndarray] = []
+        buffer: Ids = []
         origins: list[int] = []
         with (
             open(self.folder / "tokens.bin", "wb") as tokens_file,
@@ -177,18 +177,19 @@ class _Writer:
             _encoding_threads(self.tokenizer) as encode,
         ):
             encoded = {name: self._encoded(stream, encode) for name, stream in streams.items()}
-            for document, ids in interleave(encoded, weights, lambda item: len(item[1])):
+            for document, own in interleave(encoded, weights, lambda item: len(item[1])):
                 self.counts[document.source].epochs = document.epoch + 1
                 origins.append(number[document.source])
-                buffer.append(ids)
-                pending += len(ids)
+                buffer.append(own)
+                pending += len(own)
                 if pending < min(_FLUSH_TOKENS, self.total - written):
                     continue
                 ends = np.minimum(written + np.cumsum([*map(len, buffer)]), self.total)
                 starts = np.concatenate([[written], ends[:-1]])
                 sources = np.array(origins, dtype=SOURCE_TYPE)
                 filled = ends > starts
-                np.concatenate(buffer)[: self.total - written].tofile(tokens_file)
+                ids = np.fromiter(chain.from_iterable(buffer), self.dtype, pending)
+                ids[: self.total - written].tofile(tokens_file)
                 starts[filled].astype(START_TYPE).tofile(starts_file)
                 sources[filled].tofile(sources_file)
                 self._count(sources, ends - starts)
@@ -210,14 +211,14 @@ class _Writer:
 
     def _encoded(
         self, stream: Iterator[Document], encode: Callable[[list[str]], Future[Ids]]
-    ) -> Iterator[tuple[Document, np.ndarray]]:
+    ) -> Iterator[tuple[Document, list[int]]]:
         """Documents with their ids, EOS at the end; no ids for an empty one."""
         eos = self.tokenizer.eos_token_id
         for batch, encoded in _ahead(_batches(stream), encode):
             for document, ids in zip(batch, encoded, strict=True):
                 if ids:
                     ids.append(eos)
-                yield document, np.fromiter(ids, self.dtype, len(ids))
+                yield document, ids
 
     def _mark(self) -> None:
         counts = {name: asdict(count) for name, count in self.counts.items()}

@@ -50,8 +50,10 @@ def render(template: str, record: Mapping[str, Any]) -> str:
         UserError: the record lacks a field, or the field is a list or an object.
     """
     return "".join(
-        _field_text(text, template, record) if is_field else text
-        for text, is_field in parse(template)
+        [
+            _field_text(text, template, record) if is_field else text
+            for text, is_field in parse(template)
+        ]
     )
 
 
@@ -74,10 +76,10 @@ def _field_text(path: str, template: str, record: Mapping[str, Any]) -> str:
 
 def lookup(path: str, record: Any) -> Any:
     """The value at a dotted path, or a private marker when there is none."""
-    if isinstance(record, Mapping) and path in record:
+    if isinstance(record, dict) and path in record:
         return record[path]
     head, dot, rest = path.partition(".")
-    if isinstance(record, Mapping) and head in record:
+    if isinstance(record, dict) and head in record:
         below = record[head]
     elif isinstance(record, (list, tuple)) and head.isdecimal() and int(head) < len(record):
         below = record[int(head)]
