@@ -253,7 +253,7 @@ def _checkpoint_after(step: int, stage: Path, stage_dir: StageDir) -> None:
     marker.write_text(json.dumps(facts))
 
 
-def bench_offsets(run: Path, tokens: int, repeats: int = 3) -> None:
+def bench_offsets(run: Path, tokens: int, repeats: int = 8) -> None:
     """Steps from several positions of one packed file, after a resume to each of them."""
     stage = run / "mid-train-far"
     saved = stage / "checkpoints" / f"checkpoint-{SAVED_AT}" / "complete.json"
