@@ -132,7 +132,17 @@ def ask(
         # Tasks of the harness that run code are asked with our judge, which is the sandbox.
         confirm_run_unsafe_code=benchmark.runs_code,
     )
-    assert outcome is not None
+    # The harness gives its outcome to the first rank of a machine alone.
+    found = [None if outcome is None else _score(where, task, benchmark, outcome, chat)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    assert found[0] is not None
+    return found[0]
+
+
+def _score(
+    where: str, task: str, benchmark: BenchmarkConfig, outcome: dict[str, Any], chat: bool
+) -> dict[str, Any]:
     _check_version(where, benchmark, outcome["versions"], list(outcome["samples"]))
     found = {leaf: _bits(where, s, benchmark.metric) for leaf, s in outcome["samples"].items()}
     score = task_score([bit for bits in found.values() for bit in bits])
