@@ -23,7 +23,7 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 endef
 export PREBUILD
 
-.PHONY: help install flywheel test lint types check bench clean
+.PHONY: help install flywheel test lint types check bench gold clean
 
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
@@ -35,6 +35,7 @@ help:
 	@echo "make types      mypy"
 	@echo "make check      test, lint, types"
 	@echo "make bench      speed and memory of packing, losses and stages, as ratios; half an hour"
+	@echo "make gold       every benchmark of REMIT_DATA, asked with its own answers: must be 100%"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -84,6 +85,9 @@ bench: install
 	$(BIN)/python tests/bench_packing.py
 	$(BIN)/python tests/bench_objectives.py
 	$(BIN)/python tests/bench_stages.py
+
+gold: install
+	PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python tests/evals/gold_answers.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,8 @@ from pipelines.schema import Config
 # (key, message) -> raises UserError, naming where the value was given.
 Refuse = Callable[[str, str], NoReturn]
 DEFAULT_CONFIG = "world"
+# What a suite may set, all of section eval.
+MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
 
 def configs_dir() -> Path:
@@ -37,8 +39,7 @@ def configs_dir() -> Path:
 
 def config_names() -> list[str]:
     """Names that `--config` takes besides a path."""
-    root = configs_dir()
-    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+    return sorted(path.stem for path in configs_dir().glob("*.yaml"))
 
 
 def find_config(name_or_path: str) -> Path:
@@ -68,10 +69,11 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
             the message names the key and the file.
     """
     path = find_config(name_or_path)
+    patches = [(_read_yaml(path), str(path))]
+    patches += [(_parse_override(o), f"override {o!r}") for o in overrides or []]
     merged = OmegaConf.structured(Config)
-    merged = _merge(merged, _read_yaml(path), where=str(path))
-    for override in overrides or []:
-        merged = _merge(merged, _parse_override(override), where=f"override {override!r}")
+    for patch, where in _with_suite(patches):
+        merged = _merge(merged, patch, where=where)
     if not merged.name:
         merged.name = path.stem
     try:
@@ -88,6 +90,47 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
 
     _check_values(config, refuse)
     return config
+
+
+def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig, str]]:
+    """The patches with that of `eval.suite` first.
+
+    A suite that an override names takes the place of what the recipe measures; one that the recipe
+    names is what the recipe adds to.
+    """
+    named = [OmegaConf.select(patch, "eval.suite") for patch, _ in patches]
+    given = [name for name in named if name is not None]
+    if not given or not given[-1]:
+        return patches
+    recipe = patches[0][0]
+    if given[-1] != named[0] and OmegaConf.is_dict(recipe.get("eval")):
+        for key in MEASURED:
+            recipe.eval.pop(key, None)
+    path = _find_suite(str(given[-1]))
+    suite = _read_yaml(path)
+    strangers = [str(key) for key in suite if key not in MEASURED]
+    if strangers:
+        raise UserError(
+            f"{path}: a suite has no key '{strangers[0]}'; it has {', '.join(MEASURED)}"
+        )
+    return [(OmegaConf.create({"eval": suite}), str(path)), *patches]
+
+
+def suite_names() -> list[str]:
+    """Names that `eval.suite` takes besides a path."""
+    return sorted(path.stem for path in (configs_dir() / "eval").glob("*.yaml"))
+
+
+def _find_suite(name_or_path: str) -> Path:
+    path = Path(name_or_path).expanduser()
+    shipped = configs_dir() / "eval" / f"{name_or_path}.yaml"
+    for found in (path, shipped):
+        if found.is_file():
+            return found
+    raise UserError(
+        f"eval.suite = {name_or_path}: neither a file nor a shipped suite. "
+        f"Shipped suites: {', '.join(suite_names())}{did_you_mean(name_or_path, suite_names())}"
+    )
 
 
 def _read_yaml(path: Path) -> DictConfig:

@@ -148,8 +148,8 @@ def _check_packages(stage: Stage) -> None:
         "flash_attn": stage.config.model.attention == "flash_attention_2"
         and "model.attention=flash_attention_2",
         "lm_eval": stage.kind == "evaluate"
-        and bool(stage.config.eval.lm_eval_tasks)
-        and "eval.lm_eval_tasks",
+        and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
+        and "eval.benchmarks",
     }
     for package, why in needed.items():
         if why and importlib.util.find_spec(package) is None:

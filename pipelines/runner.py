@@ -14,6 +14,7 @@ from pipelines.checkpoint import ModelRef, content_hash
 from pipelines.config import read_yaml, to_dict, write_yaml
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
+from pipelines.evals.benchmarks import needs_hub
 from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir
@@ -218,8 +219,8 @@ def has_scores(result: dict[str, Any]) -> bool:
 def is_offline(stage: Stage) -> bool:
     """Whether everything a stage reads is local, so that nothing may ask a hub."""
     hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
-    hub_tasks = stage.kind == "evaluate" and stage.config.eval.lm_eval_tasks
-    return not (hub_data or (hub_tasks and not stage.config.eval.lm_eval_include_path))
+    config = stage.config
+    return not (hub_data or (stage.kind == "evaluate" and needs_hub(config.eval, config.data_root)))
 
 
 def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> None:

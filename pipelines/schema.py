@@ -237,6 +237,34 @@ class TaskConfig:
     split_by: str = setting("", "record field that splits the task into families")
     base_template: str = setting("{prompt}\n", "prompt of a model without chat, as plain text")
     stop: str = setting("\n", "text that ends an answer of a model without chat; empty: EOS only")
+    samples: int = setting(
+        0, "answers drawn for each question besides, for pass@k, mean@n and entropy", low=0
+    )
+    temperature: float = setting(1.0, "of the draws", above=0)
+    top_p: float = setting(1.0, "of the draws: least set of tokens with this much mass", above=0)
+
+
+@dataclass
+class BenchmarkConfig:
+    """A task or group of lm-evaluation-harness, scored by one right-or-wrong metric."""
+
+    enabled: bool = setting(True, "ask this benchmark")
+    task: str = setting("", "task or group of the harness; empty: the benchmark's name")
+    metric: str = setting(
+        "acc", "metric that counts, with its filter if it has one: exact_match,flexible-extract"
+    )
+    version: str = setting("", "version of the task; another is refused; empty: any")
+    shots: int = setting(-1, "worked examples before each question; -1: the task's own", low=-1)
+    max_new_tokens: int = setting(0, "answer length; 0: the task's own", low=0)
+    limit: int = setting(0, "first questions of each task of a group; 0: all", low=0)
+    files: dict[str, str] = setting(
+        dict,
+        "local file of each split below data_root, used where all are there; {name}: the task's "
+        "data set on the hub",
+    )
+    field: str = setting("", "key that holds the records of a local JSON file")
+    runs_code: bool = setting(False, "runs generated programs, in the sandbox", result=False)
+    publish: bool = setting(True, "its questions may be shown in a report", result=False)
 
 
 @dataclass
@@ -248,9 +276,21 @@ class EvalConfig:
     bits_per_byte_tokens: int = setting(
         50_000, "documents are taken to this many tokens, the last whole", low=1
     )
-    lm_eval_tasks: list[str] = setting(list, "lm-evaluation-harness tasks, by name")
-    lm_eval_limit: int = setting(0, "questions per lm-eval task; 0: all", low=0)
-    lm_eval_include_path: str = setting("", "folder of extra lm-eval task YAML files")
+    suite: str = setting(
+        "",
+        "tasks, benchmarks and held-out text of configs/eval/NAME.yaml, or of a file",
+        result=False,
+    )
+    benchmarks: dict[str, BenchmarkConfig] = setting(
+        dict, "benchmarks of lm-evaluation-harness, by a name of your choice"
+    )
+    task_folder: str = setting("", "folder of task files of your own, for the harness")
+    backend: Literal["transformers", "vllm"] = setting(
+        "transformers", "what generates the answers to benchmarks"
+    )
+    max_length: int = setting(
+        0, "longest prompt with its answer, in tokens, of a benchmark; 0: the model's own", low=0
+    )
 
 
 @dataclass

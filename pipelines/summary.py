@@ -96,7 +96,7 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 for task, score in c.result["tasks"].items()
             },
             "bits_per_byte": c.result.get("bits_per_byte", {}),
-            **({"lm_eval": c.result["lm_eval"]} if "lm_eval" in c.result else {}),
+            "left_out": c.result.get("left_out", {}),
         }
         for c in columns(results)
     }

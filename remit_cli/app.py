@@ -138,6 +138,7 @@ def score(
 @app.command("eval", rich_help_panel=STAGES)
 def evaluate(
     model: options.Model,
+    suite: options.Suite = None,
     config: options.Config = "world",
     run_dir: options.RunDirectory = None,
     gpus: options.Gpus = None,
@@ -152,11 +153,12 @@ def evaluate(
     ] = None,
     overrides: options.Overrides = None,
 ) -> None:
-    """Accuracy per task with intervals, held-out bits per byte, lm-eval tasks.
+    """Accuracy per task and benchmark with intervals, held-out bits per byte.
 
-    Example: remit eval --model runs/mine/mid-train --run-dir runs/mine stage.name=mid --json
+    Example: remit eval --model runs/mine/mid-train --suite quick --run-dir runs/mine
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
+    named = [] if suite is None else [f"eval.suite={suite}"]
+    given = (config, run_dir, gpus, hostfile, json, [*named, *(overrides or [])])
     _execute("eval", given, lambda s: s.plan_eval(model, chat))
 
 

@@ -37,6 +37,12 @@ ComparedBase = Annotated[
     str | None, typer.Option("--base", help="CKPT of the base that all arms start from.")
 ]
 Model = Annotated[str, typer.Option("--model", help="CKPT to evaluate.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite", help="What to measure: paper10, quick, world, or a file. Default: the recipe's."
+    ),
+]
 ScoredModel = Annotated[str, typer.Option("--model", help="CKPT whose log-probabilities to keep.")]
 TokenizerBase = Annotated[
     str | None,

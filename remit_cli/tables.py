@@ -35,11 +35,7 @@ def score_table(columns: list[summary.Column]) -> Table:
         table.add_row(
             f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
         )
-    for task, metric in dict.fromkeys(_lm_eval_metrics(columns)):
-        values = (c.result.get("lm_eval", {}).get(task, {}).get(metric) for c in columns)
-        table.add_row(
-            f"lm-eval {task} {metric}", *("-" if v is None else f"{v:.3f}" for v in values)
-        )
+    table.caption = _left_out(columns)
     return table
 
 
@@ -47,14 +43,10 @@ def _percent(column: summary.Column, key: str) -> str:
     return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
 
 
-def _lm_eval_metrics(columns: list[summary.Column]) -> list[tuple[str, str]]:
-    return [
-        (task, metric)
-        for column in columns
-        for task, metrics in column.result.get("lm_eval", {}).items()
-        for metric in metrics
-        if "stderr" not in metric
-    ]
+def _left_out(columns: list[summary.Column]) -> str | None:
+    """Benchmarks that could not be asked, with the reason."""
+    reasons = {k: why for c in columns for k, why in c.result.get("left_out", {}).items()}
+    return "\n".join(f"not asked: {name}: {why}" for name, why in reasons.items()) or None
 
 
 def task_table(column: summary.Column) -> Table:
@@ -73,9 +65,7 @@ def task_table(column: summary.Column) -> Table:
         table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
     for domain, value in column.result["bits_per_byte"].items():
         table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
-    for task, metrics in column.result.get("lm_eval", {}).items():
-        for metric, value in metrics.items():
-            table.add_row(f"lm-eval {task}", f"{value:.4f}", metric, "")
+    table.caption = _left_out([column])
     return table
 
 

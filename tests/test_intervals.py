@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -50,15 +51,25 @@ def test_macro_average_weighs_tasks_the_same() -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    first = {"a": [0, 0, 1, 1], "b": [1, 0]}
-    second = {"a": [1, 1, 1, 0], "b": [1, 1]}
-    # a: deltas 1, 1, 0, -1: mean 1/4, variance (4 values, 3 degrees) 2.75/3, of the mean /4.
-    # b: deltas 0, 1: mean 1/2, variance 0.5/1, of the mean /2.
+    rng = random.Random(0)
+    first = {"a": [rng.randint(0, 1) for _ in range(400)], "b": [1, 0] * 100}
+    second = {"a": [rng.randint(0, 1) for _ in range(400)], "b": [1, 1] * 100}
+    deltas = {
+        task: [y - x for x, y in zip(first[task], second[task], strict=True)] for task in "ab"
+    }
+    means = {task: sum(found) / len(found) for task, found in deltas.items()}
+    assert means["b"] == 0.5
     difference, half = paired_difference(first, second)
-    assert difference == pytest.approx((0.25 + 0.5) / 2)
-    variance = (2.75 / 3 / 4 + 0.5 / 2) / 4
-    assert half == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
-    assert paired_difference(second, first) == (pytest.approx(-difference), pytest.approx(half))
+    assert difference == pytest.approx((means["a"] + 0.5) / 2)
+    # A bootstrap has the variance of the sample, over n; with many questions it is a normal one.
+    variance = sum(
+        sum((d - means[task]) ** 2 for d in found) / len(found) ** 2
+        for task, found in deltas.items()
+    )
+    assert half == pytest.approx(Z95 * math.sqrt(variance) / 2, rel=0.03)
+    assert paired_difference(first, second) == (difference, half)
+    back = paired_difference(second, first)
+    assert back == (pytest.approx(-difference), pytest.approx(half, rel=0.03))
 
 
 def test_pairing_narrows_what_agrees() -> None:

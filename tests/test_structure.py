@@ -44,7 +44,7 @@ OPTIONS = {
     "mid-train": COMMON | {"--base", "--ref"},
     "rl-tune": COMMON | {"--base"},
     "post-train": COMMON | {"--base"},
-    "eval": COMMON | {"--model", "--chat", "--no-chat"},
+    "eval": COMMON | {"--model", "--suite", "--chat", "--no-chat"},
     "score": COMMON | {"--model", "--base"},
     "flywheel": COMMON | {"--iterations", "--base", "--ref"},
     "compare": COMMON | {"--base", "--ref"},

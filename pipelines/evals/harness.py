@@ -1,68 +1,204 @@
-"""lm-evaluation-harness by task name: a plain adaptor. Its numbers are the ones people compare."""
+"""lm-evaluation-harness as a library: a model that answers, and one benchmark at a time.
+
+The harness builds the prompts, extracts the answers and judges them. One bit is kept for each
+question, so that benchmarks have the tables, intervals and comparisons of any other task.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import torch
-from transformers import AutoModelForCausalLM
+import torch.distributed as dist
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.schema import EvalConfig
+from pipelines.evals.intervals import task_score
+from pipelines.schema import BenchmarkConfig
 
 
-def lm_eval_scores(
-    model_dir: Path, settings: EvalConfig, *, context_length: int, chat: bool
-) -> dict[str, dict[str, float]]:
-    """Metrics of each configured task (or group), by lm-eval's metric name, with its errors.
+class SharedRequests:
+    """Mixin for a model of the harness: every rank answers its share of each call's requests.
 
-    Args:
-        chat: apply the model's chat template.
+    The harness sees one rank, so that prompts, with their randomly drawn examples, do not depend
+    on the number of ranks; all ranks get all answers. A batch that does not fit is halved.
+    """
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def world_size(self) -> int:
+        return 1
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
+        return self._shared(super().loglikelihood, requests)  # type: ignore[misc]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
+        return self._shared(super().generate_until, requests)  # type: ignore[misc]
+
+    def _shared(
+        self, answer: Callable[[Sequence[Any]], list[Any]], requests: Sequence[Any]
+    ) -> list[Any]:
+        if not dist.is_initialized():
+            return self._in_batches_that_fit(answer, requests)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        mine = requests[rank::world]
+        shares: list[list[Any]] = [[] for _ in range(world)]
+        dist.all_gather_object(shares, self._in_batches_that_fit(answer, mine) if mine else [])
+        answers: list[Any] = [None] * len(requests)
+        for i, share in enumerate(shares):
+            answers[i::world] = share
+        return answers
+
+    def _in_batches_that_fit(
+        self, answer: Callable[[Sequence[Any]], list[Any]], requests: Sequence[Any]
+    ) -> list[Any]:
+        while True:
+            try:
+                return answer(requests)
+            except torch.OutOfMemoryError:
+                if self.batch_size_per_gpu <= 1:
+                    raise
+                self.batch_size_per_gpu: int = self.batch_size_per_gpu // 2
+                torch.cuda.empty_cache()
+
+
+class TransformersModel(SharedRequests, HFLM):
+    """A model in this process, on this rank's device; requests go sorted by length."""
+
+
+def vllm_model(model_dir: Path, *, precision: str, max_length: int) -> Any:
+    """The same on vLLM, which batches by itself.
 
     Raises:
-        UserError: lm_eval is not installed, or has no task of that name.
+        UserError: vLLM is not installed.
     """
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise UserError(
-            "eval.lm_eval_tasks needs lm-evaluation-harness: pip install 'remit-flywheel[eval]'."
+            "eval.backend=vllm needs vLLM: pip install 'remit-flywheel[vllm]'."
         ) from error
-    tasks = TaskManager(include_path=settings.lm_eval_include_path or None)
-    unknown = [name for name in settings.lm_eval_tasks if not tasks.match_tasks([name])]
-    if unknown:
-        raise UserError(
-            f"eval.lm_eval_tasks: lm-evaluation-harness has no task {', '.join(unknown)}; "
-            "`lm-eval ls tasks` lists them, eval.lm_eval_include_path adds your own."
-        )
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # An object, not a path: from a path the harness joins the ranks, and only this one is here.
-    model = HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval(),
-        tokenizer=load_tokenizer(model_dir),
-        batch_size=settings.batch_size,
-        max_length=context_length,
+    kind = type("VllmModel", (SharedRequests, VLLM), {})
+    return kind(
+        pretrained=str(model_dir),
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+        max_model_len=max_length or None,
+        batch_size="auto",
     )
+
+
+def ask(
+    model: Any, name: str, benchmark: BenchmarkConfig, tasks: TaskManager, *, chat: bool
+) -> dict[str, Any]:
+    """Ask a model every question of a benchmark.
+
+    Args:
+        model: a model of the harness.
+        tasks: knows the benchmark's task, with its data.
+        chat: ask through the model's chat template.
+
+    Returns:
+        accuracy, interval, questions and bits as for other tasks; `families` for a group;
+        `settings` that the numbers belong to.
+
+    Raises:
+        UserError: the harness has no such task, version or metric.
+    """
+    task = benchmark.task or name
+    where = f"eval.benchmarks.{name}"
+    if task not in tasks.task_index:
+        raise UserError(
+            f"{where}: lm-evaluation-harness has no task {task}; `lm-eval ls tasks` lists them, "
+            "eval.task_folder adds your own."
+        )
     outcome = lm_eval.simple_evaluate(
         model=model,
-        tasks=list(settings.lm_eval_tasks),
-        limit=settings.lm_eval_limit or None,
+        tasks=[task],
+        num_fewshot=benchmark.shots if benchmark.shots >= 0 else None,
+        limit=benchmark.limit or None,
+        gen_kwargs={"max_gen_toks": benchmark.max_new_tokens} if benchmark.max_new_tokens else None,
         task_manager=tasks,
         apply_chat_template=chat,
+        fewshot_as_multiturn=False,
         bootstrap_iters=0,
-        log_samples=False,
+        # Tasks of the harness that run code are asked with our judge, which is the sandbox.
+        confirm_run_unsafe_code=benchmark.runs_code,
     )
-    assert outcome is not None
-    return {task: _numbers(found) for task, found in outcome["results"].items()}
+    # The harness gives its outcome to the first rank of a machine alone.
+    found = [None if outcome is None else _score(where, task, benchmark, outcome, chat)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    assert found[0] is not None
+    return found[0]
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
-    kept = {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and "," in k}
-    # A result file holds numbers only: a metric that is not one would break readers.
-    return {k: v for k, v in kept.items() if json.dumps(v) not in ("NaN", "Infinity", "-Infinity")}
+def _score(
+    where: str, task: str, benchmark: BenchmarkConfig, outcome: dict[str, Any], chat: bool
+) -> dict[str, Any]:
+    _check_version(where, benchmark, outcome["versions"], list(outcome["samples"]))
+    found = {leaf: _bits(where, s, benchmark.metric) for leaf, s in outcome["samples"].items()}
+    score = task_score([bit for bits in found.values() for bit in bits])
+    if len(found) > 1:
+        score["families"] = {
+            leaf: {"accuracy": sum(bits) / len(bits), "questions": len(bits)}
+            for leaf, bits in found.items()
+        }
+    score["settings"] = _settings(task, benchmark, outcome, chat)
+    return score
+
+
+def _settings(
+    task: str, benchmark: BenchmarkConfig, outcome: dict[str, Any], chat: bool
+) -> dict[str, Any]:
+    """How the questions were asked: what two results must share to be compared."""
+    leaf, samples = next(iter(outcome["samples"].items()))
+    config = outcome["configs"][leaf]
+    return {
+        "task": task,
+        "harness": lm_eval.__version__,
+        "version": str(outcome["versions"].get(leaf, "")),
+        "metric": benchmark.metric,
+        "shots": outcome["n-shot"][leaf],
+        "chat": chat,
+        "data": config.get("dataset_kwargs", {}).get("data_files") or config["dataset_path"],
+        "generation": config.get("generation_kwargs", {}),
+        # Of the first question of the first task.
+        "prompt_sha256": hashlib.sha256(_prompt(samples[0]).encode()).hexdigest(),
+    }
+
+
+def _check_version(
+    where: str, benchmark: BenchmarkConfig, versions: dict[str, Any], leaves: list[str]
+) -> None:
+    for leaf in leaves:
+        found = str(versions.get(leaf, ""))
+        if benchmark.version and found != benchmark.version:
+            raise UserError(
+                f"{where}: the harness ({lm_eval.__version__}) has {leaf} in version {found}, not "
+                f"{benchmark.version}. Install the version that has it, or set {where}.version."
+            )
+
+
+def _bits(where: str, samples: list[dict[str, Any]], metric: str) -> list[int]:
+    """1 for right and 0 for wrong, in the order of the questions."""
+    key, _, wanted = metric.partition(",")
+    of_filter = [s for s in samples if s["filter"] == (wanted or "none")]
+    if not of_filter or key not in of_filter[0]:
+        has = {f"{m},{s['filter']}" for s in samples for m in s["metrics"]}
+        raise UserError(f"{where}: no metric {metric}; the task has {', '.join(sorted(has))}")
+    values = [s[key] for s in sorted(of_filter, key=lambda s: s["doc_id"])]
+    if not all(value in (0, 1) for value in values):
+        raise UserError(f"{where}: metric {metric} is not right or wrong for each question")
+    return [int(value) for value in values]
+
+
+def _prompt(sample: dict[str, Any]) -> str:
+    return str(sample["arguments"][0][0])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 Z95 = 1.959963984540054
+RESAMPLES = 10_000
 # 97.5% quantile of Student's t for 1 to 30 degrees of freedom.
 T975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -24,6 +28,20 @@ def wilson(correct: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def task_score(bits: Sequence[int]) -> dict[str, Any]:
+    """Accuracy of a task with Wilson's interval, and the bit of each question as text.
+
+    Args:
+        bits: 1 for right and 0 for wrong, one for each question.
+    """
+    return {
+        "accuracy": sum(bits) / len(bits),
+        "interval": wilson(sum(bits), len(bits)),
+        "questions": len(bits),
+        "bits": "".join(map(str, bits)),
+    }
+
+
 def macro_average(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Mean of task accuracies, each weighing the same, and half its 95% interval.
 
@@ -40,19 +58,28 @@ def paired_difference(
 ) -> tuple[float, float]:
     """Macro-averaged difference second - first on the same questions, and half its 95% interval.
 
+    The interval is that of a paired bootstrap (Efron and Tibshirani 1993, chapter 13) of
+    `RESAMPLES` draws, seeded: the questions of each task are drawn anew, with both models' answers
+    to them. Differences are -1, 0 or 1, so that a draw is one multinomial number of each.
+
     Args:
         first, second: per task, 1 or 0 for each question, in the same order.
+
+    Raises:
+        ValueError: other tasks, or another number of questions.
     """
     if first.keys() != second.keys() or any(len(first[k]) != len(second[k]) for k in first):
         raise ValueError("the two evaluations have different questions")
-    means, variances = [], []
+    rng = np.random.default_rng(0)
+    means, draws = [], np.zeros(RESAMPLES)
     for task, bits in first.items():
-        deltas = [b - a for a, b in zip(bits, second[task], strict=True)]
-        n, mean = len(deltas), sum(deltas) / len(deltas)
-        means.append(mean)
-        variances.append(sum((x - mean) ** 2 for x in deltas) / max(1, n - 1) / n)
-    k = len(means)
-    return sum(means) / k, Z95 * math.sqrt(sum(variances)) / k
+        deltas = np.asarray(second[task]) - np.asarray(bits)
+        counts = np.array([np.sum(deltas == value) for value in (-1, 0, 1)])
+        drawn = rng.multinomial(len(deltas), counts / len(deltas), size=RESAMPLES)
+        means.append(float(deltas.mean()))
+        draws += (drawn[:, 2] - drawn[:, 0]) / len(deltas)
+    low, high = np.percentile(draws / len(means), (2.5, 97.5))
+    return sum(means) / len(means), float(high - low) / 2
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:

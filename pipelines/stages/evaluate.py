@@ -1,10 +1,11 @@
-"""Stage eval: greedy accuracy per task, held-out bits per byte per domain, lm-eval tasks.
+"""Stage eval: accuracy per task and benchmark, held-out bits per byte per domain.
 
 Whole weights on each rank; the ranks split the questions. No DeepSpeed engine.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,14 +16,19 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from pipelines.data.records import Document, documents, problems
+from pipelines.data.records import Document, Problem, documents, problems
 from pipelines.data.tokenizer import load_tokenizer
+from pipelines.errors import UserError
+from pipelines.evals.benchmarks import needs_hub, task_manager, unavailable
 from pipelines.evals.bits_per_byte import bits_per_byte
-from pipelines.evals.generation import greedy_answers
-from pipelines.evals.intervals import macro_average, wilson
+from pipelines.evals.generation import Decoding, generate_answers
+from pipelines.evals.intervals import macro_average, task_score
+from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.rewards import judge
-from pipelines.schema import SourceConfig, TaskConfig
+from pipelines.rewards import Judge, judge
+from pipelines.rewards.exact import final_answer, normal_text
+from pipelines.run_dir import write_text
+from pipelines.schema import BenchmarkConfig, SourceConfig, TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
 
@@ -35,29 +41,30 @@ def run(job: StageJob) -> dict[str, Any]:
     """Scores of one model; written to the result, with one bit per question."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        # The main rank alone runs lm-eval; the others wait for it as long as it takes.
+        # Ranks wait for the slowest as long as it takes.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    config, settings = job.config, job.config.eval
+    settings = job.config.eval
     model, tokenizer = _load(job)
     tasks: dict[str, Any] = {}
     for name, task in settings.tasks.items():
         if task.enabled:
             tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
-    scores: dict[str, Any] = {"tasks": tasks}
+    left_out = unavailable(settings, job.config.data_root)
+    asked = {
+        name: benchmark
+        for name, benchmark in settings.benchmarks.items()
+        if benchmark.enabled and name not in left_out
+    }
+    if asked:
+        found, refused = _benchmark_scores(job, asked, model, tokenizer, rank)
+        tasks |= found
+        left_out |= refused
+    scores: dict[str, Any] = {"tasks": tasks, "left_out": left_out}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
     if rank == 0:
         scores["bits_per_byte"] = _bits_per_byte(job, model, tokenizer)
-        if settings.lm_eval_tasks:
-            from pipelines.evals.harness import lm_eval_scores
-
-            scores["lm_eval"] = lm_eval_scores(
-                job.inputs["model"],
-                settings,
-                context_length=config.context_length,
-                chat=job.chat,
-            )
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -85,39 +92,122 @@ def _load(job: StageJob) -> tuple[Any, Any]:
 def _task_scores(
     job: StageJob, name: str, task: TaskConfig, model: Any, tokenizer: Any, rank: int, world: int
 ) -> dict[str, Any]:
-    """Accuracy by family (or by task), with the bits of all questions in their order."""
+    """Scores by family (or by task), with the bits of all questions in their order."""
     config = job.config
     source = replace(task.source, limit=task.limit) if task.limit else task.source
     asked = problems({name: source}, config.data_root, QUESTION_ORDER_SEED)
     mine = asked[rank::world]
-    answers = greedy_answers(
-        model,
-        tokenizer,
-        [_prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine],
-        max_new_tokens=task.max_new_tokens,
-        batch_size=config.eval.batch_size,
-        stop="" if job.chat else task.stop,
-    )
+    prompts = [_prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
+    batch_size = config.eval.batch_size
+    decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
+    answers = generate_answers(model, tokenizer, prompts, decoding, batch_size=batch_size)
     reward = judge(task.source.reward)
-    bits = [int(reward(a, p.answer) > 0.5) for a, p in zip(answers, mine, strict=True)]
-    gathered: list[list[int]] = [bits]
+    found: list[Any] = [
+        (_is_right(reward, given[0], p), None, None) for given, p in zip(answers, mine, strict=True)
+    ]
+    if task.samples:
+        torch.manual_seed(QUESTION_ORDER_SEED + rank)
+        drawing = replace(
+            decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
+        )
+        drawn = generate_answers(model, tokenizer, prompts, drawing, batch_size=batch_size)
+        found = [
+            (bit, sum(_is_right(reward, a, p) for a in given), _answer_entropy(given))
+            for (bit, _, _), given, p in zip(found, drawn, mine, strict=True)
+        ]
+    gathered = [found]
     if world > 1:
         gathered = [[] for _ in range(world)]
-        dist.all_gather_object(gathered, bits)
-    families: dict[str, list[int]] = {}
+        dist.all_gather_object(gathered, found)
+    families: dict[str, list[Any]] = {}
     for i, problem in enumerate(asked):
         family = problem.record[task.split_by] if task.split_by else name
         families.setdefault(family, []).append(gathered[i % world][i // world])
-    return {family: _score(found) for family, found in families.items()}
+    return {family: _score(rows, task) for family, rows in families.items()}
 
 
-def _score(bits: list[int]) -> dict[str, Any]:
-    return {
-        "accuracy": sum(bits) / len(bits),
-        "interval": wilson(sum(bits), len(bits)),
-        "questions": len(bits),
-        "bits": "".join(map(str, bits)),
-    }
+def _is_right(reward: Judge, answer: str, problem: Problem) -> int:
+    return int(reward(answer, problem.answer) > 0.5)
+
+
+def _answer_entropy(answers: list[str]) -> float:
+    """Of the final answers, as the `exact` reward reads them: the way to one does not count."""
+    return entropy([normal_text(final_answer(answer)[0]) for answer in answers])
+
+
+def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
+    bits, correct, entropies = (list(column) for column in zip(*rows, strict=True))
+    score = task_score(bits)
+    if task.samples:
+        score["sampled"] = sampled_scores(correct, task.samples, entropies)
+    return score
+
+
+def _benchmark_scores(
+    job: StageJob,
+    benchmarks: dict[str, BenchmarkConfig],
+    model: Any,
+    tokenizer: Any,
+    rank: int,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Scores by benchmark, and those that the hub refused, with its reason.
+
+    Each is kept in a file of its own when it is done; a start after a kill goes on with the next.
+    """
+    from datasets.exceptions import DatasetsError
+
+    from pipelines.evals import harness
+
+    settings = job.config.eval
+    _check_lengths(benchmarks, settings.max_length or model.config.max_position_embeddings)
+    folder = job.stage_dir.root / "benchmarks"
+    tasks = task_manager(settings, job.config.data_root, folder / f"tasks-{rank}")
+    asked_model: Any = None
+    scores: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name, benchmark in benchmarks.items():
+        kept = folder / f"{name}.json"
+        if kept.is_file():
+            scores[name] = json.loads(kept.read_text("utf-8"))
+            continue
+        if asked_model is None:
+            asked_model = _asked_model(job, model, tokenizer)
+        try:
+            scores[name] = harness.ask(asked_model, name, benchmark, tasks, chat=job.chat)
+        except (DatasetsError, OSError) as error:
+            if not needs_hub(replace(settings, benchmarks={name: benchmark}), job.config.data_root):
+                raise
+            refused[name] = f"the hub refused its data: {str(error).splitlines()[0]}"
+            continue
+        if rank == 0:
+            write_text(kept, json.dumps(scores[name]))
+    return scores, refused
+
+
+def _asked_model(job: StageJob, model: Any, tokenizer: Any) -> Any:
+    from pipelines.evals import harness
+
+    settings = job.config.eval
+    if settings.backend == "vllm":
+        return harness.vllm_model(
+            job.inputs["model"], precision=settings.precision, max_length=settings.max_length
+        )
+    return harness.TransformersModel(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length or None,
+    )
+
+
+def _check_lengths(benchmarks: dict[str, BenchmarkConfig], max_length: int) -> None:
+    for name, benchmark in benchmarks.items():
+        if benchmark.max_new_tokens >= max_length:
+            raise UserError(
+                f"eval.benchmarks.{name}.max_new_tokens = {benchmark.max_new_tokens} leaves no "
+                f"room for a question in the {max_length} tokens that the model takes. Lower it, "
+                "or raise eval.max_length for a model that can take more."
+            )
 
 
 def _prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:

@@ -1,0 +1,165 @@
+"""Benchmarks from local files: task files for lm-evaluation-harness that read them.
+
+A task file of ours includes the harness's own, under the same name, and changes nothing but where
+the records come from, and what `REPLACED` lists. So prompts, examples and answer extraction are the
+harness's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.schema import BenchmarkConfig, EvalConfig
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class Function(str):
+    """Name of a function, as the harness's task files write it: `!function module.name`."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(Function, lambda d, name: d.represent_scalar("!function", str(name)))
+
+
+def _ours(name: str) -> Function:
+    return Function(f"pipelines.evals.task_functions.{name}")
+
+
+_JUDGE = {"metric": _ours("pass_at_1"), "aggregation": "mean", "higher_is_better": True}
+_COMPLETED = {"function": "custom", "filter_fn": _ours("complete_prompts")}
+# Keys of upstream tasks that a file of ours sets in another way; task_functions.py says why.
+REPLACED: dict[str, dict[str, Any]] = {
+    "humaneval": {
+        "metric_list": [_JUDGE],
+        "filter_list": [{"name": "create_test", "filter": [_COMPLETED]}],
+    },
+    "mbpp": {
+        "metric_list": [_JUDGE],
+        "fewshot_config": {
+            "sampler": "first_n",
+            "split": "prompt",
+            "process_docs": _ours("mbpp_examples"),
+        },
+    },
+    **{
+        f"gpqa_{part}_n_shot": {"process_docs": _ours("gpqa_choices")}
+        for part in ("main", "diamond", "extended")
+    },
+}
+
+
+def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
+    """Enabled benchmarks that cannot be asked here, with the reason.
+
+    With `REMIT_DATA` set, or the hub switched off, nothing is fetched: a benchmark without its
+    local files is left out by name.
+    """
+    found = {}
+    for name, benchmark in settings.benchmarks.items():
+        if not benchmark.enabled:
+            continue
+        if benchmark.runs_code:
+            from pipelines.rewards import sandbox
+
+            if reason := sandbox.unavailable():
+                found[name] = f"generated programs cannot be kept in a sandbox here: {reason}"
+                continue
+        missing = [path for path in benchmark.files.values() if not _exists(Path(data_root), path)]
+        if missing and is_local():
+            found[name] = f"no file {Path(data_root) / missing[0]}"
+    return found
+
+
+def is_local() -> bool:
+    """Whether benchmarks may be read from local files only."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return bool(os.environ.get("REMIT_DATA")) or offline
+
+
+def needs_hub(settings: EvalConfig, data_root: str) -> bool:
+    """Whether a benchmark that will be asked has no local files."""
+    return not is_local() and any(
+        not benchmark.files
+        or any(not _exists(Path(data_root), path) for path in benchmark.files.values())
+        for benchmark in settings.benchmarks.values()
+        if benchmark.enabled
+    )
+
+
+def _exists(root: Path, path: str) -> bool:
+    """Whether a file is there; `{name}` stands for any text."""
+    if "{name}" not in path:
+        return (root / path).is_file()
+    return any(root.glob(path.replace("{name}", "*")))
+
+
+def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
+    """The harness's tasks, those with local files reading them.
+
+    Args:
+        folder: where our task files are written.
+    """
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    tasks = TaskManager(include_path=settings.task_folder or None)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, benchmark in settings.benchmarks.items():
+        for task, entry in _leaves(benchmark.task or name, tasks):
+            changed = _changes(task, entry, benchmark, Path(data_root))
+            if changed:
+                text = yaml.dump(changed, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+                (folder / f"{task}.yaml").write_text(text, "utf-8")
+    # A second manager over both folders would read the harness's 10,000 files once more.
+    tasks.task_index.update(TaskIndex.build([folder]))
+    return tasks
+
+
+def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:
+    """The single tasks of a task or group, with their entries; none for an unknown name."""
+    entry = tasks.task_index.get(task)
+    if entry is None:
+        return
+    below = (entry.cfg or {}).get("task")
+    if not isinstance(below, list):
+        yield task, entry
+        return
+    for child in below:
+        yield from _leaves(child if isinstance(child, str) else child["task"], tasks)
+
+
+def _changes(
+    task: str, entry: Any, benchmark: BenchmarkConfig, root: Path
+) -> dict[str, Any] | None:
+    """Our task file: the upstream one with its data on local files, and our judge of programs."""
+    name = entry.cfg.get("dataset_name") or task
+    paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
+    data: dict[str, Any] = {}
+    if paths and all(path.is_file() for path in paths.values()):
+        kinds = {_format(path) for path in paths.values()}
+        data = {
+            "dataset_path": kinds.pop(),
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "data_files": {split: str(path.resolve()) for split, path in paths.items()},
+                **({"field": benchmark.field} if benchmark.field else {}),
+            },
+        }
+    if task in REPLACED:
+        return {**entry.cfg, **REPLACED[task], **data}
+    return {"include": str(entry.yaml_path), "task": task, **data} if data else None
+
+
+def _format(path: Path) -> str:
+    """The loader of `datasets` for a file, by its name without `.gz`."""
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return _FORMATS[plain.suffix]
