@@ -21,7 +21,7 @@ from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import greedy_answers
 from pipelines.evals.intervals import macro_average, wilson
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.rewards import judge
+from pipelines.rewards import judge_all
 from pipelines.schema import SourceConfig, TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
@@ -98,8 +98,8 @@ def _task_scores(
         batch_size=config.eval.batch_size,
         stop="" if job.chat else task.stop,
     )
-    reward = judge(task.source.reward)
-    bits = [int(reward(a, p.answer) > 0.5) for a, p in zip(answers, mine, strict=True)]
+    judged = [(answer, problem.answer) for answer, problem in zip(answers, mine, strict=True)]
+    bits = [int(reward > 0.5) for reward in judge_all(task.source.reward, judged)]
     gathered: list[list[int]] = [bits]
     if world > 1:
         gathered = [[] for _ in range(world)]
