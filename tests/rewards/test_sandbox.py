@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -357,6 +358,13 @@ HONEST = {
 def test_honest_program(cell: Sandbox, name: str) -> None:
     assert cell.check(*HONEST[name]) == sandbox.Outcome("passed")
     assert cell.check("", HONEST[name][1]).status == "failed"
+
+
+def test_a_server_that_was_killed_is_replaced() -> None:
+    with Sandbox() as cell:
+        killed = cell.pid
+        os.kill(killed, signal.SIGKILL)
+        assert cell.check(RIGHT, TESTS).passed and cell.pid != killed
 
 
 def test_server_ends_with_its_parent() -> None:

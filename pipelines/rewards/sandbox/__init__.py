@@ -25,7 +25,7 @@ Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 _PROJECT = Path(__file__).resolve().parents[3]
 _START_SECONDS = 30
 # Beyond the deadline that the sandbox keeps itself.
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 30
 _MAX_VERDICT_BYTES = 2**16
 CANARY_CHILDREN = 50
 # Harmless: the children only wait, and end with the program.
@@ -87,6 +87,9 @@ class Sandbox:
     """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The system's Python, or the one that a virtual environment was made of.
         python = getattr(sys, "_base_executable", None) or sys.executable
@@ -112,37 +115,44 @@ class Sandbox:
 
     @property
     def pid(self) -> int:
-        """The server, which stays the same whatever programs do."""
+        """The server's pid, which stays the same whatever programs do."""
         return self._server.pid
 
     def check(self, program: str, tests: str, limits: Limits | None = None) -> Outcome:
         """Run the tests on what the program defines.
 
         Raises:
-            RuntimeError: the sandbox itself failed; a program cannot bring that about.
+            RuntimeError: the sandbox itself failed, twice; a program cannot bring that about.
         """
-        limits = limits or Limits()
+        wanted = limits or Limits()
+        verdict: dict[str, Any] = {}
+        for _ in range(2):
+            try:
+                verdict = self._verdict(program, tests, wanted)
+            except (TimeoutError, ConnectionError) as error:
+                verdict = {"status": "broken", "reason": str(error)}
+            if verdict["status"] != "broken":
+                return Outcome(**verdict)
+            self.close()
+            self._start()
+        raise RuntimeError(f"the sandbox failed: {verdict['reason']}")
+
+    def _verdict(self, program: str, tests: str, limits: Limits) -> dict[str, Any]:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 message = json.dumps(asdict(limits)).encode()
                 socket.send_fds(self._control, [message], [theirs.fileno()])
             ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
-            verdict = self._converse(ours, program, tests)
-        if verdict["status"] == "broken":
-            raise RuntimeError(f"the sandbox failed: {verdict['reason']}")
-        return Outcome(**verdict)
-
-    def _converse(self, ours: socket.socket, program: str, tests: str) -> dict[str, Any]:
-        said = b""
-        try:
             ours.sendall(wire.frame([program, tests]))
+            said = b""
             while b"\n" not in said and (more := ours.recv(_MAX_VERDICT_BYTES)):
                 said += more
-        except (TimeoutError, ConnectionError) as error:
-            said = said or f"{error}".encode()
         line, ended, _ = said.partition(b"\n")
-        return json.loads(line) if ended else {"status": "broken", "reason": said.decode()}
+        if not ended:
+            raise ConnectionError("no verdict")
+        verdict: dict[str, Any] = json.loads(line)
+        return verdict
 
     def close(self) -> None:
         """End the server, and with it everything in the sandbox."""
