@@ -46,13 +46,23 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not message:
             return
-        _serve(descriptors[0], json.loads(message))
+        if not _serve(control, descriptors[0], json.loads(message)):
+            return
 
 
-def _serve(conversation: int, limits: dict[str, int]) -> None:
+def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) -> bool:
+    """Have one program checked; False where the parent went before that was done."""
     keeper = jail.start_child(lambda: _keep(conversation, limits))
     os.close(conversation)
-    os.waitpid(keeper, 0)
+    ended = os.pidfd_open(keeper)
+    watch = select.poll()
+    watch.register(ended, select.POLLIN)
+    watch.register(control, 0)  # only its hang-up
+    done = any(descriptor == ended for descriptor, _ in watch.poll())
+    if done:
+        os.waitpid(keeper, 0)
+    os.close(ended)
+    return done
 
 
 def _keep(conversation: int, limits: dict[str, int]) -> None:
