@@ -294,6 +294,23 @@ def f():
     assert report(cell, program) == f"([-1, -1, -1, -1, -1, -1, -1], [], {uid})"
 
 
+def test_a_process_that_speaks_for_the_checker(cell: Sandbox) -> None:
+    """It answers with names that it was not asked for: `all` would make a list, which is true."""
+    program = """
+import json, os
+def say(message):
+    body = json.dumps(message).encode()
+    for d in range(3, 64):
+        try: os.write(d, len(body).to_bytes(4, 'little') + body)
+        except OSError: pass
+say(['value', {'f': ['type', 'int'], 'all': ['type', 'list'], '__builtins__': ['dict', []]}])
+while True: pass
+"""
+    tests = "assert all([f() == 42])"
+    assert cell.check(program, tests, QUICK).reason == "AssertionError"
+    assert cell.check(program.replace("'int'", "'__loader__'"), tests, QUICK).status == "failed"
+
+
 LIES = {
     "difference": ("__sub__ = lambda s, o: 0.0", "assert abs(f() - 42) < 1e-6"),
     "order": ("__lt__ = __gt__ = lambda s, o: True", "assert 41 < f() < 43"),

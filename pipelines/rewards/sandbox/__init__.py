@@ -226,7 +226,7 @@ def unavailable() -> str:
         return f"generated programs cannot be run here: {right.reason or 'a wrong program passed'}"
     if not canary.passed:
         return (
-            "generated programs cannot be run here: the kernel does not limit their processes "
-            f"({canary.reason})"
+            f"generated programs cannot be run here: {CANARY_CHILDREN} children started under a "
+            f"limit of {Limits.processes} ({canary.reason})"
         )
     return ""

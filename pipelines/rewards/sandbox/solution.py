@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.rewards.sandbox import wire
 
 MODULE = "solution"
-_MUTABLE = (list, dict, set, bytearray)
+MUTABLE = (list, dict, set, bytearray)
 
 
 class Program:
@@ -64,7 +64,7 @@ class Program:
         changes = [
             [at, encoded]
             for at, value in enumerate(arguments)
-            if type(value) in _MUTABLE
+            if type(value) in MUTABLE
             and (encoded := wire.encode(value, self._reference)) != given[1][at]
         ]
         return [wire.encode(result, self._reference), changes]

@@ -20,6 +20,11 @@ _LENGTH = struct.Struct("<I")
 # Beyond this, JSON's decimal digits become slow and then forbidden.
 _LARGE_INT = 2**256
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_TYPES = {
+    name: found
+    for name, found in vars(builtins).items()
+    if isinstance(found, type) and not name.startswith("_")
+}
 
 Objects = Callable[[Any], Any]
 
@@ -46,7 +51,7 @@ def encode(value: Any, reference: Objects) -> Any:
     for tag, base in _SEQUENCES.items():
         if isinstance(value, base):
             return [tag, [encode(item, reference) for item in base.__iter__(value)]]
-    if isinstance(value, type) and value in vars(builtins).values():
+    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
         return ["type", value.__name__]
     return reference(value)
 
@@ -73,9 +78,9 @@ def decode(given: Any, resolve: Objects) -> Any:
             return bytearray.fromhex(content)
         if tag == "complex":
             return complex(*content)
-        if tag == "type" and isinstance(found := getattr(builtins, content, None), type):
-            return found
-    except (TypeError, ValueError) as error:
+        if tag == "type":
+            return _TYPES[content]
+    except (TypeError, ValueError, KeyError) as error:
         raise WireError(f"no value: {error}") from error
     return resolve(given)
 
