@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.flywheel import Stage, settings_of, sources_of
 from pipelines.launch import hosts, num_ranks
 from pipelines.process import num_cores, num_gpus
+from pipelines.rewards import sandbox
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
 from pipelines.schema import (
@@ -55,6 +56,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         _check_models(stage)
         _check_packages(stage)
     _check_separation(config, stages)
+    _check_sandbox(stages)
     facts: dict[str, SourceFacts] = {}
     for stage in stages:
         sources = {key: s for key, s in sources_of(stage).items() if s.weight > 0}
@@ -220,6 +222,20 @@ def _check_separation(config: Config, stages: list[Stage]) -> None:
                 f"{rl.path}. Split them by hash, for instance hash_range: [0, 0.5] for SFT and "
                 "[0.5, 1] for RLVR."
             )
+
+
+def _check_sandbox(stages: list[Stage]) -> None:
+    """Generated programs run in the sandbox or not at all."""
+    for stage in stages:
+        if USES.get(stage.kind, "problems") != "problems":
+            continue
+        for key, source in sources_of(stage).items():
+            reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
+            if reason:
+                raise UserError(
+                    f"{key}: reward code needs the sandbox, and {reason}. docs/evaluation.md says "
+                    "what the kernel has to allow. Choose another machine, or leave the source out."
+                )
 
 
 def _overlap(first: SourceConfig, second: SourceConfig) -> bool:

@@ -68,7 +68,9 @@ class SourceConfig:
     near_miss: bool = setting(
         False, "make preference pairs: chosen = response, rejected = response with a wrong number"
     )
-    reward: Literal["world", "math", "exact"] = setting("exact", "how an answer is judged")
+    reward: Literal["world", "math", "exact", "code"] = setting(
+        "exact", "how an answer is judged; code: the answer is tests, run in the sandbox"
+    )
 
 
 @dataclass

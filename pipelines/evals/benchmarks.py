@@ -35,15 +35,21 @@ def _ours(name: str) -> Function:
 
 
 _JUDGE = {"metric": _ours("pass_at_1"), "aggregation": "mean", "higher_is_better": True}
-_COMPLETED = {"function": "custom", "filter_fn": _ours("complete_prompts")}
+
+
+def _judged(name: str, judge: str) -> dict[str, Any]:
+    return {"name": name, "filter": [{"function": "custom", "filter_fn": _ours(judge)}]}
+
+
 # Keys of upstream tasks that a file of ours sets in another way; task_functions.py says why.
 REPLACED: dict[str, dict[str, Any]] = {
     "humaneval": {
         "metric_list": [_JUDGE],
-        "filter_list": [{"name": "create_test", "filter": [_COMPLETED]}],
+        "filter_list": [_judged("create_test", "humaneval_verdicts")],
     },
     "mbpp": {
         "metric_list": [_JUDGE],
+        "filter_list": [_judged("none", "mbpp_verdicts")],
         "fewshot_config": {
             "sampler": "first_n",
             "split": "prompt",
@@ -71,7 +77,7 @@ def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
             from pipelines.rewards import sandbox
 
             if reason := sandbox.unavailable():
-                found[name] = f"generated programs cannot be kept in a sandbox here: {reason}"
+                found[name] = reason
                 continue
         missing = [path for path in benchmark.files.values() if not _exists(Path(data_root), path)]
         if missing and is_local():

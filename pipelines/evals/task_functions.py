@@ -12,29 +12,48 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.rewards.sandbox import check
+from pipelines.rewards.sandbox import check_all
 
 # The worked examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
 MBPP_EXAMPLES = (2, 3, 4)
 
 
-def pass_at_1(references: list[str], predictions: list[Any]) -> float:
-    """1.0 where the program passes the tests, else 0.0.
+def humaneval_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[bool]]:
+    """Whether each program passes: the prompt continued by the answer, against the record's test.
 
     Args:
-        references: one text of tests.
-        predictions: one program, or a list of one.
+        answers: completions of each record.
     """
-    program = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
-    return float(check(program, references[0]).passed)
-
-
-def complete_prompts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
-    """HumanEval: a program is the prompt, continued by the answer."""
-    return [
-        [doc["prompt"] + answer for answer in found]
+    programs = [
+        (doc["prompt"] + answer, f"{doc['test']}\ncheck({doc['entry_point']})")
         for found, doc in zip(answers, docs, strict=True)
+        for answer in found
     ]
+    return _verdicts(programs, answers)
+
+
+def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[bool]]:
+    """Whether each answer passes the three tests that its prompt shows.
+
+    Args:
+        answers: completions of each record.
+    """
+    programs = [
+        (answer, "\n".join([doc["test_setup_code"], *doc["test_list"][:3]]))
+        for found, doc in zip(answers, docs, strict=True)
+        for answer in found
+    ]
+    return _verdicts(programs, answers)
+
+
+def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
+    passed = iter([outcome.passed for outcome in check_all(programs)])
+    return [[next(passed) for _ in found] for found in answers]
+
+
+def pass_at_1(references: list[str], predictions: list[list[bool]]) -> float:
+    """1.0 where the first program passed, else 0.0. The references are spent already."""
+    return float(predictions[0][0])
 
 
 def mbpp_examples(prompt_split: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.rewards import Judge, judge
+from pipelines.rewards import judge_all
 from pipelines.rewards.exact import final_answer, normal_text
 from pipelines.run_dir import write_text
 from pipelines.schema import BenchmarkConfig, SourceConfig, TaskConfig
@@ -101,10 +101,8 @@ def _task_scores(
     batch_size = config.eval.batch_size
     decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
     answers = generate_answers(model, tokenizer, prompts, decoding, batch_size=batch_size)
-    reward = judge(task.source.reward)
-    found: list[Any] = [
-        (_is_right(reward, given[0], p), None, None) for given, p in zip(answers, mine, strict=True)
-    ]
+    bits = _right(task, answers, mine)
+    found: list[Any] = [(*bit, None, None) for bit in bits]
     if task.samples:
         torch.manual_seed(QUESTION_ORDER_SEED + rank)
         drawing = replace(
@@ -112,8 +110,8 @@ def _task_scores(
         )
         drawn = generate_answers(model, tokenizer, prompts, drawing, batch_size=batch_size)
         found = [
-            (bit, sum(_is_right(reward, a, p) for a in given), _answer_entropy(given))
-            for (bit, _, _), given, p in zip(found, drawn, mine, strict=True)
+            (*bit, sum(correct), _answer_entropy(given))
+            for bit, correct, given in zip(bits, _right(task, drawn, mine), drawn, strict=True)
         ]
     gathered = [found]
     if world > 1:
@@ -126,8 +124,11 @@ def _task_scores(
     return {family: _score(rows, task) for family, rows in families.items()}
 
 
-def _is_right(reward: Judge, answer: str, problem: Problem) -> int:
-    return int(reward(answer, problem.answer) > 0.5)
+def _right(task: TaskConfig, answers: list[list[str]], asked: list[Problem]) -> list[list[int]]:
+    """1 for each right answer, else 0, in the shape of the answers."""
+    judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
+    bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
+    return [[next(bits) for _ in given] for given in answers]
 
 
 def _answer_entropy(answers: list[str]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -13,7 +12,7 @@ from pipelines import engine
 from pipelines.data.records import problems
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.rewards import judge
+from pipelines.rewards import judge_all
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
 from pipelines.stages.reported import training_facts
@@ -78,12 +77,14 @@ def verified_answer(
     reward_kind: list[str],
     **_: Any,
 ) -> list[float]:
-    """TRL's reward function: 1.0 for a completion whose final answer is the gold one, else 0.0."""
-    judges: dict[str, Callable[[str, str], float]] = {k: judge(k) for k in set(reward_kind)}
-    return [
-        judges[kind](completion[0]["content"], gold)
-        for completion, gold, kind in zip(completions, answer, reward_kind, strict=True)
-    ]
+    """TRL's reward function: 1.0 for a completion that is right by its kind, else 0.0."""
+    judged = [(turns[0]["content"], gold) for turns, gold in zip(completions, answer, strict=True)]
+    rewards = [0.0] * len(judged)
+    for kind in sorted(set(reward_kind)):
+        own = [at for at, found in enumerate(reward_kind) if found == kind]
+        for at, reward in zip(own, judge_all(kind, [judged[at] for at in own]), strict=True):
+            rewards[at] = reward
+    return rewards
 
 
 def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dict[str, Any]:

@@ -129,5 +129,5 @@ def test_world_follows_the_worlds_rule() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match="choose world, math or exact"):
+    with pytest.raises(UserError, match="choose world, math, exact or code"):
         judge("maths")

@@ -1,0 +1,232 @@
+"""The sandbox: generated programs run here and nowhere else (docs/evaluation.md, "The sandbox")."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pipelines.errors import UserError
+from pipelines.process import num_cores
+from pipelines.rewards.sandbox import wire
+
+Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
+
+_PROJECT = Path(__file__).resolve().parents[3]
+_START_SECONDS = 30
+# Beyond the deadline that the sandbox keeps itself.
+_GRACE_SECONDS = 30
+_MAX_VERDICT_BYTES = 2**16
+CANARY_CHILDREN = 50
+# Harmless: the children only wait, and end with the program.
+CANARY = f"""
+import os, time
+
+def children():
+    started = 0
+    for _ in range({CANARY_CHILDREN}):
+        try:
+            pid = os.fork()
+        except OSError:
+            break
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        started += 1
+    return started
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+        wall_seconds: until all its processes are killed, tests included.
+        cpu_seconds, memory_bytes: of each process.
+        processes: processes and threads at a time.
+        file_bytes: of one file, and of all files together.
+        open_files: descriptors of each process.
+    """
+
+    wall_seconds: int = 20
+    cpu_seconds: int = 6
+    memory_bytes: int = 512 * 2**20
+    processes: int = 8
+    file_bytes: int = 16 * 2**20
+    open_files: int = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a program: `passed` only where all tests ran to their end."""
+
+    status: Status
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
+class Sandbox:
+    """A server process that checks one program after another, each in a jail of its own.
+
+    Raises:
+        UserError: this kernel, or who runs it, does not allow the sandbox.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The system's Python, or the one that a virtual environment was made of.
+        python = getattr(sys, "_base_executable", None) or sys.executable
+        start = (
+            f"import sys; sys.path.append({str(_PROJECT)!r})\n"
+            "from pipelines.rewards.sandbox.server import main\n"
+            "sys.path.pop()\nmain()"
+        )
+        with theirs:
+            self._server = subprocess.Popen(
+                [python, "-s", "-S", "-P", "-c", start],
+                env={"PYTHONHASHSEED": "0"}, cwd="/", stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        self._control.settimeout(_START_SECONDS)
+        try:
+            said = self._control.recv(4096).decode() or f"{python} ended"
+        except TimeoutError:
+            said = f"{python} said nothing for {_START_SECONDS} s"
+        if said != "ready":
+            self.close()
+            raise UserError(f"generated programs cannot be run here: {said}")
+
+    @property
+    def pid(self) -> int:
+        """The server's pid, which stays the same whatever programs do."""
+        return self._server.pid
+
+    def check(self, program: str, tests: str, limits: Limits | None = None) -> Outcome:
+        """Run the tests on what the program defines.
+
+        Raises:
+            RuntimeError: the sandbox itself failed, twice; a program cannot bring that about.
+        """
+        wanted = limits or Limits()
+        verdict: dict[str, Any] = {}
+        for _ in range(2):
+            try:
+                verdict = self._verdict(program, tests, wanted)
+            except (TimeoutError, ConnectionError) as error:
+                verdict = {"status": "broken", "reason": str(error)}
+            if verdict["status"] != "broken":
+                return Outcome(**verdict)
+            self.close()
+            self._start()
+        raise RuntimeError(f"the sandbox failed: {verdict['reason']}")
+
+    def _verdict(self, program: str, tests: str, limits: Limits) -> dict[str, Any]:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                message = json.dumps(asdict(limits)).encode()
+                socket.send_fds(self._control, [message], [theirs.fileno()])
+            ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
+            ours.sendall(wire.frame([program, tests]))
+            said = b""
+            while b"\n" not in said and (more := ours.recv(_MAX_VERDICT_BYTES)):
+                said += more
+        line, ended, _ = said.partition(b"\n")
+        if not ended:
+            raise ConnectionError("no verdict")
+        verdict: dict[str, Any] = json.loads(line)
+        return verdict
+
+    def close(self) -> None:
+        """End the server, and with it everything in the sandbox."""
+        self._control.close()
+        self._server.kill()
+        self._server.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_all(
+    programs: Iterable[tuple[str, str]], limits: Limits | None = None, workers: int = 0
+) -> list[Outcome]:
+    """The outcome of each (program, tests), in their order.
+
+    Args:
+        workers: programs at a time; 0: one for each core.
+
+    Raises:
+        UserError: this kernel, or who runs it, does not allow the sandbox.
+    """
+    require()
+    given = list(programs)
+    count = min(workers or num_cores(), len(given))
+    idle: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
+
+    def checked(pair: tuple[str, str]) -> Outcome:
+        sandbox = idle.get()
+        try:
+            return sandbox.check(*pair, limits)
+        finally:
+            idle.put(sandbox)
+
+    with ExitStack() as stack:
+        for _ in range(count):
+            idle.put(stack.enter_context(Sandbox()))
+        pool = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
+        return list(pool.map(checked, given))
+
+
+def require() -> None:
+    """Raise a UserError where generated programs cannot be run."""
+    reason = unavailable()
+    if reason:
+        raise UserError(reason)
+
+
+@lru_cache(maxsize=1)
+def unavailable() -> str:
+    """Why generated programs cannot be run here; empty where they can.
+
+    Tries it: a right and a wrong program, and then fifty harmless children under a limit of less.
+    """
+    try:
+        with Sandbox() as sandbox:
+            right = sandbox.check("def f(): return 1", "assert f() == 1")
+            wrong = sandbox.check("def f(): return 2", "assert f() == 1")
+            canary = sandbox.check(CANARY, f"assert children() < {CANARY_CHILDREN}")
+    except (UserError, RuntimeError) as error:
+        return str(error)
+    if not right.passed or wrong.passed:
+        return f"generated programs cannot be run here: {right.reason or 'a wrong program passed'}"
+    if not canary.passed:
+        return (
+            f"generated programs cannot be run here: {CANARY_CHILDREN} children started under a "
+            f"limit of {Limits.processes} ({canary.reason})"
+        )
+    return ""

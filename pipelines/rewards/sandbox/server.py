@@ -1,0 +1,95 @@
+"""The sandbox's server: an interpreter that has left the machine and forks a process per program.
+
+    parent --control socket--> server --fork--> keeper --fork--> checker (PID 1) --> program
+
+Each request brings its limits and one end of a socket. The checker alone reads the program and the
+tests from it, after the fork, so that no earlier process holds the tests: the generated program is
+forked from memory without them. Standard library only.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+
+from pipelines.rewards.sandbox import checker, jail, wire
+
+# What most programs import, so that each finds it in memory.
+PRELOADED = (
+    "array", "bisect", "cmath", "collections.abc", "copy", "dataclasses", "datetime", "decimal",
+    "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "math", "operator", "random",
+    "re", "statistics", "string", "sys", "time", "typing",
+)  # fmt: skip
+# More than the program may have: server, keeper and checker count too.
+_OWN_PROCESSES = 3
+
+
+def main() -> None:
+    """Serve requests on the socket that is descriptor 0, until the parent closes its end."""
+    control = socket.socket(fileno=0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for name in PRELOADED:
+        __import__(name)
+    try:
+        jail.enclose()
+    except OSError as error:
+        control.send(f"{error.strerror or error}".encode())
+        return
+    os.environ.clear()
+    gc.freeze()
+    control.send(b"ready")
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
+        if not message:
+            return
+        if not _serve(control, descriptors[0], json.loads(message)):
+            return
+
+
+def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) -> bool:
+    """Have one program checked; False where the parent went before that was done."""
+    keeper = jail.start_child(lambda: _keep(conversation, limits))
+    os.close(conversation)
+    ended = os.pidfd_open(keeper)
+    watch = select.poll()
+    watch.register(ended, select.POLLIN)
+    watch.register(control, 0)  # only its hang-up
+    done = any(descriptor == ended for descriptor, _ in watch.poll())
+    if done:
+        os.waitpid(keeper, 0)
+    os.close(ended)
+    return done
+
+
+def _keep(conversation: int, limits: dict[str, int]) -> None:
+    """Start the checker in namespaces of its own, and end all in them at the deadline."""
+    wall_seconds = limits.pop("wall_seconds")
+    try:
+        jail.isolate(limits["file_bytes"])
+    except OSError as error:
+        _tell(conversation, {"status": "broken", "reason": str(error.strerror or error)})
+        return
+    first = jail.start_child(lambda: _check(conversation, limits))
+    ended = select.select([os.pidfd_open(first)], [], [], wall_seconds)[0]
+    if not ended:
+        os.kill(first, signal.SIGKILL)
+        _tell(conversation, {"status": "timeout", "reason": f"{wall_seconds} s have passed"})
+    _, status = os.waitpid(first, 0)
+    if ended and status:
+        _tell(conversation, {"status": "crashed", "reason": f"the checker ended ({status})"})
+
+
+def _check(conversation: int, limits: dict[str, int]) -> None:
+    processes = limits.pop("processes") + _OWN_PROCESSES
+    jail.confine(**limits, processes=processes)
+    child = checker.Child()
+    program, tests = wire.receive(conversation)
+    _tell(conversation, checker.verdict(child, program, tests))
+
+
+def _tell(conversation: int, verdict: checker.Verdict) -> None:
+    os.write(conversation, json.dumps(verdict).encode() + b"\n")

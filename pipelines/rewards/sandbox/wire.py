@@ -1,0 +1,136 @@
+"""What the checker and the generated program say to each other: frames of JSON over two pipes.
+
+Only data can be said: None, bool, int, float, str, and tagged bytes, complex, list, tuple, set,
+frozenset, dict and the names of builtin types. Subclasses (Counter, namedtuple, IntEnum) travel as
+the data in them. So reading a frame builds plain values and runs no code of the other side. Any
+other object stays where it is and travels as a tagged number.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+MAX_FRAME_BYTES = 16 * 2**20
+_LENGTH = struct.Struct("<I")
+# Beyond this, JSON's decimal digits become slow and then forbidden.
+_LARGE_INT = 2**256
+_SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_TYPES = {
+    name: found
+    for name, found in vars(builtins).items()
+    if isinstance(found, type) and not name.startswith("_")
+}
+
+Objects = Callable[[Any], Any]
+
+
+class WireError(Exception):
+    """The other side said something that is no message, or has gone."""
+
+
+def encode(value: Any, reference: Objects) -> Any:
+    """A value as JSON can hold it; `reference` gives the tagged form of what is not data."""
+    if value is None or isinstance(value, (bool, float, str)):
+        return value
+    if isinstance(value, int):
+        return int(value) if abs(value) < _LARGE_INT else ["int", hex(value)]
+    if isinstance(value, complex):
+        return ["complex", [value.real, value.imag]]
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
+    if isinstance(value, bytearray):
+        return ["bytearray", value.hex()]
+    if isinstance(value, dict):
+        pairs = dict.items(value)
+        return ["dict", [[encode(k, reference), encode(v, reference)] for k, v in pairs]]
+    for tag, base in _SEQUENCES.items():
+        if isinstance(value, base):
+            return [tag, [encode(item, reference) for item in base.__iter__(value)]]
+    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+        return ["type", value.__name__]
+    return reference(value)
+
+
+def decode(given: Any, resolve: Objects) -> Any:
+    """The value of an encoded one; `resolve` takes the tagged form of what is not data.
+
+    Raises:
+        WireError: nothing that `encode` makes.
+    """
+    if not isinstance(given, list):
+        return given
+    try:
+        tag, content = given
+        if tag in _SEQUENCES:
+            return _SEQUENCES[tag]([decode(item, resolve) for item in content])
+        if tag == "dict":
+            return {decode(k, resolve): decode(v, resolve) for k, v in content}
+        if tag == "int":
+            return int(content, 16)
+        if tag == "bytes":
+            return bytes.fromhex(content)
+        if tag == "bytearray":
+            return bytearray.fromhex(content)
+        if tag == "complex":
+            return complex(*content)
+        if tag == "type":
+            return _TYPES[content]
+    except (TypeError, ValueError, KeyError) as error:
+        raise WireError(f"no value: {error}") from error
+    return resolve(given)
+
+
+def frame(message: Any) -> bytes:
+    """The bytes of one message.
+
+    Raises:
+        WireError: it is too long.
+    """
+    body = json.dumps(message).encode()
+    if len(body) > MAX_FRAME_BYTES:
+        raise WireError(f"a value of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def send(descriptor: int, message: Any) -> None:
+    """Write one frame.
+
+    Raises:
+        WireError: it is too long, or nobody reads any more.
+    """
+    left = memoryview(frame(message))
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError as error:
+        raise WireError("the other side has gone") from error
+
+
+def receive(descriptor: int) -> Any:
+    """Read one frame.
+
+    Raises:
+        WireError: end of file, a frame that is too long, or no JSON.
+    """
+    (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size))
+    if length > MAX_FRAME_BYTES:
+        raise WireError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES}")
+    try:
+        return json.loads(_read(descriptor, length))
+    except (ValueError, RecursionError) as error:
+        raise WireError("no JSON") from error
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    chunks = bytearray()
+    while len(chunks) < length:
+        chunk = os.read(descriptor, length - len(chunks))
+        if not chunk:
+            raise WireError("the other side has gone")
+        chunks += chunk
+    return bytes(chunks)
