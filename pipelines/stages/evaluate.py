@@ -6,8 +6,6 @@ Whole weights on each rank; the ranks split the questions. No DeepSpeed engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,19 +13,19 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from pipelines.data.records import Document, documents, problems
 from pipelines.data.tokenizer import load_tokenizer
+from pipelines.errors import UserError
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import greedy_answers
 from pipelines.evals.intervals import macro_average, wilson
+from pipelines.evals.questions import family_of, heldout_text, task_problems
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.rewards import judge
-from pipelines.schema import SourceConfig, TaskConfig
+from pipelines.schema import TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
+from pipelines.stages.contamination import contaminated_bits
 
-# The same questions in the same order for every model and every seed of training.
-QUESTION_ORDER_SEED = 0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -87,8 +85,7 @@ def _task_scores(
 ) -> dict[str, Any]:
     """Accuracy by family (or by task), with the bits of all questions in their order."""
     config = job.config
-    source = replace(task.source, limit=task.limit) if task.limit else task.source
-    asked = problems({name: source}, config.data_root, QUESTION_ORDER_SEED)
+    asked = task_problems(name, task, config.data_root)
     mine = asked[rank::world]
     answers = greedy_answers(
         model,
@@ -106,9 +103,29 @@ def _task_scores(
         dist.all_gather_object(gathered, bits)
     families: dict[str, list[int]] = {}
     for i, problem in enumerate(asked):
-        family = problem.record[task.split_by] if task.split_by else name
+        family = family_of(problem, name, task)
         families.setdefault(family, []).append(gathered[i % world][i // world])
-    return {family: _score(found) for family, found in families.items()}
+    if "contamination" not in job.inputs:
+        return {family: _score(found) for family, found in families.items()}
+    left_out = contaminated_bits(job.inputs["contamination"])
+    return {
+        family: clean_score(family, found, left_out[family]) for family, found in families.items()
+    }
+
+
+def clean_score(name: str, bits: list[int], contaminated: str) -> dict[str, Any]:
+    """The score of the questions that are not contaminated, and how many are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = [bit for bit, found in zip(bits, contaminated, strict=True) if found == "0"]
+    if not kept:
+        raise UserError(
+            f"every question of {name} stands in training text, so none is left to score. Set "
+            "eval.contamination=report, or take the task or the source out."
+        )
+    return {**_score(kept), "left_out": len(bits) - len(kept)}
 
 
 def _score(bits: list[int]) -> dict[str, Any]:
@@ -138,15 +155,10 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any) -> dict[str, Any]:
         name: bits_per_byte(
             model,
             tokenizer,
-            (d.text for d in _heldout(name, source, config.data_root)),
+            heldout_text(name, source, config.data_root),
             context_length=config.context_length,
             max_tokens=settings.bits_per_byte_tokens,
             batch_size=settings.batch_size,
         )
         for name, source in settings.bits_per_byte.items()
     }
-
-
-def _heldout(name: str, source: SourceConfig, data_root: str) -> Iterator[Document]:
-    # A world stream never ends; a file is read once, so that no text counts twice.
-    return documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)
