@@ -223,10 +223,10 @@ def plan_contamination(config: Config) -> list[Stage]:
 def with_contamination(config: Config, stages: list[Stage]) -> list[Stage]:
     """A plan with one contamination check of all that its stages read, before its first eval.
 
-    As it is where `eval.contamination` is off or no question is asked.
+    As it is where `eval.contamination` is `none` or no question is asked.
     """
     mode = config.eval.contamination
-    if mode == "off" or not has_questions(config):
+    if mode == "none" or not has_questions(config):
         return stages
     first = next(i for i, stage in enumerate(stages) if stage.kind == "evaluate")
     if mode == "leave_out":

@@ -251,7 +251,7 @@ class EvalConfig:
     lm_eval_tasks: list[str] = setting(list, "lm-evaluation-harness tasks, by name")
     lm_eval_limit: int = setting(0, "questions per lm-eval task; 0: all", low=0)
     lm_eval_include_path: str = setting("", "folder of extra lm-eval task YAML files")
-    contamination: Literal["report", "leave_out", "off"] = setting(
+    contamination: Literal["report", "leave_out", "none"] = setting(
         "report",
         "questions that stand in training text: counted, left out of the scores too (this is part "
         "of the identity), or not looked for",
