@@ -166,7 +166,7 @@ def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
     )
     folder = "compare/seed-0/remit"
     assert [stage.name for stage in left] == [
-        f"{folder}/10-mid-train-score", f"{folder}/10-mid-train", "contamination",
+        "contamination", f"{folder}/10-mid-train-score", f"{folder}/10-mid-train",
         f"{folder}/15-eval",
     ]  # fmt: skip
 
