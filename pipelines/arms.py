@@ -14,7 +14,14 @@ from typing import Literal
 from pipelines.checkpoint import ModelRef, find_checkpoint
 from pipelines.errors import UserError
 from pipelines.estimate import stage_flops
-from pipelines.flywheel import Stage, mid_stages, plan_post_train, with_objective
+from pipelines.flywheel import (
+    CONTAMINATION,
+    Stage,
+    mid_stages,
+    plan_post_train,
+    with_contamination,
+    with_objective,
+)
 from pipelines.run_dir import StageDir
 from pipelines.schema import CompareConfig, Config
 
@@ -78,7 +85,7 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
             made = _more_rl(seeded, folder, origin) if arm == "more-rl" else None
             for stage in made or _arm(seeded, folder, arm, origin):
                 stages.setdefault(stage.name, stage)
-    return list(stages.values())
+    return with_contamination(config, list(stages.values()))
 
 
 def whole_key(override: str) -> str:
@@ -256,7 +263,9 @@ def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[
                     yield from behind(scored, by_name, whole=True)
         if not whole:
             return
-    for given in stage.inputs.values():
+    for role, given in stage.inputs.items():
+        if role == CONTAMINATION:
+            continue
         name = given.partition("@")[0] if isinstance(given, str) else ""
         if name in by_name:
             yield by_name[name]
@@ -270,7 +279,7 @@ def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[St
     for stage in stages:
         if stage.kind == "evaluate" and place(stage) not in known:
             kept |= {stage.name} | {s.name for s in behind(stage, by_name, whole=True)}
-    return [stage for stage in stages if stage.name in kept]
+    return [s for s in stages if s.name in kept or (kept and s.kind == "contamination")]
 
 
 def place(stage: Stage) -> tuple[str, int, str]:

@@ -155,6 +155,8 @@ def _training_flops(stage: Stage) -> float:
 
 def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
     """Tokens, FLOPs, and how much slower than training they run."""
+    if stage.kind == "contamination":
+        return 0, 0.0, 1.0
     config, n = stage.config, float(parameters)
     context = config.context_length
     if stage.kind == "pretrain":
@@ -190,7 +192,7 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
 
 
 def _disk_bytes(stage: Stage, parameters: int) -> int:
-    if stage.kind == "evaluate":
+    if stage.kind in ("evaluate", "contamination"):
         return 1_000_000
     if stage.kind == "score":
         return 2 * stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)

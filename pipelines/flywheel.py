@@ -24,9 +24,11 @@ from pipelines.schema import (
 
 BASE = "base"
 BASE_EVAL = "base-eval"
+CONTAMINATION = "contamination"
 # Config section of each kind of stage that trains or evaluates on sources.
 SECTION = {
     "pretrain": "pretrain", "mid_train": "mid_train", "score": "mid_train", "evaluate": "eval",
+    "contamination": "eval",
 }  # fmt: skip
 POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
 
@@ -41,6 +43,7 @@ class Stage:
         inputs: by role (base, ref, model) the name of an earlier stage (`name@2`: its second
             snapshot), or a model outside.
         chat: evaluate only: ask through the chat template.
+        reads: contamination only: config keys of the sources that the other stages read.
     """
 
     kind: str
@@ -48,12 +51,16 @@ class Stage:
     config: Config
     inputs: dict[str, str | ModelRef] = field(default_factory=dict)
     chat: bool = False
+    reads: tuple[str, ...] = ()
 
 
 def sources_of(stage: Stage) -> dict[str, Any]:
     """The data sources a stage reads, by config key."""
     if stage.kind == "pretrain" and "base" in stage.inputs:
         return {}
+    if stage.kind == "contamination":
+        every = _sources_of_recipe(stage.config)
+        return {key: every[key] for key in stage.reads}
     section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
     if isinstance(section, EvalConfig):
         return {
@@ -62,6 +69,11 @@ def sources_of(stage: Stage) -> dict[str, Any]:
         }
     key = SECTION.get(stage.kind, stage.kind)
     return {f"{key}.sources.{name}": source for name, source in section.sources.items()}
+
+
+def _sources_of_recipe(config: Config) -> dict[str, Any]:
+    kinds = ("pretrain", "mid_train", *(kind for _, kind in POST_STEPS), "evaluate")
+    return {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
 
 
 def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
@@ -190,8 +202,60 @@ def plan_rl_tune(config: Config, base: ModelRef) -> list[Stage]:
 
 
 def plan_eval(config: Config, model: ModelRef, chat: bool) -> list[Stage]:
-    """`eval`."""
-    return [Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)]
+    """`eval`; after the contamination check where contaminated questions are left out."""
+    evaluation = Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)
+    if config.eval.contamination != "leave_out":
+        return [evaluation]
+    check = _contamination(config, _pipeline(config))
+    return [check, _without_contaminated(evaluation)]
+
+
+def plan_contamination(config: Config) -> list[Stage]:
+    """`contamination`: every source of the recipe's training stages."""
+    if not has_questions(config):
+        raise UserError(
+            f"contamination: the recipe '{config.name}' enables no task of eval.tasks and has no "
+            "eval.bits_per_byte, so there is nothing to look for."
+        )
+    return [_contamination(config, _pipeline(config))]
+
+
+def with_contamination(config: Config, stages: list[Stage]) -> list[Stage]:
+    """A plan with one contamination check of all that its stages read, before its first eval.
+
+    As it is where `eval.contamination` is `none` or no question is asked.
+    """
+    mode = config.eval.contamination
+    if mode == "none" or not has_questions(config):
+        return stages
+    first = next(i for i, stage in enumerate(stages) if stage.kind == "evaluate")
+    if mode == "leave_out":
+        stages = [_without_contaminated(s) if s.kind == "evaluate" else s for s in stages]
+    return [*stages[:first], _contamination(config, stages), *stages[first:]]
+
+
+def has_questions(config: Config) -> bool:
+    """Whether the built-in runner has a task or held-out text."""
+    tasks = config.eval.tasks.values()
+    return any(task.enabled for task in tasks) or bool(config.eval.bits_per_byte)
+
+
+def _contamination(config: Config, stages: list[Stage]) -> Stage:
+    reads = dict.fromkeys(key for stage in stages for key in sources_of(stage))
+    return Stage("contamination", CONTAMINATION, config, reads=tuple(reads))
+
+
+def _without_contaminated(evaluation: Stage) -> Stage:
+    inputs = evaluation.inputs | {CONTAMINATION: CONTAMINATION}
+    return dataclasses.replace(evaluation, inputs=inputs)
+
+
+def _pipeline(config: Config) -> list[Stage]:
+    """The stages of the plain pipeline of a recipe, whose base is adopted if it names one."""
+    base: list[Stage] = [] if config.base else plan_base(config, None)
+    mid = Stage("mid_train", "mid-train", config)
+    evaluation = Stage("evaluate", "eval", config)
+    return [*base, mid, *plan_post_train(config, mid.name, ""), evaluation]
 
 
 def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
@@ -223,7 +287,7 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
         if reference is None or number > 1:
             reference = _last_post_stage(config, number - 1)
         stages += _round(config, number, reference)
-    return stages
+    return with_contamination(config, stages)
 
 
 def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:

@@ -16,10 +16,15 @@ from pipelines.schema import Config
 # Raised by hand when the mathematics of a stage changes.
 NUMERICS_VERSION = {
     "pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 2, "score": 1, "evaluate": 1,
+    "contamination": 1,
 }  # fmt: skip
 
 # Of the mid-training, what decides the sequences and how they are scored.
 SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
+# Of a contamination check, what decides the questions, and how far endless sources are read.
+TASK_KEYS = ("enabled", "source", "limit", "split_by")
+DRAW_KEYS = ("tokens", "steps", "global_batch", "num_generations", "heldout_pairs", "sources")
+TRAINING = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
 SHARED_KEYS = ("seed", "trust_remote_code")
 STAGE_KEYS = {
     "pretrain": ("context_length", "document_mask", "model", "tokenizer", "pretrain"),
@@ -29,6 +34,7 @@ STAGE_KEYS = {
     "rlvr": ("context_length", "rlvr"),
     "score": ("context_length", "document_mask", "mid_train"),
     "evaluate": ("context_length", "document_mask", "eval"),
+    "contamination": (),
 }
 
 
@@ -39,7 +45,12 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     """
     everything = result_fields(config)
     kept = {key: everything[key] for key in SHARED_KEYS + STAGE_KEYS[kind]}
-    kept["model.attention"] = config.model.attention
+    if kind == "contamination":
+        kept |= _contamination_fields(config, everything)
+    else:
+        kept["model.attention"] = config.model.attention
+    if kind == "evaluate" and config.eval.contamination == "leave_out":
+        kept["eval"] = kept["eval"] | {"contamination": "leave_out"}
     if kind == "score":
         kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
         kept["pool"] = config.mid_train.objective == "miniplm"
@@ -50,6 +61,30 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     fields.update({f"input {name}": digest for name, digest in inputs.items()})
     fields["numerics version"] = NUMERICS_VERSION[kind]
     return fields
+
+
+def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[str, Any]:
+    settings = everything["eval"]
+    return {
+        "eval": {
+            "tasks": {
+                name: {key: task[key] for key in TASK_KEYS}
+                for name, task in settings["tasks"].items()
+            },
+            "bits_per_byte": settings["bits_per_byte"],
+            "bits_per_byte_tokens": settings["bits_per_byte_tokens"],
+            "benchmarks": {name: b["enabled"] for name, b in settings["benchmarks"].items()},
+            "contamination_ngram": config.eval.contamination_ngram,
+            "unpublished": config.eval.unpublished,
+        },
+        "tokenizer.kind": config.tokenizer.kind,
+        **{
+            section: {
+                key: everything[section][key] for key in DRAW_KEYS if key in everything[section]
+            }
+            for section in TRAINING
+        },
+    }
 
 
 def digest(fields: dict[str, Any]) -> str:

@@ -27,10 +27,10 @@ from pipelines.schema import (
     TrainConfig,
 )
 
+# By config section.
 USES: dict[str, Use] = {
     "pretrain": "documents",
     "mid_train": "documents",
-    "score": "documents",
     "sft": "conversations",
     "dpo": "pairs",
     "rlvr": "problems",
@@ -67,10 +67,9 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             )
         for key, source in sources.items():
             if key not in facts:
-                use = USES.get(stage.kind) or _eval_use(key)
                 cache = run.data / "inspected.json" if run.root.is_dir() else None
                 facts[key] = inspect_source(
-                    key, source, config.data_root, use, cache, needs=_split_field(config, key)
+                    key, source, config.data_root, _use(key), cache, needs=_split_field(config, key)
                 )
         for key in sources_of(stage).keys() - sources.keys():
             facts[key] = SourceFacts([], 0, "weight 0", 0)
@@ -80,7 +79,8 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
 
 
 def _needs_sources(stage: Stage) -> bool:
-    return stage.kind != "evaluate" and not (stage.kind == "pretrain" and "base" in stage.inputs)
+    reads = stage.kind not in ("evaluate", "contamination")
+    return reads and not (stage.kind == "pretrain" and "base" in stage.inputs)
 
 
 def _split_field(config: Config, key: str) -> str:
@@ -89,7 +89,11 @@ def _split_field(config: Config, key: str) -> str:
     return task.split_by if task is not None else ""
 
 
-def _eval_use(key: str) -> Use:
+def _use(key: str) -> Use:
+    """What the source at a config key is made of."""
+    section = key.split(".")[0]
+    if section != "eval":
+        return USES[section]
     return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
 
 

@@ -15,7 +15,7 @@ from pipelines.config import read_yaml, to_dict, write_yaml
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.evals.benchmarks import needs_hub
-from pipelines.flywheel import Stage, sources_of
+from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir
 from pipelines.schema import Config
@@ -168,7 +168,8 @@ class Runner:
         return result
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
-        facts = {k: v for k, v in result.items() if k not in ("stage", "kind", "identity", "tasks")}
+        left_out = ("stage", "kind", "identity", "tasks", "evals")
+        facts = {k: v for k, v in result.items() if k not in left_out}
         ledger.append(
             self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts
         )
@@ -180,6 +181,9 @@ class Runner:
             self._write_finish(stage, result, fields)
 
     def _input(self, given: str | ModelRef) -> dict[str, str]:
+        if given == CONTAMINATION:
+            check = self.run.stage(given)
+            return {"path": str(check.result), "sha256": check.read_result()["bits_sha256"]}
         if isinstance(given, str):
             name, _, snapshot = given.partition("@")
             made = self.run.stage(name)

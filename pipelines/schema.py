@@ -293,6 +293,21 @@ class EvalConfig:
     max_length: int = setting(
         0, "longest prompt with its answer, in tokens, of a benchmark; 0: the model's own", low=0
     )
+    contamination: Literal["report", "leave_out", "none"] = setting(
+        "report",
+        "questions that stand in training text: counted, left out of the scores too (this is part "
+        "of the identity), or not looked for",
+        result=False,
+    )
+    contamination_ngram: int = setting(
+        13,
+        "words of an n-gram of the contamination check, of whose identity it is",
+        result=False,
+        low=1,
+    )
+    unpublished: list[str] = setting(
+        list, "evaluations of which the contamination check shows no text", result=False
+    )
 
 
 @dataclass

@@ -96,7 +96,7 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 for task, score in c.result["tasks"].items()
             },
             "bits_per_byte": c.result.get("bits_per_byte", {}),
-            "left_out": c.result.get("left_out", {}),
+            "not_asked": c.result.get("not_asked", {}),
         }
         for c in columns(results)
     }

@@ -162,6 +162,23 @@ def evaluate(
     _execute("eval", given, lambda s: s.plan_eval(model, chat))
 
 
+@app.command("contamination", rich_help_panel=STAGES)
+def contamination(
+    config: options.Config = "world",
+    run_dir: options.RunDirectory = None,
+    gpus: options.Gpus = None,
+    hostfile: options.Hostfile = None,
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Look for the evaluation questions in every training source; counts and examples.
+
+    Example: remit contamination --config gsm8k-small --run-dir runs/mine --json
+    """
+    given = (config, run_dir, gpus, hostfile, json, overrides)
+    _execute("contamination", given, lambda s: s.plan_contamination())
+
+
 @app.command("flywheel", rich_help_panel=LOOP)
 def flywheel(
     iterations: options.Iterations = None,

@@ -67,6 +67,9 @@ def headline(result: dict[str, Any]) -> str:
         domains = result["bits_per_byte"].items()
         parts += [f"{domain} {v['bits_per_byte']:.3f} bits/byte" for domain, v in domains]
         return ", ".join(parts)
+    if kind == "contamination":
+        found = f"{result['contaminated']} of {result['questions']} questions in training text"
+        return f"{found}, {result['megabytes_per_second']:.3g} MB/s"
     if kind == "dpo":
         return f"held-out pair accuracy {result['heldout_pair_accuracy']:.2f}"
     if kind == "rlvr":

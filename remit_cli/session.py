@@ -92,6 +92,9 @@ class Session:
             chat = checkpoint.stage_kind(found) in CHAT_KINDS
         return flywheel.plan_eval(self.config, found, chat)
 
+    def plan_contamination(self) -> list[Stage]:
+        return flywheel.plan_contamination(self.config)
+
     def plan_flywheel(
         self, iterations: int | None, base: str | None, ref: str | None
     ) -> list[Stage]:

@@ -35,7 +35,7 @@ def score_table(columns: list[summary.Column]) -> Table:
         table.add_row(
             f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
         )
-    table.caption = _left_out(columns)
+    table.caption = _not_asked(columns)
     return table
 
 
@@ -43,9 +43,9 @@ def _percent(column: summary.Column, key: str) -> str:
     return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
 
 
-def _left_out(columns: list[summary.Column]) -> str | None:
+def _not_asked(columns: list[summary.Column]) -> str | None:
     """Benchmarks that could not be asked, with the reason."""
-    reasons = {k: why for c in columns for k, why in c.result.get("left_out", {}).items()}
+    reasons = {k: why for c in columns for k, why in c.result.get("not_asked", {}).items()}
     return "\n".join(f"not asked: {name}: {why}" for name, why in reasons.items()) or None
 
 
@@ -65,7 +65,7 @@ def task_table(column: summary.Column) -> Table:
         table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
     for domain, value in column.result["bits_per_byte"].items():
         table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
-    table.caption = _left_out([column])
+    table.caption = _not_asked([column])
     return table
 
 

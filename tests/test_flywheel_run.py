@@ -14,8 +14,13 @@ import yaml
 pytestmark = pytest.mark.slow
 
 ROUND = ("10-mid-train", "15-eval", "20-sft", "30-dpo", "40-rlvr", "50-eval")
-STAGES = ["base", "base-eval", *(f"round-{k}/{step}" for k in (0, 1) for step in ROUND)]
-GRADIENT = [name for name in STAGES if not name.endswith("eval")]
+STAGES = [
+    "base",
+    "contamination",
+    "base-eval",
+    *(f"round-{k}/{step}" for k in (0, 1) for step in ROUND),
+]
+GRADIENT = [name for name in STAGES if not name.endswith(("eval", "contamination"))]
 TITLES = ["base", "mid-0", "post-0", "mid-1", "post-1"]
 
 
@@ -102,6 +107,7 @@ def test_ledger_inputs_chain(tiny_run: Any) -> None:
            in [("10-mid-train", "15-eval"), ("10-mid-train", "20-sft"), ("20-sft", "30-dpo"),
                ("30-dpo", "40-rlvr"), ("40-rlvr", "50-eval")]},
         "base": {},
+        "contamination": {},
         "round-0/10-mid-train": {"base": "base"},
         "round-1/10-mid-train": {"base": "base", "ref": "round-0/40-rlvr"},
     }  # fmt: skip

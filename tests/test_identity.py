@@ -65,10 +65,26 @@ def test_these_can_change_mid_train(config: Config, override: str) -> None:
         ("pretrain", "pretrain.tokens=40_000"), ("sft", "sft.steps=3"), ("dpo", "dpo.beta=0.2"),
         ("rlvr", "rlvr.temperature=0.5"), ("evaluate", "eval.bits_per_byte_tokens=1"),
         ("evaluate", "eval.tasks.world.max_new_tokens=9"),
+        ("evaluate", "eval.contamination=leave_out"), ("contamination", "sft.steps=3"),
+        ("contamination", "eval.contamination_ngram=8"), ("contamination", "seed=1"),
+        ("contamination", "eval.tasks.world.limit=3"),
     ],
 )  # fmt: skip
 def test_these_can_change_their_stage(config: Config, kind: str, override: str) -> None:
     assert of(kind, recipes.load("world-tiny", [override])) != of(kind, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "override"),
+    [
+        ("evaluate", "eval.contamination=none"), ("evaluate", "eval.contamination_ngram=8"),
+        ("contamination", "eval.contamination=leave_out"), ("contamination", "sft.zero_stage=0"),
+        ("contamination", "eval.tasks.world.max_new_tokens=9"),
+        ("contamination", "mid_train.learning_rate=1e-5"),
+    ],
+)  # fmt: skip
+def test_these_cannot_change_their_stage(config: Config, kind: str, override: str) -> None:
+    assert of(kind, recipes.load("world-tiny", [override])) == of(kind, config)
 
 
 def test_an_input_counts_by_role_and_content(config: Config) -> None:

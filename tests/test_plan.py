@@ -15,11 +15,13 @@ from pipelines.estimate import estimate, num_parameters
 from pipelines.flywheel import (
     Stage,
     plan_base,
+    plan_contamination,
     plan_eval,
     plan_flywheel,
     plan_mid_train,
     plan_post_train_command,
     plan_rl_tune,
+    sources_of,
 )
 from pipelines.run_dir import RunDir
 from pipelines.schema import Config
@@ -58,13 +60,14 @@ def inputs(stages: dict[str, Stage]) -> dict[str, dict[str, Any]]:
 def test_order(iterations: int) -> None:
     stages = wheel(iterations=iterations)
     rounds = [name for number in range(iterations + 1) for name in a_round(number)]
-    assert list(stages) == ["base", "base-eval", *rounds]
-    assert len(stages) == 2 + 6 * (iterations + 1)
+    assert list(stages) == ["base", "contamination", "base-eval", *rounds]
+    assert len(stages) == 3 + 6 * (iterations + 1)
 
 
 def test_inputs_of_one_round() -> None:
     assert inputs(wheel(iterations=1)) == {
         "base": {},
+        "contamination": {},
         "base-eval": {"model": "base"},
         "round-0/10-mid-train": {"base": "base"},
         "round-0/15-eval": {"model": "round-0/10-mid-train"},
@@ -79,6 +82,31 @@ def test_inputs_of_one_round() -> None:
         "round-1/40-rlvr": {"model": "round-1/30-dpo"},
         "round-1/50-eval": {"model": "round-1/40-rlvr"},
     }
+
+
+def test_contamination_reads_what_the_stages_read() -> None:
+    stages = wheel("dpo.enabled=false")
+    training = {f"{section}.sources.world" for section in ("pretrain", "mid_train", "sft", "rlvr")}
+    held_out = {"eval.bits_per_byte.pretrain", "eval.bits_per_byte.mid_train"}
+    assert set(sources_of(stages["contamination"])) == training | held_out | {"eval.tasks.world"}
+    adopted = wheel(base=OUTSIDE)["contamination"]
+    assert "pretrain.sources.world" not in sources_of(adopted)
+
+
+def test_contaminated_questions_are_left_out_of_every_eval_or_of_none() -> None:
+    def given(mode: str) -> set[str]:
+        stages = wheel(f"eval.contamination={mode}").values()
+        return {str(s.inputs.get("contamination")) for s in stages if s.kind == "evaluate"}
+
+    assert given("leave_out") == {"contamination"}
+    assert given("report") == given("none") == {"None"}
+    assert "contamination" not in wheel("eval.contamination=none")
+    config = recipe("eval.tasks.world.enabled=false")
+    assert len(plan_contamination(config)) == 1
+    config = replace(config, eval=replace(config.eval, bits_per_byte={}))
+    assert all(s.kind != "contamination" for s in plan_flywheel(config, None, None))
+    with pytest.raises(UserError, match="nothing to look for"):
+        plan_contamination(config)
 
 
 def test_every_round_starts_from_the_base_with_the_last_rounds_reference() -> None:
@@ -114,7 +142,7 @@ def test_ref_replaces_the_bootstrap() -> None:
 
 def test_no_baseline() -> None:
     stages = wheel("flywheel.baseline=false", iterations=2, ref=REFERENCE)
-    assert list(stages) == ["base", "base-eval", *a_round(1), *a_round(2)]
+    assert list(stages) == ["base", "contamination", "base-eval", *a_round(1), *a_round(2)]
     with pytest.raises(UserError, match=r"flywheel.baseline=false.*--ref"):
         wheel("flywheel.baseline=false")
 

@@ -46,6 +46,7 @@ OPTIONS = {
     "post-train": COMMON | {"--base"},
     "eval": COMMON | {"--model", "--suite", "--chat", "--no-chat"},
     "score": COMMON | {"--model", "--base"},
+    "contamination": COMMON,
     "flywheel": COMMON | {"--iterations", "--base", "--ref"},
     "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},

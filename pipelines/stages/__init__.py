@@ -17,6 +17,7 @@ MODULES = {
     "rlvr": "pipelines.stages.rlvr",
     "score": "pipelines.stages.score",
     "evaluate": "pipelines.stages.evaluate",
+    "contamination": "pipelines.stages.contamination",
 }
 
 # For a process that forks workers: keeps libraries from starting threads, which a fork would lose.

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,24 +14,24 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from pipelines.data.records import Document, Problem, documents, problems
+from pipelines.data.records import Problem
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import needs_hub, task_manager, unavailable
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
+from pipelines.evals.questions import QUESTION_ORDER_SEED, family_of, heldout_text, task_problems
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.rewards import judge_all
 from pipelines.rewards.exact import final_answer, normal_text
 from pipelines.run_dir import write_text
-from pipelines.schema import BenchmarkConfig, SourceConfig, TaskConfig
+from pipelines.schema import BenchmarkConfig, TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
+from pipelines.stages.contamination import contaminated_bits
 
-# The same questions in the same order for every model and every seed of training.
-QUESTION_ORDER_SEED = 0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,17 +47,17 @@ def run(job: StageJob) -> dict[str, Any]:
     for name, task in settings.tasks.items():
         if task.enabled:
             tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
-    left_out = unavailable(settings, job.config.data_root)
+    not_asked = unavailable(settings, job.config.data_root)
     asked = {
         name: benchmark
         for name, benchmark in settings.benchmarks.items()
-        if benchmark.enabled and name not in left_out
+        if benchmark.enabled and name not in not_asked
     }
     if asked:
         found, refused = _benchmark_scores(job, asked, model, tokenizer, rank)
         tasks |= found
-        left_out |= refused
-    scores: dict[str, Any] = {"tasks": tasks, "left_out": left_out}
+        not_asked |= refused
+    scores: dict[str, Any] = {"tasks": tasks, "not_asked": not_asked}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
@@ -94,8 +92,7 @@ def _task_scores(
 ) -> dict[str, Any]:
     """Scores by family (or by task), with the bits of all questions in their order."""
     config = job.config
-    source = replace(task.source, limit=task.limit) if task.limit else task.source
-    asked = problems({name: source}, config.data_root, QUESTION_ORDER_SEED)
+    asked = task_problems(name, task, config.data_root)
     mine = asked[rank::world]
     prompts = [_prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
     batch_size = config.eval.batch_size
@@ -119,9 +116,35 @@ def _task_scores(
         dist.all_gather_object(gathered, found)
     families: dict[str, list[Any]] = {}
     for i, problem in enumerate(asked):
-        family = problem.record[task.split_by] if task.split_by else name
+        family = family_of(problem, name, task)
         families.setdefault(family, []).append(gathered[i % world][i // world])
-    return {family: _score(rows, task) for family, rows in families.items()}
+    if "contamination" not in job.inputs:
+        return {family: _score(rows, task) for family, rows in families.items()}
+    contaminated = contaminated_bits(job.inputs["contamination"])
+    scores = {}
+    for family, rows in families.items():
+        kept = clean(family, rows, contaminated[family])
+        scores[family] = {**_score(kept, task), "left_out": len(rows) - len(kept)}
+    return scores
+
+
+def clean(name: str, rows: list[Any], contaminated: str) -> list[Any]:
+    """What belongs to questions that do not stand in training text.
+
+    Args:
+        rows: one for each question of a task or family.
+        contaminated: 1 for each question that does, else 0.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = [row for row, found in zip(rows, contaminated, strict=True) if found == "0"]
+    if not kept:
+        raise UserError(
+            f"every question of {name} stands in training text, so none is left to score. Set "
+            "eval.contamination=report, or take the task or the source out."
+        )
+    return kept
 
 
 def _right(task: TaskConfig, answers: list[list[str]], asked: list[Problem]) -> list[list[int]]:
@@ -229,15 +252,10 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any) -> dict[str, Any]:
         name: bits_per_byte(
             model,
             tokenizer,
-            (d.text for d in _heldout(name, source, config.data_root)),
+            heldout_text(name, source, config.data_root),
             context_length=config.context_length,
             max_tokens=settings.bits_per_byte_tokens,
             batch_size=settings.batch_size,
         )
         for name, source in settings.bits_per_byte.items()
     }
-
-
-def _heldout(name: str, source: SourceConfig, data_root: str) -> Iterator[Document]:
-    # A world stream never ends; a file is read once, so that no text counts twice.
-    return documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)

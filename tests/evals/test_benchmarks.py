@@ -210,7 +210,7 @@ def test_cli_asks_what_is_there_and_names_the_rest(
             "--gpus", ranks, *ASKED, "--json", env=env, check=True,
         )  # fmt: skip
         found[ranks] = json.loads((tmp_path / f"run{ranks}" / "eval" / "result.json").read_text())
-        assert set(done.json["scores"]["eval"]["left_out"]) == {
+        assert set(done.json["scores"]["eval"]["not_asked"]) == {
             "bbh", "mbpp", "arc_challenge", "mmlu_pro",
         }  # fmt: skip
     one, two = found["1"]["tasks"], found["2"]["tasks"]

@@ -1,0 +1,256 @@
+"""Contamination: which evaluation questions stand in the text that a model was trained on.
+
+Two tests, both exact, neither probabilistic:
+
+- n-gram: a run of n words (13, as in GPT-3, arXiv 2005.14165, appendix C, and in the
+  decontamination of lm-evaluation-harness) of the question and its gold answer stands in a
+  training text. Words are lower case, without punctuation and symbols.
+- exact: the whole question, with or without its answer, is a whole training text, a line of it,
+  or one of its parts (a prompt, a field). Case, white space and punctuation at the ends of words
+  do not count; signs do, since `3 - 4` and `3 + 4` are two questions. Of a question shorter than
+  n words this is the only test: short runs of words are shared by chance.
+
+Memory is that of the evaluation sets; the training text passes by once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+NGRAM = 13
+MAX_EXAMPLES = 5
+MAX_CHARACTERS = 500  # of a question in an example
+# Punctuation that an exact match does not see at the beginning and end of a word.
+_ENDS = ".,;:!?\"'`\u2026\u2018\u2019\u201c\u201d\u00ab\u00bb"
+
+
+class Question(NamedTuple):
+    """What an evaluation asks; of held-out text the whole document, without answer."""
+
+    id: str
+    prompt: str
+    answer: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of prompt and answer, to name a question that may not be published."""
+        return hashlib.sha256(f"{self.prompt}\n{self.answer}".encode()).hexdigest()
+
+
+class Passage(NamedTuple):
+    """What a training source gives at a time.
+
+    Attributes:
+        text: searched for n-grams; compared as a whole and line by line.
+        where: its place, such as file and line; asked only where something was found.
+        parts: pieces of it that are compared as a whole too, such as the prompt.
+    """
+
+    text: str
+    where: Callable[[], str]
+    parts: tuple[str, ...] = ()
+
+
+def check(
+    evals: Mapping[str, Iterable[Question]],
+    sources: Mapping[str, Iterable[Passage]],
+    *,
+    n: int = NGRAM,
+    unpublished: Collection[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Look for every question in every source, in one pass over each source.
+
+    Args:
+        evals: questions by evaluation.
+        sources: training text by source; each is iterated once.
+        n: words of an n-gram, at least 1.
+        unpublished: evaluations whose examples show id and hash alone.
+
+    Returns:
+        By evaluation: `questions`, `publish`, `contaminated` (found either way, in any source),
+        `exact`, `bits` (one for each question in its order, 1 where contaminated), `not_compared`
+        (without letters and digits), `ngrams` and `ngrams_found` (different ones), and by source
+        the number of questions found as `ngram` and as `exact`, with at most five `examples`.
+    """
+    if n < 1:
+        raise ValueError(f"n-grams of {n} words")
+    index = _Index(n)
+    for name, questions in evals.items():
+        index.add(name, questions)
+    hits = {name: index.search(passages) for name, passages in sources.items()}
+    return {name: index.result(name, hits, name not in unpublished) for name in index.ranges}
+
+
+# What is neither letter, digit nor white space: punctuation, symbols, controls, combining marks.
+_DROPPED = re.compile(r"[^\w\s]+|_+")
+_SPACE = re.compile(r"[^\S \n]")
+_ASCII = {
+    number: " " if sign.isspace() else None
+    for number, sign in enumerate(map(chr, range(128)))
+    if not sign.isalnum() and sign not in " \n"
+}
+
+
+def plain(text: str) -> str:
+    """Text in lower case without punctuation and symbols; white space but newlines is a space."""
+    text = text.lower()
+    if text.isascii():
+        return text.translate(_ASCII)
+    return _SPACE.sub(" ", _DROPPED.sub("", text))
+
+
+def exact_form(text: str) -> str:
+    """Text as exact matches compare it: lower case, words without punctuation at their ends."""
+    words = (word.strip(_ENDS) for word in text.lower().split())
+    return " ".join(word for word in words if word)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
+
+
+@dataclass
+class _Hits:
+    """What one source holds: by number of the question where it was found first."""
+
+    ngram: dict[int, tuple[str, str]] = field(default_factory=dict)
+    exact: dict[int, str] = field(default_factory=dict)
+
+
+class _Index:
+    """The n-grams and whole texts of all evaluation questions.
+
+    A run of n words that begins anywhere holds the first `s` words after exactly one of the places
+    0, n - s + 1, 2 (n - s + 1), ... So only the `seeds`, the runs of s words of the questions, are
+    looked up, at every (n - s + 1)th place; around one that is found, n-grams are compared whole.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.seed_length = max(1, n // 3)
+        self.stride = n - self.seed_length + 1
+        self.questions: list[Question] = []
+        self.ranges: dict[str, range] = {}
+        self.ngrams: dict[str, list[int]] = {}
+        self.seeds: set[tuple[str, ...]] = set()
+        self.wholes: dict[str, list[int]] = {}
+        # The wholes without any punctuation and space: quick to look up, and never misses one.
+        self.squeezed: set[str] = set()
+        self.not_compared: set[int] = set()
+        self.found: set[str] = set()
+
+    def add(self, name: str, questions: Iterable[Question]) -> None:
+        start = len(self.questions)
+        for number, question in enumerate(questions, start):
+            self.questions.append(question)
+            self._add_whole(number, question.prompt)
+            if question.answer:
+                self._add_whole(number, f"{question.prompt} {question.answer}")
+            words = [*map(sys.intern, plain(f"{question.prompt}\n{question.answer}").split())]
+            if not words:
+                self.not_compared.add(number)
+            for gram in self._windows(words):
+                owners = self.ngrams.setdefault(gram, [])
+                if not owners or owners[-1] != number:
+                    owners.append(number)
+            if len(words) >= self.n:
+                self.seeds.update(zip(*(words[i:] for i in range(self.seed_length)), strict=False))
+        self.ranges[name] = range(start, len(self.questions))
+
+    def _add_whole(self, number: int, text: str) -> None:
+        squeezed = "".join(plain(text).split())
+        if squeezed:
+            self.squeezed.add(squeezed)
+            self.wholes.setdefault(exact_form(text), []).append(number)
+
+    def _windows(self, words: list[str]) -> Iterator[str]:
+        return (" ".join(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
+
+    def search(self, passages: Iterable[Passage]) -> _Hits:
+        """One pass over a source. What is not found costs no loop in Python over words."""
+        hits = _Hits()
+        seeds, squeezed = self.seeds, self.squeezed
+        offsets, stride = range(self.seed_length), self.stride
+        for passage in passages:
+            normal = plain(passage.text)
+            words = normal.split()
+            runs = (words[offset::stride] for offset in offsets)
+            if not seeds.isdisjoint(zip(*runs, strict=False)):
+                self._compare_ngrams(words, passage, hits)
+            lines = normal.replace(" ", "").split("\n")
+            if not squeezed.isdisjoint(lines):
+                self._compare_wholes(passage.text.split("\n"), passage, hits)
+            if len(lines) > 1 and "".join(lines) in squeezed:
+                self._compare_wholes([passage.text], passage, hits)
+            for part in passage.parts:
+                if plain(part).replace(" ", "").replace("\n", "") in squeezed:
+                    self._compare_wholes([part], passage, hits)
+        return hits
+
+    def _compare_ngrams(self, words: list[str], passage: Passage, hits: _Hits) -> None:
+        last = len(words) - self.n
+        for place in range(0, len(words) - self.seed_length + 1, self.stride):
+            if tuple(words[place : place + self.seed_length]) not in self.seeds:
+                continue
+            for start in range(max(0, place - self.stride + 1), min(place, last) + 1):
+                gram = " ".join(words[start : start + self.n])
+                if gram not in self.ngrams:
+                    continue
+                self.found.add(gram)
+                for number in self.ngrams[gram]:
+                    if number not in hits.ngram:
+                        hits.ngram[number] = gram, passage.where()
+
+    def _compare_wholes(self, texts: Iterable[str], passage: Passage, hits: _Hits) -> None:
+        for text in texts:
+            for number in self.wholes.get(exact_form(text), ()):
+                if number not in hits.exact:
+                    hits.exact[number] = passage.where()
+
+    def result(self, name: str, hits: Mapping[str, _Hits], publish: bool) -> dict[str, Any]:
+        own = self.ranges[name]
+        exact = {number for hit in hits.values() for number in hit.exact if number in own}
+        either = exact | {number for hit in hits.values() for number in hit.ngram if number in own}
+        grams = [gram for gram, owners in self.ngrams.items() if any(o in own for o in owners)]
+        return {
+            "questions": len(own),
+            "publish": publish,
+            "contaminated": len(either),
+            "exact": len(exact),
+            "bits": "".join("1" if number in either else "0" for number in own),
+            "not_compared": len(self.not_compared.intersection(own)),
+            "ngrams": len(grams),
+            "ngrams_found": len(self.found.intersection(grams)),
+            "sources": {
+                source: {
+                    "ngram": sum(number in own for number in hit.ngram),
+                    "exact": sum(number in own for number in hit.exact),
+                    "examples": self._examples(own, hit, publish),
+                }
+                for source, hit in hits.items()
+            },
+        }
+
+    def _examples(self, own: range, hit: _Hits, publish: bool) -> list[dict[str, str]]:
+        """The first questions found, exact ones first; without their words unless published."""
+        numbers = sorted(n for n in {*hit.exact, *hit.ngram} if n in own)
+        numbers.sort(key=lambda number: number not in hit.exact)
+        examples = []
+        for number in numbers[:MAX_EXAMPLES]:
+            question = self.questions[number]
+            gram, where = hit.ngram.get(number, ("", ""))
+            shown = (
+                [_shortened(question.prompt), gram, hit.exact.get(number, where)]
+                if publish
+                else [""] * 3
+            )
+            examples.append(
+                {"id": question.id, "question": shown[0], "sha256": question.sha256,
+                 "ngram": shown[1], "where": shown[2]}
+            )  # fmt: skip
+        return examples

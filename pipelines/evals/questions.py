@@ -1,0 +1,61 @@
+"""The questions of the built-in tasks, in the one order in which every model is asked them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipelines.data.records import Problem, documents, problems
+from pipelines.evals.contamination import Question
+from pipelines.schema import Config, SourceConfig, TaskConfig
+
+# The same questions in the same order for every model and every seed of training.
+QUESTION_ORDER_SEED = 0
+
+
+def task_problems(name: str, task: TaskConfig, data_root: str) -> list[Problem]:
+    """The questions of a task, at most `limit`."""
+    source = replace(task.source, limit=task.limit) if task.limit else task.source
+    return problems({name: source}, data_root, QUESTION_ORDER_SEED)
+
+
+def family_of(problem: Problem, name: str, task: TaskConfig) -> str:
+    """The name under which a question of task `name` is scored: its family, or the task."""
+    return str(problem.record[task.split_by]) if task.split_by else name
+
+
+def heldout_text(name: str, source: SourceConfig, data_root: str) -> Iterator[str]:
+    """Held-out documents of a domain; a file is read once, so that no text counts twice."""
+    drawn = documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)
+    return (document.text for document in drawn)
+
+
+def characters_per_token(config: Config, source: SourceConfig) -> int:
+    """At least the mean: 1 for the world's text in its own tokenizer, else 8 (our choice)."""
+    return 1 if source.kind == config.tokenizer.kind == "world" else 8
+
+
+def evaluation_questions(config: Config) -> dict[str, list[Question]]:
+    """The questions of every enabled task, by the name under which they are scored."""
+    found: dict[str, list[Question]] = {}
+    for name, task in config.eval.tasks.items():
+        for problem in task_problems(name, task, config.data_root) if task.enabled else ():
+            family = family_of(problem, name, task)
+            asked = found.setdefault(family, [])
+            asked.append(Question(f"{family}/{len(asked)}", problem.prompt, problem.answer))
+    return found
+
+
+def heldout_documents(config: Config) -> dict[str, list[Question]]:
+    """Held-out text by `bits_per_byte.<domain>`, of at least the tokens that are scored."""
+    found: dict[str, list[Question]] = {}
+    for domain, source in config.eval.bits_per_byte.items():
+        name, characters = f"bits_per_byte.{domain}", 0
+        budget = config.eval.bits_per_byte_tokens * characters_per_token(config, source)
+        taken = found.setdefault(name, [])
+        for text in heldout_text(domain, source, config.data_root):
+            taken.append(Question(f"{name}/{len(taken)}", text))
+            characters += len(text)
+            if characters >= budget:
+                break
+    return found

@@ -1,0 +1,116 @@
+"""What the stages of training read, passage by passage, for the contamination check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+
+from pipelines.data import templates
+from pipelines.data.sources import Record, is_endless, open_source
+from pipelines.errors import UserError
+from pipelines.evals.contamination import Passage
+from pipelines.evals.questions import characters_per_token
+from pipelines.schema import (
+    Config,
+    DpoConfig,
+    MidTrainConfig,
+    PostTrainConfig,
+    PretrainConfig,
+    RlvrConfig,
+    SourceConfig,
+)
+
+_View = Callable[[Record, SourceConfig], tuple[str, tuple[str, ...]]]
+
+
+def training_passages(config: Config, key: str) -> Iterator[Passage]:
+    """The records of one source, by its config key such as `sft.sources.books`.
+
+    A source that ends is read once and whole, whatever part of it a stage draws. A world stream
+    never ends: it is read as far as its stage can come (its `tokens`, of mid-training twice as
+    many, the pool of MiniPLM; the conversations, pairs or prompts of all steps).
+
+    Raises:
+        UserError: a source that cannot be read, or a record without a field of a template.
+    """
+    section, _, name = key.partition(".sources.")
+    source = training_source(config, key)
+    records = open_source(name, source, config.data_root, config.seed)
+    view = _VIEWS[section]
+    drawn = records.iterate()
+    characters = None
+    if is_endless(source):
+        settings = getattr(config, section)
+        if isinstance(settings, (PretrainConfig, MidTrainConfig)):
+            pool = 2 if section == "mid_train" else 1
+            characters = pool * settings.tokens * characters_per_token(config, source)
+        else:
+            drawn = islice(drawn, _num_records(settings))
+    read = 0
+    for index, record in drawn:
+        try:
+            text, parts = view(record, source)
+        except UserError as error:
+            raise UserError(f"source '{name}', {records.locate(index)}: {error}") from error
+        yield Passage(text, partial(records.locate, index), parts)
+        read += len(text)
+        if characters is not None and read >= characters:
+            return
+
+
+def training_source(config: Config, key: str) -> SourceConfig:
+    """The source at a config key such as `sft.sources.books`."""
+    section, _, name = key.partition(".sources.")
+    source: SourceConfig = getattr(config, section).sources[name]
+    return source
+
+
+def _num_records(settings: PostTrainConfig) -> int:
+    """Records that the steps of SFT, DPO or RLVR draw."""
+    count = settings.steps * settings.global_batch
+    if isinstance(settings, RlvrConfig):
+        return count // settings.num_generations
+    return count + (settings.heldout_pairs if isinstance(settings, DpoConfig) else 0)
+
+
+def _document(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    """The document; its fields are parts, since a template may put words around a question."""
+    text = templates.source_text(source.text, record, source)
+    pieces = templates.parse(source.text)
+    if len(pieces) == 1:
+        return text, ()
+    fields = (f"{{{piece}}}" for piece, is_field in pieces if is_field)
+    return text, tuple(templates.source_text(field, record, source) for field in fields)
+
+
+def _conversation(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    return _joined(record, source, source.prompt, source.response)
+
+
+def _pair(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    if source.near_miss:
+        return _joined(record, source, source.prompt, source.response)
+    return _joined(record, source, source.prompt, source.chosen, source.rejected)
+
+
+def _prompt(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    return templates.source_text(source.prompt, record, source), ()
+
+
+def _joined(
+    record: Record, source: SourceConfig, prompt: str, *answers: str
+) -> tuple[str, tuple[str, ...]]:
+    """The turns on lines of their own; the prompt, and it with each answer, are parts."""
+    asked = templates.source_text(prompt, record, source)
+    given = [templates.source_text(answer, record, source) for answer in answers]
+    return "\n".join([asked, *given]), (asked, *(f"{asked}\n{answer}" for answer in given[1:]))
+
+
+_VIEWS: dict[str, _View] = {
+    "pretrain": _document,
+    "mid_train": _document,
+    "sft": _conversation,
+    "dpo": _pair,
+    "rlvr": _prompt,
+}

@@ -1,0 +1,78 @@
+"""Stage contamination: the evaluation questions that stand in the text of the training stages.
+
+Reads sources alone, no model; the first rank does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.evals.contamination import Passage, Question, check
+from pipelines.evals.questions import evaluation_questions, heldout_documents
+from pipelines.evals.training_text import training_passages, training_source
+from pipelines.run_dir import read_json
+from pipelines.stages import StageJob
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """By evaluation and training source, what was found; one bit for each question."""
+    if int(os.environ.get("RANK", "0")):
+        return {}
+    settings = job.config.eval
+    evals: dict[str, list[Question]] = evaluation_questions(job.config)
+    tasks, texts = list(evals), heldout_documents(job.config)
+    # The sources that the launcher named: those of the plan, or of the recipe.
+    keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
+    read = {
+        key: _Counted(training_passages(job.config, key))
+        for key in keys
+        if training_source(job.config, key).weight > 0
+    }
+    started = time.monotonic()
+    found = check(
+        evals | texts, read, n=settings.contamination_ngram, unpublished=settings.unpublished
+    )
+    seconds = time.monotonic() - started
+    for name, value in found.items():
+        value["kind"] = "text" if name in texts else "task"
+        print(f"{name}: {value['contaminated']} of {value['questions']} contaminated", flush=True)
+    bits = {name: found[name]["bits"] for name in tasks}
+    num_bytes = sum(counted.num_bytes for counted in read.values())
+    return {
+        "ngram": settings.contamination_ngram,
+        "questions": sum(found[name]["questions"] for name in tasks),
+        "contaminated": sum(found[name]["contaminated"] for name in tasks),
+        "sources": {
+            key: {"passages": counted.passages, "bytes": counted.num_bytes}
+            for key, counted in read.items()
+        },
+        "megabytes_per_second": round(num_bytes / 1e6 / max(seconds, 1e-9), 2),
+        "not_checked": [name for name, b in settings.benchmarks.items() if b.enabled],
+        "bits_sha256": hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest(),
+        "evals": found,
+    }
+
+
+def contaminated_bits(result: Path) -> dict[str, str]:
+    """By evaluation one bit for each question of a finished check, 1 where it is contaminated."""
+    return {name: value["bits"] for name, value in read_json(result)["evals"].items()}
+
+
+class _Counted:
+    """Passages, with the number and the UTF-8 bytes of those that went by."""
+
+    def __init__(self, passages: Iterator[Passage]) -> None:
+        self._passages = passages
+        self.passages = self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[Passage]:
+        for passage in self._passages:
+            self.passages += 1
+            self.num_bytes += len(passage.text.encode())
+            yield passage
