@@ -68,9 +68,18 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
             the message names the key and the file.
     """
     path = find_config(name_or_path)
+    return resolved(_read_yaml(path), overrides or [], path)
+
+
+def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Path) -> Config:
+    """The checked config of a recipe's values with `key=value` overrides; raises as `load` does.
+
+    Args:
+        path: the file that the values come from.
+    """
     merged = OmegaConf.structured(Config)
-    merged = _merge(merged, _read_yaml(path), where=str(path))
-    for override in overrides or []:
+    merged = _merge(merged, OmegaConf.create(recipe), where=str(path))
+    for override in overrides:
         merged = _merge(merged, _parse_override(override), where=f"override {override!r}")
     if not merged.name:
         merged.name = path.stem
@@ -83,7 +92,7 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str) -> NoReturn:
-        given = [o for o in overrides or [] if o.partition("=")[0].strip() == key]
+        given = [o for o in overrides if o.partition("=")[0].strip() == key]
         raise UserError(f"{f'override {given[-1]!r}' if given else path}: {message}")
 
     _check_values(config, refuse)

@@ -180,6 +180,9 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
         training, generation = 6 * n * 2 * tokens, 2 * n * tokens
         flops = training + generation
         return tokens, flops, (training + generation * GENERATION_SLOWDOWN) / flops
+    if stage.kind == "analyze":
+        tokens = _analysis_tokens(stage)
+        return tokens, 2 * n * tokens, 1.0
     tasks = [task for task in config.eval.tasks.values() if task.enabled]
     questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
     longest = max((task.max_new_tokens for task in tasks), default=0)
@@ -189,8 +192,19 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
     return tokens, 2 * n * tokens, as_if / max(1, tokens)
 
 
+def _analysis_tokens(stage: Stage) -> int:
+    """Tokens that an analysis scores: every model held-out text, the rounds' training text too."""
+    config = stage.config
+    heldout = config.analysis.heldout_tokens * len(config.eval.bits_per_byte)
+    mids = sum(name.endswith("mid-train") for name in stage.inputs)
+    kept = config.pretrain.keep_points + config.mid_train.keep_points * mids
+    training = min(config.analysis.tokens, config.mid_train.tokens)
+    # Two pairs of models for each round's movement; the base once, and two models for each round.
+    return heldout * (len(stage.inputs) + kept + 4 * mids) + training * (2 * mids - 1)
+
+
 def _disk_bytes(stage: Stage, parameters: int) -> int:
-    if stage.kind == "evaluate":
+    if stage.kind in ("evaluate", "analyze"):
         return 1_000_000
     if stage.kind == "score":
         return 2 * stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
@@ -200,4 +214,5 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
         return model
     # A checkpoint holds the weights and fp32 master weights with two moments.
     checkpoints: int = config.keep * (model + 12 * parameters)
-    return model + checkpoints
+    points: int = getattr(config, "snapshots", 0) or getattr(config, "keep_points", 0)
+    return (1 + points) * model + checkpoints

@@ -65,7 +65,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             )
         for key, source in sources.items():
             if key not in facts:
-                use = USES.get(stage.kind) or _eval_use(key)
+                use = USES.get(stage.kind) or _use_of(key)
                 cache = run.data / "inspected.json" if run.root.is_dir() else None
                 facts[key] = inspect_source(
                     key, source, config.data_root, use, cache, needs=_split_field(config, key)
@@ -87,8 +87,8 @@ def _split_field(config: Config, key: str) -> str:
     return task.split_by if task is not None else ""
 
 
-def _eval_use(key: str) -> Use:
-    return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
+def _use_of(key: str) -> Use:
+    return "problems" if key.startswith("eval.tasks.") else "documents"
 
 
 def check_launch(launch: LaunchConfig) -> None:

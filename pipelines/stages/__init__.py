@@ -17,6 +17,7 @@ MODULES = {
     "rlvr": "pipelines.stages.rlvr",
     "score": "pipelines.stages.score",
     "evaluate": "pipelines.stages.evaluate",
+    "analyze": "pipelines.stages.analyze",
 }
 
 # For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
