@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
+from pipelines.config import read_yaml
 from pipelines.data.tokenizer import world_vocab_size
 from pipelines.flywheel import BASE, Stage
 from pipelines.launch import can_fork, num_ranks
@@ -105,16 +106,19 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
                 flops=flops,
                 disk_bytes=_disk_bytes(stage, parameters),
                 seconds=start + flops * slowdown / rate,
-                state=_state(run, stage.name),
+                state=_state(run, stage),
             )
         )
     return Estimate(parameters, found, rate, source)
 
 
-def _state(run: RunDir, name: str) -> str:
-    stage_dir = run.stage(name)
+def _state(run: RunDir, stage: Stage) -> str:
+    stage_dir = run.stage(stage.name)
     if stage_dir.is_complete():
-        return "done"
+        # An analysis of fewer models is made anew.
+        derived = stage.kind == "analyze"
+        grown = derived and read_yaml(stage_dir.config)["inputs"].keys() != stage.inputs.keys()
+        return "to do" if grown else "done"
     return "begun" if stage_dir.config.is_file() else "to do"
 
 

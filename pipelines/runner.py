@@ -134,13 +134,14 @@ class Runner:
                 if not is_derived(stage):
                     raise refusal(stage_dir, old, fields)
                 stage_dir.result.unlink(missing_ok=True)
-            if stage_dir.is_complete() and has_scores(stage_dir.read_result()):
+            elif stage_dir.is_complete() and has_scores(stage_dir.read_result()):
                 result = stage_dir.read_result()
                 self._recover_finish(stage, result, fields)
                 ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
                 self.observer.skipped(stage, result)
                 return result
-            how = "resume"
+            else:
+                how = "resume"
         stage_dir.root.mkdir(parents=True, exist_ok=True)
         write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
         ledger.append(

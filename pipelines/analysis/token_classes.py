@@ -26,7 +26,7 @@ CODE_LINE = re.compile(
         |from[ ][\w.]+[ ]import\b|return\b.*[;()\[\]]|return[ ]\w+[ \t]*$
         |(?:for|if|elif|while|with|except)\b.*:[ \t]*$|(?:else|try|finally):[ \t]*$
         |@\w+|\#include\b|(?:var|let|const)[ ]\w+[ ]*=|function\b.*\()
-    |[{}][ \t]*$|[])}"'];[ \t]*$|=.*;[ \t]*$
+    |[{}][ \t]*$|[])}"'];[ \t]*$|=[^;]*;[ \t]*$
     |==|!=|[-+*/]=[ ]|->|=>|::|&&|\|\||</?\w+>
     |^[ \t]*[A-Za-z_][\w.\[\]]+[ ]=[ ][A-Za-z_"'(\[{]|^(?:[ ]{4}|\t)[ \t]*[\w.]+[ ]=[ ]
     |\w\.\w+\(|\w\(\)""",

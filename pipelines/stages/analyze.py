@@ -175,6 +175,8 @@ class Analysis:
         order = [*self.models.checkpoints, *([str(self.models.outside)] if self.models.outside
                                              else [])]  # fmt: skip
         needed = [name for name in order if name in on_heldout | on_training_text]
+        # What is there now stays: a collection after each model need not look at it again.
+        gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
             model = self._load(name)
@@ -298,6 +300,7 @@ def _listed(text: TokenText, entry: tuple[int, int, float]) -> dict[str, Any]:
 
 
 def _free() -> None:
+    """Give back a model, which a forward of its own ties to itself."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
