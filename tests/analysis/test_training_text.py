@@ -94,7 +94,7 @@ def test_domains_share_the_excerpts() -> None:
 
 
 def test_texts_of_byte_level_tokens_join_to_the_text() -> None:
-    config = TokenizerConfig(kind="bpe", vocab_size=300)
+    config = TokenizerConfig(kind="bpe", vocab_size=300, train_characters=20_000)
     world = {"world": SourceConfig(kind="world", stream="pretrain")}
     tokenizer = build_tokenizer(config, world, ".", 0)
     text = "  the caf\u00e9 \U0001f600 is\n  12\u20ac."
