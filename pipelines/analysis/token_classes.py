@@ -32,13 +32,16 @@ CODE_LINE = re.compile(
     |\w\.\w+\(|\w\(\)""",
     re.VERBOSE,
 )
+# A document of so many lines, with such a share that looks like a program, is one as a whole.
+PROGRAM_LINES, PROGRAM_SHARE = 5, 0.3
 SENTENCE_END = frozenset('.!?:;\n"\u201c\u201d(')
 
 
 def token_classes(tokens: Sequence[str]) -> list[str]:
     """The class of each token of a document, one of `CLASSES`.
 
-    The first that fits: `code` (in a line that looks like a program), `digits`, `connectives` (a
+    The first that fits: `code` (in a line that looks like a program, or
+    in a document many of whose lines do), `digits`, `connectives` (a
     word of `CONNECTIVES`), `names` (a capitalised word of two letters or more that begins no
     sentence), `punctuation`, `other`. A token of several characters is what most of its characters
     without the spaces are, the first one winning a tie; white space alone is `other`.
@@ -63,11 +66,22 @@ def _character_classes(text: str) -> list[str]:
         kind = _word_class(word, text)
         classes[word.start() : word.end()] = [kind] * (word.end() - word.start())
     start = 0
-    for line in text.splitlines(keepends=True):
-        if CODE_LINE.search(line.rstrip("\r\n")):
+    for line, is_code in _lines(text):
+        if is_code:
             classes[start : start + len(line)] = ["code"] * len(line)
         start += len(line)
     return classes
+
+
+def _lines(text: str) -> list[tuple[str, bool]]:
+    """The lines of a document with their ends, and whether they are code."""
+    lines = text.splitlines(keepends=True)
+    found = [CODE_LINE.search(line.rstrip("\r\n")) is not None for line in lines]
+    filled = sum(bool(line.strip()) for line in lines)
+    # In a program, comments and continued lines look like nothing in particular.
+    if filled >= PROGRAM_LINES and sum(found) >= PROGRAM_SHARE * filled:
+        found = [True] * len(lines)
+    return list(zip(lines, found, strict=True))
 
 
 def _alone(character: str) -> str:

@@ -21,6 +21,7 @@ class TokenText:
         self.anchor = tokenizer("a", add_special_tokens=False).input_ids
         self.anchored = len(self._decode(self.anchor))
         self.known: dict[int, str] = {}
+        self.special = frozenset(tokenizer.all_special_ids)
 
     def alone(self, token_id: int) -> str:
         """The text of one token; the replacement character for a part of one."""

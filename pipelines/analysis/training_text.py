@@ -86,9 +86,12 @@ def read_training_text(
         document = next(filled[source])
         spans.append(Span(start, stop, source, numbers[source], document.domain))
         numbers[source] += 1
-        own = text.of(ids[start:stop].tolist())
+        own_ids = ids[start:stop].tolist()
+        own = text.of(own_ids)
         texts += own
-        classes += token_classes(own)
+        # A special token is none of the text.
+        words = zip(own_ids, own, strict=True)
+        classes += token_classes(["" if i in text.special else word for i, word in words])
     return TrainingText(ids, texts, classes, spans, dataset.context_length)
 
 

@@ -57,6 +57,15 @@ def test_code_goes_line_by_line() -> None:
     )  # fmt: skip
 
 
+def test_a_program_is_code_as_a_whole() -> None:
+    lines = ["def f(x):", "    # so we add", "    y = [", "        1,", "    ]", "    return y"]
+    found = token_classes([*"\n".join(lines)])
+    assert found.count("code") == sum(not sign.isspace() for sign in "".join(lines))
+    prose = ["So we add 1", "x += 1", "and then", "we", "go on"]
+    assert token_classes([*"\n".join(prose)])[0] == "connectives"
+    assert token_classes([*"\n".join(prose)]).count("code") == len("x+=1")
+
+
 def test_a_token_is_of_the_class_of_its_word() -> None:
     text = "a man, therefore Anna 42"
     whole = ["a", " man", ",", " therefore", " Anna", " 42"]

@@ -56,6 +56,7 @@ def test_every_document_has_its_text_and_domain(read: TrainingText) -> None:
     for source in RECORDS:
         numbers = [span.number for span in read.spans if span.source == source]
         assert numbers == list(range(len(numbers))) and len(numbers) > 3
+    assert {k for t, k in zip(read.texts, read.classes, strict=True) if t == "<|eos|>"} == {"other"}
     digits = {t for t, kind in zip(read.texts, read.classes, strict=True) if kind == "digits"}
     assert digits and all(text.isdigit() for text in digits)
 
