@@ -155,7 +155,7 @@ def _post(config: Config) -> list[Stage]:
 
 
 def _seeded(config: Config, seed: int) -> Config:
-    mid = dataclasses.replace(config.mid_train, snapshots=config.compare.points)
+    mid = dataclasses.replace(config.mid_train, snapshots=config.compare.points, keep_points=0)
     return dataclasses.replace(config, seed=seed, mid_train=mid)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from pipelines.checkpoint import file_sha256
 from pipelines.errors import UserError
-from pipelines.run_dir import StageDir, fsync_dir, read_json, write_json
+from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
 
 MARKER = "complete.json"
 
@@ -83,13 +83,19 @@ def _is_number(value: Any) -> bool:
 class SnapshotWriter(TrainerCallback):
     """Keep models along the training, at even steps before the last; every rank takes part.
 
-    Attributes:
-        trainer: to be set before training; it gathers the weights.
+    Args:
+        trainer: gathers the weights.
+        count: models to keep; 0 keeps none.
     """
 
-    trainer: Trainer
-
-    def __init__(self, stage_dir: StageDir, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        stage_dir: StageDir,
+        tokenizer: PreTrainedTokenizerBase,
+        count: int,
+    ) -> None:
+        self.trainer = trainer
         self.stage_dir = stage_dir
         self.tokenizer = tokenizer
         self.count = count
@@ -99,9 +105,9 @@ class SnapshotWriter(TrainerCallback):
     ) -> None:
         for number in range(1, self.count + 1):
             if state.global_step == round(number * state.max_steps / (self.count + 1)):
-                self._write(number, state.is_world_process_zero)
+                self._write(number, state.global_step, state.is_world_process_zero)
 
-    def _write(self, number: int, is_main: bool) -> None:
+    def _write(self, number: int, step: int, is_main: bool) -> None:
         folder = self.stage_dir.snapshot(number)
         temporary = folder.with_name(f"{number}.tmp")
         if is_main:
@@ -110,6 +116,7 @@ class SnapshotWriter(TrainerCallback):
         if is_main:
             self.tokenizer.save_pretrained(temporary)
             (temporary / "training_args.bin").unlink(missing_ok=True)
+            write_json(temporary / SNAPSHOT_FACTS, {"step": step})
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
 

@@ -69,8 +69,17 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
             the message names the key and the file.
     """
     path = find_config(name_or_path)
-    patches = [(_read_yaml(path), str(path))]
-    patches += [(_parse_override(o), f"override {o!r}") for o in overrides or []]
+    return resolved(_read_yaml(path), overrides or [], path)
+
+
+def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Path) -> Config:
+    """The checked config of a recipe's values with `key=value` overrides; raises as `load` does.
+
+    Args:
+        path: the file that the values come from.
+    """
+    patches = [(OmegaConf.create(recipe), str(path))]
+    patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
     merged = OmegaConf.structured(Config)
     for patch, where in _with_suite(patches):
         merged = _merge(merged, patch, where=where)
@@ -85,7 +94,7 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str) -> NoReturn:
-        given = [o for o in overrides or [] if o.partition("=")[0].strip() == key]
+        given = [o for o in overrides if o.partition("=")[0].strip() == key]
         raise UserError(f"{f'override {given[-1]!r}' if given else path}: {message}")
 
     _check_values(config, refuse)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
+from pipelines.config import read_yaml
 from pipelines.data.tokenizer import world_vocab_size
 from pipelines.flywheel import BASE, Stage
 from pipelines.launch import can_fork, num_ranks
@@ -105,16 +106,19 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
                 flops=flops,
                 disk_bytes=_disk_bytes(stage, parameters),
                 seconds=start + flops * slowdown / rate,
-                state=_state(run, stage.name),
+                state=_state(run, stage),
             )
         )
     return Estimate(parameters, found, rate, source)
 
 
-def _state(run: RunDir, name: str) -> str:
-    stage_dir = run.stage(name)
+def _state(run: RunDir, stage: Stage) -> str:
+    stage_dir = run.stage(stage.name)
     if stage_dir.is_complete():
-        return "done"
+        # An analysis of fewer models is made anew.
+        derived = stage.kind == "analyze"
+        grown = derived and read_yaml(stage_dir.config)["inputs"].keys() != stage.inputs.keys()
+        return "to do" if grown else "done"
     return "begun" if stage_dir.config.is_file() else "to do"
 
 
@@ -182,6 +186,9 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
         training, generation = 6 * n * 2 * tokens, 2 * n * tokens
         flops = training + generation
         return tokens, flops, (training + generation * GENERATION_SLOWDOWN) / flops
+    if stage.kind == "analyze":
+        tokens = _analysis_tokens(stage)
+        return tokens, 2 * n * tokens, 1.0
     tasks = [task for task in config.eval.tasks.values() if task.enabled]
     questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
     longest = max((task.max_new_tokens for task in tasks), default=0)
@@ -191,8 +198,19 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
     return tokens, 2 * n * tokens, as_if / max(1, tokens)
 
 
+def _analysis_tokens(stage: Stage) -> int:
+    """Tokens that an analysis scores: every model held-out text, the rounds' training text too."""
+    config = stage.config
+    heldout = config.analysis.heldout_tokens * len(config.eval.bits_per_byte)
+    mids = sum(name.endswith("mid-train") for name in stage.inputs)
+    kept = config.pretrain.keep_points + config.mid_train.keep_points * mids
+    training = min(config.analysis.tokens, config.mid_train.tokens)
+    # Two pairs of models for each round's movement; the base once, and two models for each round.
+    return heldout * (len(stage.inputs) + kept + 4 * mids) + training * (2 * mids - 1)
+
+
 def _disk_bytes(stage: Stage, parameters: int) -> int:
-    if stage.kind in ("evaluate", "contamination"):
+    if stage.kind in ("evaluate", "contamination", "analyze"):
         return 1_000_000
     if stage.kind == "score":
         return 2 * stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
@@ -202,4 +220,5 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
         return model
     # A checkpoint holds the weights and fp32 master weights with two moments.
     checkpoints: int = config.keep * (model + 12 * parameters)
-    return model + checkpoints
+    points: int = getattr(config, "snapshots", 0) or getattr(config, "keep_points", 0)
+    return (1 + points) * model + checkpoints

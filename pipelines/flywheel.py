@@ -9,12 +9,14 @@ Every round restarts mid-training from the same immutable base (arXiv 2602.03075
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.checkpoint import ModelRef
 from pipelines.errors import UserError
 from pipelines.schema import (
+    AnalysisConfig,
     Config,
     EvalConfig,
     MidTrainConfig,
@@ -25,12 +27,14 @@ from pipelines.schema import (
 BASE = "base"
 BASE_EVAL = "base-eval"
 CONTAMINATION = "contamination"
+ANALYSIS = "analysis"
 # Config section of each kind of stage that trains or evaluates on sources.
 SECTION = {
     "pretrain": "pretrain", "mid_train": "mid_train", "score": "mid_train", "evaluate": "eval",
-    "contamination": "eval",
+    "contamination": "eval", "analyze": "analysis",
 }  # fmt: skip
 POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
+MODEL_KINDS = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Stage:
         kind: key of `pipelines.stages.MODULES`.
         name: folder below the run directory, and name in the ledger.
         inputs: by role (base, ref, model) the name of an earlier stage (`name@2`: its second
-            snapshot), or a model outside.
+            snapshot), or a model outside. Of an analysis, every model by the name of its stage.
         chat: evaluate only: ask through the chat template.
         reads: contamination only: config keys of the sources that the other stages read.
     """
@@ -61,14 +65,20 @@ def sources_of(stage: Stage) -> dict[str, Any]:
     if stage.kind == "contamination":
         every = _sources_of_recipe(stage.config)
         return {key: every[key] for key in stage.reads}
-    section = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
-    if isinstance(section, EvalConfig):
-        return {
-            **{f"eval.tasks.{n}": t.source for n, t in section.tasks.items() if t.enabled},
-            **{f"eval.bits_per_byte.{name}": s for name, s in section.bits_per_byte.items()},
-        }
     key = SECTION.get(stage.kind, stage.kind)
-    return {f"{key}.sources.{name}": source for name, source in section.sources.items()}
+    found: dict[str, Any] = {}
+    if stage.kind == "evaluate":
+        tasks = stage.config.eval.tasks
+        found |= {f"eval.tasks.{name}": t.source for name, t in tasks.items() if t.enabled}
+    if stage.kind in ("evaluate", "analyze"):
+        texts = stage.config.eval.bits_per_byte
+        found |= {f"eval.bits_per_byte.{name}": source for name, source in texts.items()}
+    if stage.kind == "analyze":
+        key = "mid_train"
+    if stage.kind != "evaluate":
+        sources = getattr(stage.config, key).sources
+        found |= {f"{key}.sources.{name}": source for name, source in sources.items()}
+    return found
 
 
 def _sources_of_recipe(config: Config) -> dict[str, Any]:
@@ -76,8 +86,10 @@ def _sources_of_recipe(config: Config) -> dict[str, Any]:
     return {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
 
 
-def settings_of(stage: Stage) -> TrainConfig | EvalConfig:
-    section: TrainConfig | EvalConfig = getattr(stage.config, SECTION.get(stage.kind, stage.kind))
+def settings_of(stage: Stage) -> TrainConfig | EvalConfig | AnalysisConfig:
+    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(
+        stage.config, SECTION.get(stage.kind, stage.kind)
+    )
     return section
 
 
@@ -259,7 +271,8 @@ def _pipeline(config: Config) -> list[Stage]:
 
 
 def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
-    """`flywheel`: the base, then rounds 0 to `flywheel.iterations`, with an eval after each part.
+    """`flywheel`: the base, then rounds 0 to `flywheel.iterations`, with an eval after each part,
+    and an analysis of all of it.
 
     `ref` is the reference of round 1 in place of round 0's post-trained model; round 0 still runs
     as the baseline unless `flywheel.baseline` is false.
@@ -287,7 +300,33 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
         if reference is None or number > 1:
             reference = _last_post_stage(config, number - 1)
         stages += _round(config, number, reference)
+    if config.analysis.enabled:
+        stages.append(plan_analysis(config, stages))
     return with_contamination(config, stages)
+
+
+def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
+    """`analyze`: the models of a flywheel's stages, and the reference from outside if it has one.
+
+    Raises:
+        UserError: fewer than two models, or no base among them.
+    """
+    models = [stage.name for stage in stages if stage.kind in MODEL_KINDS]
+    if BASE not in models or len(models) < 2:
+        raise UserError(
+            "analyze compares the models of a flywheel, and this run has no finished base with a "
+            "finished mid-training. Go on with the `remit flywheel` command that began it."
+        )
+    inputs: dict[str, str | ModelRef] = {name: name for name in models}
+    for stage in stages:
+        given = stage.inputs.get("ref")
+        if isinstance(given, ModelRef):
+            inputs["ref"] = given
+    if any(stage.kind == "mid_train" and "ref" in stage.inputs for stage in stages):
+        config = with_objective(config, True)
+    # It splits nothing over ranks.
+    launch = dataclasses.replace(config.launch, gpus=1, hostfile="")
+    return Stage("analyze", ANALYSIS, dataclasses.replace(config, launch=launch), inputs)
 
 
 def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:

@@ -17,6 +17,7 @@ from pipelines.schema import Config
 NUMERICS_VERSION = {
     "pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 2, "score": 1, "evaluate": 1,
     "contamination": 1,
+    "analyze": 1,
 }  # fmt: skip
 
 # Of the mid-training, what decides the sequences and how they are scored.
@@ -35,6 +36,7 @@ STAGE_KEYS = {
     "score": ("context_length", "document_mask", "mid_train"),
     "evaluate": ("context_length", "document_mask", "eval"),
     "contamination": (),
+    "analyze": ("context_length", "document_mask", "analysis", "mid_train"),
 }
 
 
@@ -54,6 +56,13 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     if kind == "score":
         kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
         kept["pool"] = config.mid_train.objective == "miniplm"
+    if kind == "analyze":
+        kept["heldout"] = everything["eval"]["bits_per_byte"]
+        # They change no training, but they change what an analysis may show.
+        kept["shown"] = {
+            name: [source.licence, source.publish]
+            for name, source in config.mid_train.sources.items()
+        }
     if kind == "pretrain" and "base" in inputs:
         # An adopted base is not trained: nothing else can change it.
         kept = {key: kept[key] for key in ("tokenizer", "trust_remote_code")}

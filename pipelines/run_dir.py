@@ -17,6 +17,8 @@ from typing import Any
 
 from pipelines.errors import UserError
 
+SNAPSHOT_FACTS = "snapshot.json"
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -78,6 +80,12 @@ class StageDir:
     def snapshot(self, number: int) -> Path:
         """A model kept along the training, numbered from 1."""
         return self.root / "snapshots" / str(number)
+
+    def snapshots(self) -> list[Path]:
+        """The models kept along the training, in their order; `SNAPSHOT_FACTS` has the step."""
+        kept = (self.root / "snapshots").glob(f"*/{SNAPSHOT_FACTS}")
+        numbered = [path.parent for path in kept if path.parent.name.isdigit()]
+        return sorted(numbered, key=lambda folder: int(folder.name))
 
     @property
     def result(self) -> Path:

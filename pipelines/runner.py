@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import launch, ledger
-from pipelines.checkpoint import ModelRef, content_hash
-from pipelines.config import read_yaml, to_dict, write_yaml
+from pipelines.checkpoint import ModelRef, content_hash, find_checkpoint
+from pipelines.config import read_yaml, resolved, to_dict, write_yaml
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.evals.benchmarks import needs_hub
@@ -19,6 +19,9 @@ from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.run_dir import RunDir, RunLock, StageDir
 from pipelines.schema import Config
+
+# Of a stage's result: what its line says anyway, and what is too long for a line.
+NOT_IN_LEDGER = ("stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
     """
     for stage in stages:
         stage_dir = run.stage(stage.name)
-        if not stage_dir.config.is_file():
+        if not stage_dir.config.is_file() or is_derived(stage):
             continue
         old = {
             key: value
@@ -82,9 +85,13 @@ class Runner:
     observer: Observer
     stages: list[Stage] = field(default_factory=list)
     nursery: launch.Nursery | None = None
+    failure: StageFailed | None = None
 
     def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
         """Results by stage name.
+
+        An analysis after other stages that fails has no result, and is kept in `failure`: what the
+        others found is to be shown first.
 
         Raises:
             UserError: a stage folder was made with other inputs.
@@ -92,12 +99,26 @@ class Runner:
             Interrupted: a signal came.
         """
         self.stages = stages
+        results: dict[str, dict[str, Any]] = {}
         try:
-            return {stage.name: self.run_one(stage) for stage in stages}
+            for stage in stages:
+                try:
+                    results[stage.name] = self.run_one(stage)
+                except (StageFailed, UserError) as error:
+                    if not (is_derived(stage) and results):
+                        raise
+                    self.failure = self._failed(stage, error)
+            return results
         finally:
             if self.nursery is not None:
                 self.nursery.close()
                 self.nursery = None
+
+    def _failed(self, stage: Stage, error: StageFailed | UserError) -> StageFailed:
+        if isinstance(error, StageFailed):
+            return error
+        log = self.run.stage(stage.name).log
+        return StageFailed(stage.name, str(log), str(error), WRONG_INPUT_CODE)
 
     def run_one(self, stage: Stage) -> dict[str, Any]:
         stage_dir = self.run.stage(stage.name)
@@ -111,14 +132,17 @@ class Runner:
         if stage_dir.config.is_file():
             old = read_yaml(stage_dir.config)["identity_fields"]
             if old != fields:
-                raise refusal(stage_dir, old, fields)
-            if stage_dir.is_complete() and has_scores(stage_dir.read_result()):
+                if not is_derived(stage):
+                    raise refusal(stage_dir, old, fields)
+                stage_dir.result.unlink(missing_ok=True)
+            elif stage_dir.is_complete() and has_scores(stage_dir.read_result()):
                 result = stage_dir.read_result()
                 self._recover_finish(stage, result, fields)
                 ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
                 self.observer.skipped(stage, result)
                 return result
-            how = "resume"
+            else:
+                how = "resume"
         stage_dir.root.mkdir(parents=True, exist_ok=True)
         write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
         ledger.append(
@@ -168,8 +192,7 @@ class Runner:
         return result
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
-        left_out = ("stage", "kind", "identity", "tasks", "evals")
-        facts = {k: v for k, v in result.items() if k not in left_out}
+        facts = {k: v for k, v in result.items() if k not in NOT_IN_LEDGER}
         ledger.append(
             self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts
         )
@@ -220,6 +243,11 @@ def has_scores(result: dict[str, Any]) -> bool:
     return "scores" not in result or (Path(result["scores"]) / "complete.json").is_file()
 
 
+def is_derived(stage: Stage) -> bool:
+    """Whether a stage only reads others, so that it is made anew when they have changed."""
+    return stage.kind == "analyze"
+
+
 def is_offline(stage: Stage) -> bool:
     """Whether everything a stage reads is local, so that nothing may ask a hub."""
     hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
@@ -246,6 +274,34 @@ def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> Non
         },
         run.flywheel_plan,
     )
+
+
+def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
+    """The config of the flywheel that made a run, with overrides, and its complete stages.
+
+    Raises:
+        UserError: the folder is not the run directory of a flywheel, or an override is wrong.
+    """
+    if not run.flywheel_plan.is_file():
+        raise UserError(
+            f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
+            "Give the folder that `remit flywheel` wrote to with --run-dir."
+        )
+    written = read_yaml(run.flywheel_plan)
+    config = resolved(written["config"], overrides, run.flywheel_plan)
+    names = {entry["name"] for entry in written["stages"]}
+    stages = [
+        Stage(
+            entry["kind"], entry["name"], config,
+            {
+                role: given if given in names else find_checkpoint(given, f"--{role}")
+                for role, given in entry["inputs"].items()
+            },
+        )
+        for entry in written["stages"]
+        if run.stage(entry["name"]).is_complete() and entry["kind"] != "analyze"
+    ]  # fmt: skip
+    return config, stages
 
 
 def tail(path: Path, lines: int = 15) -> str:

@@ -71,6 +71,10 @@ class SourceConfig:
     reward: Literal["world", "math", "exact", "code"] = setting(
         "exact", "how an answer is judged; code: the answer is tests, run in the sandbox"
     )
+    licence: str = setting("", "licence of the text, named beside its excerpts", result=False)
+    publish: bool = setting(
+        True, "the analysis may show excerpts of the text; false: only a hash", result=False
+    )
 
 
 @dataclass
@@ -137,6 +141,9 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     tokens: int = setting(1_000_000, "training tokens", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "pre-training mixture")
+    keep_points: int = setting(
+        0, "models kept along the training for the analysis, at even steps", result=False, low=0
+    )
 
 
 @dataclass
@@ -171,6 +178,12 @@ class MidTrainConfig(TrainConfig):
     kd_alpha: float = setting(0.5, "KD: share of the KL term", low=0, high=1)
     snapshots: int = setting(
         0, "models kept along the annealing, at even steps before the last", low=0
+    )
+    keep_points: int = setting(
+        0,
+        "the same for the analysis, where `snapshots` keeps none; no part of the identity",
+        result=False,
+        low=0,
     )
     reference: Literal["inline", "cached"] = setting(
         "inline", "reference's forward beside the learner's, or its scores kept by a score stage"
@@ -311,6 +324,20 @@ class EvalConfig:
 
 
 @dataclass
+class AnalysisConfig:
+    enabled: bool = setting(True, "analyze at the end of a flywheel", result=False)
+    tokens: int = setting(
+        200_000,
+        "mid-training tokens whose weights are looked at, the first of the packed set",
+        low=1,
+    )
+    heldout_tokens: int = setting(
+        20_000, "held-out tokens for each domain of eval.bits_per_byte", low=1
+    )
+    batch_size: int = setting(64, "sequences per forward", result=False, low=1)
+
+
+@dataclass
 class FlywheelConfig:
     iterations: int = setting(3, "rounds after round 0", result=False, low=0)
     expectations: bool = setting(
@@ -393,6 +420,7 @@ class Config:
     rlvr: RlvrConfig = setting(RlvrConfig, "post-train, step 3, and rl-tune")
     score: ScoreConfig = setting(ScoreConfig, "stage score")
     eval: EvalConfig = setting(EvalConfig, "stage eval")
+    analysis: AnalysisConfig = setting(AnalysisConfig, "stage analyze")
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
     compare: CompareConfig = setting(CompareConfig, "command compare")
     launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)

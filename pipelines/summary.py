@@ -27,6 +27,7 @@ FACTS = {
     "sft": ("loss_first", "loss_last", "token_accuracy_first", "token_accuracy_last"),
     "dpo": ("loss_first", "loss_last", "heldout_pairs", "heldout_pair_accuracy"),
     "rlvr": ("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
+    "analyze": ("dynamics_reference", "missing"),
 }
 
 
@@ -112,6 +113,18 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
             }
             for name, result in results.items()
         },
+    }
+
+
+def analysis_facts(result: dict[str, Any]) -> dict[str, Any]:
+    """What an analysis says, without its excerpts."""
+    rounds = [{k: v for k, v in r.items() if k != "sequences"} for r in result["rounds"]]
+    return {
+        "dynamics_reference": result["dynamics_reference"],
+        "dynamics": result["dynamics"],
+        "rounds": rounds,
+        "movement": result["movement"],
+        "missing": result["missing"],
     }
 
 

@@ -218,6 +218,20 @@ def compare(
     _execute("compare", given, lambda s: s.plan_compare(base, ref))
 
 
+@app.command("analyze", rich_help_panel=LOOP)
+def analyze(
+    run: Annotated[Path, typer.Argument(help="The run directory of a flywheel.")],
+    json: options.Json = False,
+    overrides: options.Overrides = None,
+) -> None:
+    """Show what annealing, token weights and RL did in a flywheel, finished or half-finished.
+
+    Example: remit analyze runs/world
+    """
+    given = ("", run, None, None, json, overrides)
+    _execute("analyze", given, lambda s: s.plan_analysis())
+
+
 @app.command("plan", rich_help_panel=LOOP)
 def plan(
     iterations: options.Iterations = None,

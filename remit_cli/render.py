@@ -30,6 +30,7 @@ from pipelines.flywheel import Stage
 from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
+from remit_cli.analysis_tables import analysis_tables
 from remit_cli.tables import comparison_table, cost_table, curve_table, score_table, task_table
 
 MARKS = {
@@ -77,6 +78,9 @@ def headline(result: dict[str, Any]) -> str:
         silent = result["zero_variance_groups"]
         note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
         return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
+    if kind == "analyze":
+        models, rounds = len(result["dynamics"]), len(result["rounds"])
+        return f"{models} models against {result['dynamics_reference']}, weights of {rounds} rounds"
     if kind == "score":
         rate = result.get("tokens_per_second")
         words = f"{quantity(result['tokens'])} tokens in {result['shards']} shards"
@@ -91,6 +95,16 @@ def headline(result: dict[str, Any]) -> str:
     if "weight_std" in result:
         words += f", weights {result['weight_mean']:.2f} +- {result['weight_std']:.3f}"
     return words
+
+
+def failure_facts(failed: StageFailed) -> dict[str, Any]:
+    """What the JSON of a command says of a failed stage."""
+    return {
+        "status": "failed",
+        "stage": failed.stage,
+        "log": failed.log_path,
+        "exit_code": failed.returncode,
+    }
 
 
 class Screen:
@@ -110,14 +124,15 @@ class Screen:
         self._emit({"status": "wrong input", "error": message})
 
     def stage_failed(self, failed: StageFailed) -> None:
+        self.failure(failed)
+        self._emit(failure_facts(failed))
+
+    def failure(self, failed: StageFailed) -> None:
+        """A failed stage, in words alone."""
         self.errors.print(f"[bold red]failed:[/] {escape(str(failed))}")
         self.errors.print("The end of it:")
         self.errors.print(Text(failed.last_lines))
         self.errors.print("What was saved stays; the same command goes on from there.")
-        self._emit(
-            {"status": "failed", "stage": failed.stage, "log": failed.log_path,
-             "exit_code": failed.returncode}
-        )  # fmt: skip
 
     def interrupted(self, signum: int) -> None:
         name = signal.Signals(signum).name
@@ -141,6 +156,11 @@ class Screen:
             self.console.print(step_table(results))
         elif columns:
             self.console.print(task_table(columns[0]))
+        if values["command"] == "analyze":
+            for table in analysis_tables(values["analysis"]):
+                self.console.print(table)
+            for sentence in values["analysis"]["missing"]:
+                self.console.print(escape(sentence))
         if checks:
             self.console.print("What the built-in world is calibrated to show:")
         for check in checks:

@@ -16,7 +16,13 @@ from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
 from pipelines.run_dir import RunDir, RunLock
-from pipelines.runner import Observer, Runner, check_unchanged, write_flywheel_plan
+from pipelines.runner import (
+    Observer,
+    Runner,
+    check_unchanged,
+    read_flywheel_plan,
+    write_flywheel_plan,
+)
 from remit_cli import render
 
 CHAT_KINDS = ("sft", "dpo", "rlvr")
@@ -37,6 +43,11 @@ class Session:
     def load(self) -> None:
         """Load the recipe; `--gpus` and `--hostfile` win over it."""
         overrides = self.overrides or []
+        if self.command == "analyze":
+            assert self.run_dir is not None
+            self.run = RunDir(self.run_dir.resolve())
+            self.config, self.made = read_flywheel_plan(self.run, overrides)
+            return
         if self.command == "compare":
             overrides = [arms.whole_key(override) for override in overrides]
         config = recipes.load(self.config_name, overrides)
@@ -85,6 +96,9 @@ class Session:
     def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
         self.compared = None if base is None else checkpoint.find_checkpoint(base, "--base")
         return arms.plan_compare(self.config, self.compared, self._ref(ref))
+
+    def plan_analysis(self) -> list[Stage]:
+        return [flywheel.plan_analysis(self.config, self.made)]
 
     def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
         found = checkpoint.find_checkpoint(model, "--model")
@@ -164,7 +178,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     if session.command == "compare":
         screen.comparison(comparison.tables(found), found, path, run)
     else:
-        _show_results(session, results, screen)
+        _show_results(session, results, screen, runner.failure)
 
 
 def _fetched(stage: Stage) -> Stage:
@@ -179,9 +193,16 @@ def _fetched(stage: Stage) -> Stage:
 
 
 def _show_results(
-    session: Session, results: dict[str, dict[str, Any]], screen: render.Screen
+    session: Session,
+    results: dict[str, dict[str, Any]],
+    screen: render.Screen,
+    failure: StageFailed | None,
 ) -> None:
     values = {"status": "done", "command": session.command, **summary.as_json(session.run, results)}
+    if flywheel.ANALYSIS in results:
+        values["analysis"] = summary.analysis_facts(results[flywheel.ANALYSIS])
+    if failure is not None:
+        values |= render.failure_facts(failure)
     checks: list[summary.Expectation] = []
     if session.command == "flywheel" and session.config.flywheel.expectations:
         from pipelines.data.world import CHANCE
@@ -189,6 +210,9 @@ def _show_results(
         checks = summary.expectations(results, CHANCE)
         values["expectations"] = [vars(check) for check in checks]
     screen.results(results, checks, session.run, values)
+    if failure is not None:
+        screen.failure(failure)
+        sys.exit(1)
 
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:

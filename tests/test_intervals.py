@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
-from pipelines.evals.intervals import Z95, macro_average, paired_difference, wilson
+from pipelines.evals.intervals import (
+    Z95,
+    macro_average,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +89,24 @@ def test_pairing_narrows_what_agrees() -> None:
 def test_other_questions_are_not_compared(other: dict[str, list[int]]) -> None:
     with pytest.raises(ValueError, match="different questions"):
         paired_difference({"a": [1, 0]}, other)
+
+
+def test_a_ratio_of_equal_documents_is_their_mean() -> None:
+    values = [0.2, 0.5, 0.1, 0.9]
+    plain = mean_interval(values)
+    ratio = ratio_interval([10 * value for value in values], [10] * 4)
+    assert ratio == (pytest.approx(plain[0]), pytest.approx(plain[1]))
+    assert ratio_interval([3.0], [2]) == (1.5, None)
+
+
+def test_a_ratio_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        counts = rng.integers(1, 40, 60)
+        own = rng.normal(0.3, 0.5, 60)
+        sums = own * counts + rng.normal(0, 1, 60) * np.sqrt(counts)
+        mean, half = ratio_interval(sums.tolist(), counts.tolist())
+        assert half is not None
+        hits += abs(mean - 0.3) < half
+    assert 0.92 < hits / 1000 < 0.97

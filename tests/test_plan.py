@@ -60,8 +60,10 @@ def inputs(stages: dict[str, Stage]) -> dict[str, dict[str, Any]]:
 def test_order(iterations: int) -> None:
     stages = wheel(iterations=iterations)
     rounds = [name for number in range(iterations + 1) for name in a_round(number)]
-    assert list(stages) == ["base", "contamination", "base-eval", *rounds]
-    assert len(stages) == 3 + 6 * (iterations + 1)
+    assert list(stages) == ["base", "contamination", "base-eval", *rounds, "analysis"]
+    assert len(stages) == 4 + 6 * (iterations + 1)
+    without = wheel("analysis.enabled=false", "eval.contamination=none", iterations=iterations)
+    assert list(without) == ["base", "base-eval", *rounds]
 
 
 def test_inputs_of_one_round() -> None:
@@ -81,6 +83,10 @@ def test_inputs_of_one_round() -> None:
         "round-1/30-dpo": {"model": "round-1/20-sft"},
         "round-1/40-rlvr": {"model": "round-1/30-dpo"},
         "round-1/50-eval": {"model": "round-1/40-rlvr"},
+        "analysis": {
+            name: name
+            for name in ("base", *(n for k in (0, 1) for n in a_round(k) if "eval" not in n))
+        },
     }
 
 
@@ -138,11 +144,13 @@ def test_ref_replaces_the_bootstrap() -> None:
     assert "ref" not in stages["round-0/10-mid-train"].inputs
     assert stages["round-1/10-mid-train"].inputs["ref"] is REFERENCE
     assert stages["round-2/10-mid-train"].inputs["ref"] == "round-1/40-rlvr"
+    assert stages["analysis"].inputs["ref"] is REFERENCE
 
 
 def test_no_baseline() -> None:
     stages = wheel("flywheel.baseline=false", iterations=2, ref=REFERENCE)
-    assert list(stages) == ["base", "contamination", "base-eval", *a_round(1), *a_round(2)]
+    expected = [*a_round(1), *a_round(2), "analysis"]
+    assert list(stages) == ["base", "contamination", "base-eval", *expected]
     with pytest.raises(UserError, match=r"flywheel.baseline=false.*--ref"):
         wheel("flywheel.baseline=false")
 

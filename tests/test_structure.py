@@ -27,7 +27,7 @@ LAYERS = [
     {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
      "pipelines.process", "pipelines.run_dir", "pipelines.ledger"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
-     "pipelines.data"},
+     "pipelines.data", "pipelines.analysis"},
     {"pipelines.callbacks", "pipelines.engine"},
     {"pipelines.stages"},
     {"pipelines.worker", "pipelines.nursery"},
@@ -50,6 +50,7 @@ OPTIONS = {
     "flywheel": COMMON | {"--iterations", "--base", "--ref"},
     "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},
+    "analyze": {"--json"},
     "status": {"--json"},
 }
 # Files that are tables of data more than code.

@@ -94,6 +94,17 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         first = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return self.source_names[int(self._sources[first])]
 
+    def spans(self, num_sequences: int) -> list[tuple[int, int, str]]:
+        """Documents in the first sequences: start and end in their tokens, and the source.
+
+        The last one ends with the sequences, whether or not its text does.
+        """
+        end = num_sequences * self.context_length
+        count = int(np.searchsorted(self._starts, np.array(end, dtype=START_TYPE)))
+        starts = self._starts[:count].astype(np.int64).tolist()
+        names = [self.source_names[int(number)] for number in self._sources[:count]]
+        return list(zip(starts, [*starts[1:], end], names, strict=True))
+
     def _starts_of(self, index: int) -> np.ndarray:
         offset = index * self.context_length
         # Bounds of the array's own type keep numpy from converting the whole of it.

@@ -46,7 +46,10 @@ _BATCH_CHARACTERS = 1 << 17
 _MAX_THREADS = 16
 _FLUSH_TOKENS = 1 << 18
 # Keys of a source that no document depends on.
-_OTHER_KEYS = ("response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward")
+_OTHER_KEYS = (
+    "response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward", "licence",
+    "publish",
+)  # fmt: skip
 
 
 def pack(

@@ -90,3 +90,22 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     variance = sum((x - mean) ** 2 for x in values) / (n - 1)
     quantile = T975[n - 2] if n - 2 < len(T975) else Z95
     return mean, quantile * math.sqrt(variance / n)
+
+
+def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """Mean per token over documents of unequal length, and half its 95% interval over documents.
+
+    The mean is sum of `sums` / sum of `counts`; the interval is that of a ratio estimator, so that
+    tokens of one document may hang together. None for fewer than two documents.
+
+    Args:
+        sums: of each document, the sum of its tokens' values.
+        counts: of each document, its tokens, 1 at least.
+    """
+    n, total = len(sums), sum(counts)
+    mean = sum(sums) / total
+    if n < 2:
+        return mean, None
+    squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    quantile = T975[n - 2] if n - 2 < len(T975) else Z95
+    return mean, quantile * math.sqrt(squares * n / (n - 1)) / total

@@ -18,6 +18,7 @@ MODULES = {
     "score": "pipelines.stages.score",
     "evaluate": "pipelines.stages.evaluate",
     "contamination": "pipelines.stages.contamination",
+    "analyze": "pipelines.stages.analyze",
 }
 
 # For a process that forks workers: keeps libraries from starting threads, which a fork would lose.

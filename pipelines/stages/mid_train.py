@@ -51,10 +51,8 @@ def run(job: StageJob) -> dict[str, Any]:
         num_tokens=len(tokenizer), reference=reference, objective=objective_of(settings),
         chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
-    if settings.snapshots:
-        snapshots = SnapshotWriter(job.stage_dir, tokenizer, settings.snapshots)
-        snapshots.trainer = trainer
-        trainer.add_callback(snapshots)
+    points = settings.snapshots or settings.keep_points
+    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, points))
     engine.train(trainer, job.stage_dir, settings)
     return {
         "objective": settings.objective,

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pipelines import engine
+from pipelines.callbacks import SnapshotWriter
 from pipelines.stages import StageJob
 from pipelines.stages.base_model import adopt, new_model, new_tokenizer
 from pipelines.stages.mid_trainer import MidTrainer
@@ -30,6 +31,7 @@ def run(job: StageJob) -> dict[str, Any]:
         model, arguments, dataset, dataset.collate,
         num_tokens=len(tokenizer), chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
+    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.keep_points))
     engine.train(trainer, job.stage_dir, settings)
     return {
         **engine.engine_facts(trainer),

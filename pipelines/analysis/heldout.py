@@ -1,0 +1,99 @@
+"""Models on held-out text: how far a checkpoint is from another, with intervals over windows.
+
+A window is a document, or a context of a long one; see `pipelines.evals.bits_per_byte.cut`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pipelines.evals.bits_per_byte import cut, window_batches
+from pipelines.evals.intervals import ratio_interval
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text of one domain: the token ids of its windows."""
+
+    windows: list[list[int]]
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each window."""
+        return [len(window) for window in self.windows]
+
+
+def read_heldout(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    context_length: int,
+    max_tokens: int,
+) -> HeldOut:
+    """The first windows of some texts, to `max_tokens` tokens, the last window whole."""
+    found = cut(tokenizer, texts, context_length=context_length, max_tokens=max_tokens).ids
+    before = np.cumsum([0, *map(len, found)])[:-1]
+    return HeldOut([window for window, start in zip(found, before, strict=True)
+                    if start < max_tokens])  # fmt: skip
+
+
+@torch.inference_mode()
+def window_logprobs(
+    model: Any, tokenizer: PreTrainedTokenizerBase, heldout: HeldOut, batch_size: int
+) -> np.ndarray:
+    """Summed log-probability of the tokens of each window, float64 [windows].
+
+    Args:
+        model: after `score_tokens_in_forward`.
+    """
+    sums = np.zeros(len(heldout.windows))
+    for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
+        nll = model(input_ids=inputs.to(model.device), shift_labels=labels.to(model.device))["nll"]
+        sums[rows] = -nll.double().sum(1).cpu().numpy()
+    return sums
+
+
+@torch.inference_mode()
+def window_kl(
+    model: Any,
+    reference: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    heldout: HeldOut,
+    batch_size: int,
+) -> np.ndarray:
+    """Summed KL(reference || model) of the predictions for the tokens of each window, [windows].
+
+    Args:
+        model: after `score_tokens_in_forward` with the head of `reference`.
+        reference: after `score_tokens_in_forward`.
+    """
+    sums = np.zeros(len(heldout.windows))
+    for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
+        inputs, labels = inputs.to(model.device), labels.to(model.device)
+        hidden = reference(input_ids=inputs)["hidden"]
+        kl = model(input_ids=inputs, shift_labels=labels, ref_hidden=hidden)["kl"]
+        sums[rows] = kl.double().sum(1).cpu().numpy()
+    return sums
+
+
+def gap(logprobs: np.ndarray, rl_logprobs: np.ndarray, counts: list[int]) -> dict[str, Any]:
+    """Mean over tokens of log p_RL - log p_checkpoint in nats, with its interval over windows.
+
+    Args:
+        logprobs, rl_logprobs: of each window, the sum over its tokens, [windows].
+        counts: tokens of each window.
+    """
+    mean, half = ratio_interval((rl_logprobs - logprobs).tolist(), counts)
+    return {"mean": mean, "half_interval": half}
+
+
+def divergence(sums: np.ndarray, counts: list[int]) -> dict[str, Any]:
+    """Mean KL of a token in nats, with its interval over windows."""
+    mean, half = ratio_interval(sums.tolist(), counts)
+    return {"kl": mean, "half_interval": half}

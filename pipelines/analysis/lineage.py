@@ -1,0 +1,114 @@
+"""The models of a run and how they descend from each other, from the names of their stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, read_json
+
+BASE, OUTSIDE = "base", "ref"
+OF_ROUND = re.compile(r"round-(\d+)/\d+-(mid-train|sft|dpo|rlvr)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model of a run.
+
+    Attributes:
+        name: of its stage; `name@2` is the second model kept along that stage.
+        round: None for the base and before it.
+        step: of its stage.
+        tokens: trained on in pre-training and annealing, up to this model; 0 for an adopted base.
+    """
+
+    name: str
+    folder: Path
+    phase: Literal["pretrain", "anneal", "post"]
+    round: int | None
+    step: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All models of a run.
+
+    Attributes:
+        checkpoints: by name, in the order of training.
+        mids, posts: by round, the annealed and the last post-trained model.
+        outside: folder of a reference that no stage made.
+    """
+
+    checkpoints: dict[str, Checkpoint]
+    mids: dict[int, str]
+    posts: dict[int, str]
+    outside: Path | None
+
+    def folder(self, name: str) -> Path:
+        """The folder of a model by its name, or of the reference from outside by its path."""
+        return self.checkpoints[name].folder if name in self.checkpoints else Path(name)
+
+    def reference(self, number: int) -> str | None:
+        """What weights the tokens of round `number` from 1 on: a name, or a path outside."""
+        if number == 1 and self.outside is not None:
+            return str(self.outside)
+        return self.posts.get(number - 1)
+
+
+def lineage(inputs: Mapping[str, Path], last_step: str) -> Lineage:
+    """The models of a run.
+
+    Args:
+        inputs: folder by stage name; `ref` is a reference from outside.
+        last_step: the post-training step whose model is the next reference: sft, dpo or rlvr.
+    """
+    found: dict[str, Checkpoint] = {}
+    mids: dict[int, str] = {}
+    posts: dict[int, str] = {}
+    for name in sorted(inputs, key=_order):
+        made = OF_ROUND.fullmatch(name)
+        if name == BASE:
+            _add(found, name, inputs[name], "pretrain", None, 0)
+        elif made and made[2] == "mid-train":
+            mids[int(made[1])] = name
+            _add(found, name, inputs[name], "anneal", int(made[1]), found[BASE].tokens)
+        elif made:
+            number = int(made[1])
+            before = found[mids[number]].tokens if number in mids else found[BASE].tokens
+            step = _result(inputs[name]).get("steps", 0)
+            found[name] = Checkpoint(name, inputs[name], "post", number, step, before)
+            if made[2] == last_step:
+                posts[number] = name
+    return Lineage(found, mids, posts, inputs.get(OUTSIDE))
+
+
+def _order(name: str) -> tuple[int, str]:
+    made = OF_ROUND.fullmatch(name)
+    return (int(made[1]), name) if made else (-1, name)
+
+
+def _add(
+    found: dict[str, Checkpoint],
+    name: str,
+    folder: Path,
+    phase: Literal["pretrain", "anneal"],
+    number: int | None,
+    tokens_before: int,
+) -> None:
+    """A model that was trained on text, after those kept along its training."""
+    result = _result(folder)
+    steps, tokens = result.get("steps", 0), result.get("tokens", 0)
+    for kept in StageDir(folder.parent).snapshots():
+        step = read_json(kept / SNAPSHOT_FACTS)["step"]
+        seen = tokens_before + round(tokens * step / steps)
+        at = f"{name}@{kept.name}"
+        found[at] = Checkpoint(at, kept, phase, number, step, seen)
+    found[name] = Checkpoint(name, folder, phase, number, steps, tokens_before + tokens)
+
+
+def _result(folder: Path) -> dict[str, int]:
+    return StageDir(folder.parent).read_result()

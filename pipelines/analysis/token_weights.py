@@ -1,0 +1,83 @@
+"""What is up-weighted: mean weight and share at the clip by group of tokens, and single tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.objectives.objective import Objective
+
+
+def weights_of(
+    objective: Objective,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    documents: Tensor,
+    micro_batch: int,
+) -> Tensor:
+    """Weights of many sequences as the training would take them, a micro-batch at a time.
+
+    Args:
+        logprobs, ref_logprobs, mask, documents: [sequences, seq], see `remit_weights`.
+        micro_batch: sequences that `center="batch"` and RHO-1's ranking see together.
+
+    Returns:
+        fp32 [sequences, seq], 0 where the mask is false.
+    """
+    parts = zip(
+        *(x.split(micro_batch) for x in (logprobs, ref_logprobs, mask, documents)), strict=True
+    )
+    return torch.cat([objective.weights(*part) for part in parts])
+
+
+def by_group(
+    weights: np.ndarray, groups: Sequence[str], names: Sequence[str], eps: float
+) -> dict[str, dict[str, float]]:
+    """Targets, mean weight and shares at the two ends of the clip range, for each group.
+
+    Args:
+        weights: fp32 [tokens], NaN for a token that is no target.
+        groups: the group of each token.
+        names: the groups to report; one without a target is left out.
+        eps: half width of the clip range.
+    """
+    group, target = np.asarray(groups), ~np.isnan(weights)
+    found = {}
+    for name in names:
+        own = weights[(group == name) & target]
+        if not len(own):
+            continue
+        found[name] = {
+            "tokens": len(own),
+            "mean_weight": float(own.mean(dtype=np.float64)),
+            # The bounds as fp32 has them, which is where clamp puts the weights.
+            "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
+            "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
+        }
+    return found
+
+
+def extremes(
+    weights: np.ndarray, ids: np.ndarray, *, count: int = 20, least: int = 20
+) -> tuple[list[tuple[int, int, float]], list[tuple[int, int, float]]]:
+    """Token ids with the highest and with the lowest mean weight: (id, targets, mean weight).
+
+    Args:
+        weights: [tokens], NaN for a token that is no target.
+        ids: of the tokens, int64 [tokens].
+        count: ids in each list; no id is in both.
+        least: an id with fewer targets is left out.
+    """
+    target = ~np.isnan(weights)
+    sums = np.bincount(ids[target], weights[target].astype(np.float64))
+    times = np.bincount(ids[target])
+    often = np.flatnonzero(times >= least)
+    means = sums[often] / times[often]
+    order = np.argsort(-means, kind="stable")
+    listed = [(int(often[i]), int(times[often[i]]), float(means[i])) for i in order]
+    count = min(count, len(listed) // 2)
+    return listed[:count], listed[len(listed) - count :][::-1]

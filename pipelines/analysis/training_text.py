@@ -1,0 +1,173 @@
+"""The first sequences of a packed set as text: which document, domain and class a token is of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.analysis.token_classes import token_classes
+from pipelines.analysis.token_text import TokenText
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.records import Document, document_streams
+from pipelines.schema import SourceConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """One document, or as much of the last one as the sequences hold.
+
+    Attributes:
+        start, stop: in the tokens of the sequences.
+        number: of the document in the order of its source, from 0.
+        domain: what its record says, else the name of the source.
+    """
+
+    start: int
+    stop: int
+    source: str
+    number: int
+    domain: str
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Tokens of the first sequences of a packed set; one entry for each token.
+
+    Attributes:
+        ids: int64 [tokens].
+        texts, classes: of each token.
+        spans: the documents, in order and without gaps.
+        context_length: tokens of a sequence.
+    """
+
+    ids: np.ndarray
+    texts: list[str]
+    classes: list[str]
+    spans: list[Span]
+    context_length: int
+
+    @property
+    def domains(self) -> list[str]:
+        """The domain of each token."""
+        return [span.domain for span in self.spans for _ in range(span.start, span.stop)]
+
+
+def read_training_text(
+    dataset: PackedDataset,
+    num_sequences: int,
+    text: TokenText,
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+) -> TrainingText:
+    """The first `num_sequences` sequences of a packed set.
+
+    A packed set knows the source of a document. Its domain is read from the sources again, whose
+    order is a function of the seed.
+
+    Args:
+        text: of the tokenizer that packed the set.
+        sources: the mixture that was packed.
+        seed: of the data order.
+    """
+    rows = [dataset[index]["input_ids"] for index in range(num_sequences)]
+    ids = np.concatenate(rows)
+    live = {name: source for name, source in sources.items() if source.weight > 0}
+    streams = document_streams(live, data_root, seed)
+    filled = {name: _filled(stream) for name, stream in streams.items()}
+    numbers = dict.fromkeys(live, 0)
+    spans, texts, classes = [], [], []
+    for start, stop, source in dataset.spans(num_sequences):
+        document = next(filled[source])
+        spans.append(Span(start, stop, source, numbers[source], document.domain))
+        numbers[source] += 1
+        own_ids = ids[start:stop].tolist()
+        own = text.of(own_ids)
+        texts += own
+        # A special token is none of the text.
+        words = zip(own_ids, own, strict=True)
+        classes += token_classes(["" if i in text.special else word for i, word in words])
+    return TrainingText(ids, texts, classes, spans, dataset.context_length)
+
+
+def _filled(stream: Iterator[Document]) -> Iterator[Document]:
+    return (document for document in stream if document.text)
+
+
+def target_rows(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values of targets, moved from the position that predicts to the token that is predicted.
+
+    Args:
+        values: [sequences, context], at the position before each target.
+        mask: true where the position has a target, the same shape.
+
+    Returns:
+        float32 [sequences * context]; NaN for a token that is no target.
+    """
+    moved = np.full(values.shape, np.nan, dtype=np.float32)
+    moved[:, 1:] = np.where(mask, values, np.nan)[:, :-1]
+    return moved.reshape(-1)
+
+
+def excerpts(
+    text: TrainingText,
+    sources: Mapping[str, SourceConfig],
+    values: Mapping[str, np.ndarray],
+    *,
+    count: int = 20,
+    longest: int = 512,
+    shortest: int = 8,
+) -> list[dict[str, Any]]:
+    """Pieces of documents with a number for each token, the domains in turn.
+
+    A piece lies within one document and one packed sequence, since weights are centred there. A
+    source with `publish: false` gives the place and the hash of a piece, and neither text nor ids.
+
+    Args:
+        values: by name, [tokens] with NaN for a token that is no target, see `target_rows`.
+        longest, shortest: tokens of a piece.
+    """
+    found = []
+    for span, start, stop in _spread(text, count, longest, shortest):
+        source = sources[span.source]
+        words = text.texts[start:stop]
+        piece = {
+            "source": span.source,
+            "domain": span.domain,
+            "licence": source.licence or ("built-in world" if source.kind == "world" else ""),
+            "publish": source.publish,
+            "document": span.number,
+            "tokens": words if source.publish else [],
+        }
+        if not source.publish:
+            piece["sha256"] = hashlib.sha256("".join(words).encode()).hexdigest()
+        for name, numbers in values.items():
+            piece[name] = [None if np.isnan(x) else round(float(x), 4) for x in numbers[start:stop]]
+        found.append(piece)
+    return found
+
+
+def _spread(
+    text: TrainingText, count: int, longest: int, shortest: int
+) -> list[tuple[Span, int, int]]:
+    """Pieces of `count` documents: the domains share them, each evenly over its text."""
+    by_domain: dict[str, list[tuple[Span, int, int]]] = {}
+    for span in text.spans:
+        # The part in the sequence where the document begins, or else in the next one.
+        end_of_row = (span.start // text.context_length + 1) * text.context_length
+        start = span.start if min(span.stop, end_of_row) - span.start >= shortest else end_of_row
+        stop = min(span.stop, (start // text.context_length + 1) * text.context_length)
+        if stop - start >= shortest:
+            piece = (span, start, min(stop, start + longest))
+            by_domain.setdefault(span.domain, []).append(piece)
+    chosen: list[tuple[Span, int, int]] = []
+    for number, (_, pieces) in enumerate(sorted(by_domain.items())):
+        share = (count - number - 1) // len(by_domain) + 1 if number < count else 0
+        places = np.linspace(0, len(pieces) - 1, min(share, len(pieces))).round().astype(int)
+        chosen += [pieces[place] for place in dict.fromkeys(places.tolist())]
+    return sorted(chosen, key=lambda piece: piece[1])

@@ -1,0 +1,306 @@
+"""Stage analyze: training dynamics, what is up-weighted, and how far RL moves the model.
+
+One process with whole weights: each model of the run is loaded once and scores held-out text and,
+where weights are made of it, the first training sequences. No DeepSpeed engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.analysis import heldout as held
+from pipelines.analysis.lineage import BASE, Lineage, lineage
+from pipelines.analysis.token_classes import CLASSES
+from pipelines.analysis.token_text import TokenText
+from pipelines.analysis.token_weights import by_group, extremes, weights_of
+from pipelines.analysis.training_text import (
+    TrainingText,
+    excerpts,
+    read_training_text,
+    target_rows,
+)
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.records import documents
+from pipelines.data.tokenizer import load_tokenizer
+from pipelines.objectives.objective import Objective
+from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
+from pipelines.objectives.weights import discrepancy
+from pipelines.schema import Config, pool_factor
+from pipelines.stages import StageJob
+from pipelines.stages.evaluate import QUESTION_ORDER_SEED
+from pipelines.stages.mid_train import objective_of
+from pipelines.stages.packed_data import packed
+from pipelines.stages.score import load_scorer, score
+
+POST_STEPS = ("sft", "dpo", "rlvr")
+
+
+def run(job: StageJob) -> dict[str, Any]:
+    """What the models of the run show together; `missing` says what could not be had."""
+    last_step = [step for step in POST_STEPS if getattr(job.config, step).enabled][-1]
+    models = lineage(job.inputs, last_step)
+    analysis = Analysis(job, models)
+    analysis.score_models()
+    return {
+        "learner": BASE,
+        "dynamics_reference": analysis.rl_model,
+        "heldout_tokens": {name: sum(t.counts) for name, t in analysis.heldout.items()},
+        "rounds": analysis.rounds(),
+        "dynamics": analysis.dynamics(),
+        "movement": analysis.movement(),
+        "missing": missing(analysis),
+    }
+
+
+def missing(analysis: Analysis) -> list[str]:
+    """What a whole analysis would have besides, a sentence each."""
+    models, found = analysis.models, []
+    if not analysis.heldout:
+        found.append("eval.bits_per_byte names no held-out text: no gaps and no movement.")
+    if analysis.rl_model is None:
+        found.append("No post-trained model of round 0 and no --ref: no gaps to an RL model.")
+    if not [number for number in models.mids if number >= 1]:
+        found.append("No round of weighted mid-training is complete: no weights.")
+    elif analysis.objective is None:
+        found.append("The objective of the rounds does not weight tokens: no weights.")
+    found += [
+        f"Round {number} has no post-trained model: no movement from mid-training to it."
+        for number in models.mids
+        if number not in models.posts
+    ]
+    return found
+
+
+@dataclass
+class Analysis:
+    """Scores of the models of one run, and what follows from them.
+
+    Attributes:
+        window_sums: by model and domain, summed log-probabilities of held-out windows.
+        logprobs: by model, of the training sequences, [sequences, context].
+    """
+
+    job: StageJob
+    models: Lineage
+    window_sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    logprobs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.job.config
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(
+            self.job.inputs[BASE], trust_remote_code=self.config.trust_remote_code
+        )
+
+    @cached_property
+    def objective(self) -> Objective | None:
+        """What weights the tokens of the rounds; None where nothing does."""
+        if not any(number >= 1 for number in self.models.mids):
+            return None
+        found = objective_of(self.config.mid_train)
+        return found if found.uses_weights else None
+
+    @property
+    def weighted_rounds(self) -> list[int]:
+        if self.objective is None:
+            return []
+        return [n for n in self.models.mids if n >= 1 and self.models.reference(n) is not None]
+
+    @property
+    def rl_model(self) -> str | None:
+        """The model that all checkpoints are compared with: the reference of round 1."""
+        return self.models.reference(1)
+
+    @cached_property
+    def heldout(self) -> dict[str, held.HeldOut]:
+        """Held-out text by domain."""
+        settings = self.config.analysis
+        return {
+            name: held.read_heldout(
+                self.tokenizer,
+                (d.text for d in documents({name: source}, self.config.data_root,
+                                           QUESTION_ORDER_SEED, repeat=False)),
+                context_length=self.config.context_length,
+                max_tokens=settings.heldout_tokens,
+            )
+            for name, source in self.config.eval.bits_per_byte.items()
+        }  # fmt: skip
+
+    @cached_property
+    def dataset(self) -> PackedDataset:
+        mid = self.config.mid_train
+        found = packed(self.job, "mid_train", mid, self.tokenizer, factor=pool_factor(mid))
+        found.with_documents = True
+        return found
+
+    @cached_property
+    def num_sequences(self) -> int:
+        wanted = -(-self.config.analysis.tokens // self.config.context_length)
+        return min(len(self.dataset), wanted)
+
+    @cached_property
+    def batch(self) -> dict[str, Tensor]:
+        """The training sequences whose weights are looked at."""
+        return self.dataset.collate([self.dataset[i] for i in range(self.num_sequences)])
+
+    @cached_property
+    def text(self) -> TrainingText:
+        """The same sequences as text."""
+        return read_training_text(
+            self.dataset, self.num_sequences, TokenText(self.tokenizer),
+            self.config.mid_train.sources, self.config.data_root, self.config.seed,
+        )  # fmt: skip
+
+    def score_models(self) -> None:
+        """One forward of each model over the texts that it is needed for."""
+        on_training_text = {BASE} if self.weighted_rounds else set()
+        for number in self.weighted_rounds:
+            on_training_text |= {self.models.mids[number], str(self.models.reference(number))}
+        on_heldout: set[str] = set()
+        if self.rl_model and self.heldout:
+            on_heldout = {*self.models.checkpoints, self.rl_model}
+        order = [*self.models.checkpoints, *([str(self.models.outside)] if self.models.outside
+                                             else [])]  # fmt: skip
+        needed = [name for name in order if name in on_heldout | on_training_text]
+        # What is there now stays: a collection after each model need not look at it again.
+        gc.freeze()
+        for done, name in enumerate(needed):
+            self._progress(done, len(needed))
+            model = self._load(name)
+            size = self.config.analysis.batch_size
+            if name in on_heldout:
+                self.window_sums[name] = {
+                    domain: held.window_logprobs(model, self.tokenizer, text, size)
+                    for domain, text in self.heldout.items()
+                }
+            if name in on_training_text:
+                rows = score(model, self.dataset, range(self.num_sequences), size)
+                self.logprobs[name] = torch.from_numpy(rows)
+            del model
+            _free()
+        self._progress(len(needed), len(needed))
+
+    def dynamics(self) -> list[dict[str, Any]]:
+        """The gap of every checkpoint to the RL model, per domain."""
+        if self.rl_model is None or not self.heldout:
+            return []
+        rl = self.window_sums[self.rl_model]
+        return [
+            {
+                "checkpoint": made.name,
+                "phase": made.phase,
+                "round": made.round,
+                "step": made.step,
+                "tokens": made.tokens,
+                "gap": {
+                    domain: held.gap(self.window_sums[made.name][domain], rl[domain], text.counts)
+                    for domain, text in self.heldout.items()
+                },
+            }
+            for made in self.models.checkpoints.values()
+        ]
+
+    def movement(self) -> list[dict[str, Any]]:
+        """KL(base || mid) and KL(mid || post) of each round, mean per held-out token."""
+        found: list[dict[str, Any]] = []
+        for number, mid in self.models.mids.items() if self.heldout else ():
+            post = self.models.posts.get(number)
+            entry = {"round": number, "base_to_mid": self._kl(BASE, mid)}
+            found.append(entry | ({"mid_to_post": self._kl(mid, post)} if post else {}))
+        return found
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """What the weights of each round do, with the base and with its end as the learner."""
+        return [self._round(number) for number in self.weighted_rounds]
+
+    def _round(self, number: int) -> dict[str, Any]:
+        mid, reference = self.models.mids[number], str(self.models.reference(number))
+        values = self._token_values(BASE, reference)
+        text = TokenText(self.tokenizer)
+        high, low = extremes(values["weights"], self.text.ids)
+        return {
+            "round": number,
+            "mid": mid,
+            "reference": reference,
+            **self._groups(values["weights"]),
+            "at_end": self._groups(self._token_values(mid, reference)["weights"]),
+            "highest": [_listed(text, entry) for entry in high],
+            "lowest": [_listed(text, entry) for entry in low],
+            "sequences": excerpts(self.text, self.config.mid_train.sources, values),
+        }
+
+    def _token_values(self, learner: str, reference: str) -> dict[str, np.ndarray]:
+        """Weight, d and both log-probabilities of each training token, NaN for no target."""
+        assert self.objective is not None
+        mask = self.batch["shift_labels"] != IGNORE
+        logprobs, ref_logprobs = self.logprobs[learner], self.logprobs[reference]
+        weights = weights_of(
+            self.objective, logprobs, ref_logprobs, mask, self.batch["documents"],
+            self.config.mid_train.micro_batch,
+        )  # fmt: skip
+        found = {
+            "weights": weights,
+            "d": discrepancy(logprobs, ref_logprobs, mask),
+            "logprobs": logprobs,
+            "ref_logprobs": ref_logprobs,
+        }
+        return {name: target_rows(x.numpy(), mask.numpy()) for name, x in found.items()}
+
+    def _groups(self, weights: np.ndarray) -> dict[str, Any]:
+        eps, domains = self.config.mid_train.eps, self.text.domains
+        return {
+            "domains": by_group(weights, domains, sorted(set(domains)), eps),
+            "classes": by_group(weights, self.text.classes, CLASSES, eps),
+        }
+
+    def _kl(self, first: str, second: str) -> dict[str, Any]:
+        """KL(first || second), and for each domain."""
+        reference, model = self._load(first), self._load(second)
+        score_tokens_in_forward(
+            model, len(self.tokenizer), reference.get_output_embeddings(), self.config.chunk_bytes
+        )
+        size = self.config.analysis.batch_size
+        sums = {
+            domain: held.window_kl(model, reference, self.tokenizer, text, size)
+            for domain, text in self.heldout.items()
+        }
+        counts = {domain: text.counts for domain, text in self.heldout.items()}
+        del reference, model
+        _free()
+        return {
+            **held.divergence(np.concatenate(list(sums.values())), list(chain(*counts.values()))),
+            "domains": {name: held.divergence(sums[name], counts[name]) for name in sums},
+        }
+
+    def _load(self, name: str) -> Any:
+        return load_scorer(self.models.folder(name), self.config, len(self.tokenizer))
+
+    def _progress(self, done: int, of: int) -> None:
+        with open(self.job.stage_dir.metrics, "a", encoding="utf-8") as stream:
+            line = {"step": done, "max_steps": of, "time": round(time.time(), 3)}
+            stream.write(json.dumps(line) + "\n")
+
+
+def _listed(text: TokenText, entry: tuple[int, int, float]) -> dict[str, Any]:
+    token_id, count, mean = entry
+    return {"token": text.alone(token_id), "id": token_id, "count": count, "mean_weight": mean}
+
+
+def _free() -> None:
+    """Give back a model, which a forward of its own ties to itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
