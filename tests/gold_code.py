@@ -21,7 +21,7 @@ from pipelines.rewards.sandbox import Limits, check_all
 DATA = Path(os.environ.get("REMIT_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
 HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
 MBPP = "mbpp/mbpp.jsonl"
-# CPU seconds as ever; on a busy machine the slowest solution (MBPP/123, 3 s) takes long by the clock.
+# On a busy machine the slowest solution (MBPP/123, 3 CPU-seconds) takes long by the clock.
 LIMITS = Limits(wall_seconds=120)
 Problem = tuple[str, str, str]
 
