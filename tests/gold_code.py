@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.rewards.sandbox import check_all
+from pipelines.rewards.sandbox import Limits, check_all
 
 DATA = Path(os.environ.get("REMIT_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
 HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
 MBPP = "mbpp/mbpp.jsonl"
+# On a busy machine the slowest solution (MBPP/123, 3 CPU-seconds) takes long by the clock.
+LIMITS = Limits(wall_seconds=120)
 Problem = tuple[str, str, str]
 
 
@@ -42,8 +44,8 @@ def mbpp(data: Path = DATA) -> Iterator[Problem]:
 
 def wrong(problems: list[Problem]) -> list[str]:
     """What is judged wrongly: reference solutions that fail, empty programs that pass."""
-    outcomes = check_all([(program, tests) for _, program, tests in problems])
-    empty = check_all([("", tests) for _, _, tests in problems])
+    outcomes = check_all([(program, tests) for _, program, tests in problems], LIMITS)
+    empty = check_all([("", tests) for _, _, tests in problems], LIMITS)
     return [
         *(f"{p[0]}: {o.status}: {o.reason}" for p, o in zip(problems, outcomes, strict=True)
           if not o.passed),
