@@ -32,12 +32,12 @@ from pipelines.analysis.training_text import (
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.records import documents
 from pipelines.data.tokenizer import load_tokenizer
+from pipelines.evals.questions import QUESTION_ORDER_SEED
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
 from pipelines.schema import Config, pool_factor
 from pipelines.stages import StageJob
-from pipelines.stages.evaluate import QUESTION_ORDER_SEED
 from pipelines.stages.mid_train import objective_of
 from pipelines.stages.packed_data import packed
 from pipelines.stages.score import load_scorer, score
