@@ -33,7 +33,7 @@ LAYERS = [
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
      "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
-     "pipelines.runner", "pipelines.preflight", "pipelines.report"},
+     "pipelines.runner", "pipelines.preflight", "pipelines.quantities", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
@@ -50,6 +50,7 @@ OPTIONS = {
     "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},
     "status": {"--json"},
+    "report": {"--format", "--output", "--no-text", "--open"},
 }
 # Files that are tables of data more than code.
 DATA_TABLES: set[str] = set()
