@@ -7,10 +7,8 @@ from typing import Any
 
 from pipelines.estimate import stage_flops
 from pipelines.quantities import duration, quantity
-from pipelines.report.blocks import Block, Cell, Fold, Missing, Section, Table
+from pipelines.report.blocks import NO_VALUE, Block, Cell, Fold, Missing, Section, Table
 from pipelines.report.record import Record, StageRecord
-
-DASH = Cell("–")
 
 
 def cost_section(record: Record) -> Section:
@@ -30,9 +28,9 @@ def cost_section(record: Record) -> Section:
     totals = [_total([row[column] for row in rows]) for column in (2, 3, 4, 5)]
     tokens, flops, seconds, rank_seconds = totals
     rows.append([
-        Cell("all stages"), DASH, Cell(quantity(tokens), value=tokens),
+        Cell("all stages"), NO_VALUE, Cell(quantity(tokens), value=tokens),
         Cell(quantity(flops), value=flops), Cell(duration(seconds), value=seconds),
-        Cell(_hours(rank_seconds), value=rank_seconds), DASH,
+        Cell(_hours(rank_seconds), value=rank_seconds), NO_VALUE,
     ])  # fmt: skip
     columns = ["stage", "ranks", "tokens", "FLOPs", "time", "rank-hours", "tokens/s"]
     note = f"The model has {parameters:,} parameters." if parameters else ""
@@ -46,7 +44,7 @@ def _total(cells: list[Cell]) -> float:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f}"
+    return f"{seconds / 3600:.3f}"
 
 
 def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
@@ -57,11 +55,11 @@ def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
     return [
         Cell(stage.name),
         Cell(str(ranks), value=ranks),
-        Cell(quantity(tokens), value=tokens) if tokens else DASH,
-        Cell(quantity(flops), value=flops) if flops else DASH,
+        Cell(quantity(tokens), value=tokens) if tokens else NO_VALUE,
+        Cell(quantity(flops), value=flops) if flops else NO_VALUE,
         Cell(duration(seconds), value=seconds),
         Cell(_hours(seconds * ranks), value=seconds * ranks),
-        Cell(quantity(rate), value=rate) if rate else DASH,
+        Cell(quantity(rate), value=rate) if rate else NO_VALUE,
     ]
 
 
@@ -86,8 +84,8 @@ def provenance_section(record: Record) -> Section:
             Cell(stage.name),
             Cell(stage.state),
             Cell(stage.spec["identity"][:12]),
-            Cell(stage.result.get("model_sha256", "–")[:12]),
-            Cell(str(stage.spec["config"]["seed"])),
+            Cell(stage.result.get("model_sha256", NO_VALUE.text)[:12]),
+            Cell(str(stage.spec["config"]["seed"]), value=stage.spec["config"]["seed"]),
         ]
         for stage in begun
     ]

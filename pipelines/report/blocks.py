@@ -30,6 +30,9 @@ class Cell:
     value: float | None = None
 
 
+NO_VALUE = Cell("\N{EN DASH}")
+
+
 @dataclass(frozen=True)
 class Table:
     """Attributes:

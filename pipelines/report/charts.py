@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.quantities import quantity
 from pipelines.report.blocks import DotPlot, LineChart, Point, Wheel, WheelStage
 
 WIDTH, HEIGHT = 420.0, 250.0
@@ -71,25 +72,23 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float, step: float) -> str:
-    """A tick's text, with the digits that its step needs."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-    if abs(step) < 0.0005:
-        return f"{value:.0e}".replace("e-0", "e-")
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 3
-    text = f"{value:.{digits}f}"
-    if abs(float(text) - value) > 0.01 * abs(step):
-        text = f"{value:.{digits + 1}f}"
-    return text.replace("-", "−")
+def numbers(values: Sequence[float]) -> list[str]:
+    """Texts of the ticks of an axis, all with the digits that they need together."""
+    largest = max(map(abs, values))
+    if largest >= 10_000:
+        return [quantity(value) for value in values]
+    if 0 < largest < 0.001:
+        return [f"{value:.1e}".replace("e-0", "e-") if value else "0" for value in values]
+    digits = next(n for n in range(8) if n == 7 or all(abs(round(v, n) - v) < 1e-9 for v in values))
+    return [
+        f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}") if value else "0" for value in values
+    ]
 
 
 def _axis(low: float, high: float, start: float, end: float, most: int) -> list[Tick]:
     found = ticks(low, high, most)
-    step = found[1] - found[0] if len(found) > 1 else abs(found[0]) or 1.0
-    return [Tick(_scaled(value, low, high, start, end), number(value, step)) for value in found]
+    places = (_scaled(value, low, high, start, end) for value in found)
+    return [Tick(*tick) for tick in zip(places, numbers(found), strict=True)]
 
 
 def _scaled(value: float, low: float, high: float, start: float, end: float) -> float:
@@ -263,11 +262,11 @@ class DrawnWheel:
 
 
 def wheel(wheel: Wheel) -> DrawnWheel:
-    """Base on the left, a row for each round, the reference back from each end to the next start."""
+    """Base on the left, a row for each round, the reference from each end to the next start."""
     most = max((len(r.stages) for r in wheel.rounds), default=0)
     width = max(FIRST + COLUMN * most, BASE_WIDTH + 40)
     first_y = WHEEL_TOP + BOX_HEIGHT / 2
-    base = wheel.base and DrawnBox(0, WHEEL_TOP, BASE_WIDTH, wheel.base)
+    base = None if wheel.base is None else DrawnBox(0, WHEEL_TOP, BASE_WIDTH, wheel.base)
     rounds = []
     last_x = 0.0
     for row, each in enumerate(wheel.rounds):
@@ -284,7 +283,7 @@ def wheel(wheel: Wheel) -> DrawnWheel:
             )
         )  # fmt: skip
         last_x = boxes[-1].x + BOX_WIDTH / 2 if boxes else last_x
-    height = WHEEL_TOP + ROUND_HEIGHT * max(1, len(rounds)) - 34
+    height = WHEEL_TOP + ROUND_HEIGHT * max(1, len(rounds)) - 54
     return DrawnWheel(width, height, base, wheel.base_score, rounds)
 
 

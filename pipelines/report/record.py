@@ -1,11 +1,11 @@
-"""A run directory read back: its stages with state, metrics and results, and what was made of it."""
+"""A run directory read back: stages with state, metrics and result, and what was made of them."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,15 @@ from pipelines.errors import UserError
 from pipelines.flywheel import Stage
 from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder, read_json
+from pipelines.schema import Config
 
 ROUND = re.compile(r"round-(\d+)/")
+
+
+@cache
+def _config(text: str) -> Config:
+    """Of JSON; most stages of a run share one, and making it takes a while."""
+    return from_dict(json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,8 @@ class StageRecord:
     def plan(self) -> Stage:
         """The stage as it was planned."""
         return Stage(
-            self.kind, self.name, from_dict(self.spec["config"]), dict(self.spec["inputs"]),
-            bool(self.spec["chat"]),
+            self.kind, self.name, _config(json.dumps(self.spec["config"])),
+            dict(self.spec["inputs"]), bool(self.spec["chat"]),
         )  # fmt: skip
 
 
@@ -108,7 +115,7 @@ def read_record(run: RunDir) -> Record:
     names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
     running = bool(lock_holder(run))
     stages = {name: _stage(run, name, kind, entries, running) for name, kind in names.items()}
-    config = plan.get("config") or next(
+    config: dict[str, Any] = plan.get("config") or next(
         (stage.spec["config"] for stage in stages.values() if stage.spec), {}
     )
     rows_path = run.root / FOLDER / "rows.jsonl"

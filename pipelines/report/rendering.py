@@ -86,7 +86,7 @@ def _figure(value: float | None) -> str:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((files("pipelines.report") / "templates" / name).read_text("utf-8"))  # noqa: S704
+    return Markup((files("pipelines.report") / "templates" / name).read_text("utf-8"))
 
 
 @cache
@@ -97,14 +97,21 @@ def _environment() -> Environment:
     )  # fmt: skip
     found.filters.update(kind=kind, figure=_figure)
     found.globals.update(
-        charts=charts, shade=shade, weight_scale=weight_scale, unique=_unique
-    )
+        charts=charts, shade=shade, weight_scale=weight_scale, unique=_unique,
+        word_columns=_word_columns,
+    )  # fmt: skip
     return found
 
 
 def _unique(sequences: Sequence[blocks.Sequence], name: str) -> list[str]:
     """The different values of a field, sorted."""
     return sorted({getattr(sequence, name) for sequence in sequences})
+
+
+def _word_columns(table: blocks.Table) -> set[int]:
+    """The columns without a number."""
+    columns = enumerate(zip(*table.rows, strict=True))
+    return {i for i, cells in columns if all(cell.value is None for cell in cells)}
 
 
 def plain(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipelines import comparison
 from pipelines.comparison import Cell as Mean
 from pipelines.report.blocks import (
+    NO_VALUE,
     Block,
     Cell,
     Dot,
@@ -30,14 +31,12 @@ def section(record: Record) -> Section:
     models = record.columns
     lead = "Accuracy in percent on held-out questions; the small figures are 95% intervals."
     if not models:
-        missing = Missing("No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN")
+        missing = Missing(
+            "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
+        )
         return Section("scores", "Scores", lead, [missing])
     blocks: list[Block] = [_table(models), *_through_rounds(models)]
     return Section("scores", "Scores", lead, blocks)
-
-
-
-NONE = Cell("–")
 
 
 def _table(models: list[Column]) -> Table:
@@ -51,7 +50,7 @@ def _table(models: list[Column]) -> Table:
         rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain) for m in models)])
     for task, metric in dict.fromkeys(_lm_eval(models)):
         values = [m.result.get("lm_eval", {}).get(task, {}).get(metric) for m in models]
-        cells = [NONE if v is None else Cell(f"{v:.3f}", value=v) for v in values]
+        cells = [NO_VALUE if v is None else Cell(f"{v:.3f}", value=v) for v in values]
         rows.append([Cell(f"{task} {metric}"), *cells])
     return Table(
         "Every task, every model", ["task", *(m.title for m in models)], rows, strong,
@@ -62,7 +61,7 @@ def _table(models: list[Column]) -> Table:
 
 def _accuracy(model: Column, task: str) -> Cell:
     if task not in model.result["tasks"]:
-        return NONE
+        return NO_VALUE
     found = model.result["tasks"][task]
     low, high = found["interval"]
     return Cell(
@@ -72,7 +71,7 @@ def _accuracy(model: Column, task: str) -> Cell:
 
 def _average(model: Column) -> Cell:
     if "average" not in model.result:
-        return NONE
+        return NO_VALUE
     mean, half = model.result["average"], model.result["average_half_interval"]
     return Cell(f"{100 * mean:.1f}", f"± {100 * half:.1f}", mean)
 
@@ -80,7 +79,7 @@ def _average(model: Column) -> Cell:
 def _bits(model: Column, domain: str) -> Cell:
     found = model.result["bits_per_byte"].get(domain)
     if not found:
-        return NONE
+        return NO_VALUE
     return Cell(f"{found['bits_per_byte']:.3f}", value=found["bits_per_byte"])
 
 
@@ -108,7 +107,7 @@ def _through_rounds(models: list[Column]) -> list[Block]:
         LineChart(
             "Average accuracy by round", "round", "percent", series,
             [f"{n}" if n else "0 (plain)" for n in numbers],
-            "Whiskers are 95% intervals of each average; for differences use the paired ones above.",
+            "Whiskers are 95% intervals of each average; differences have the paired ones above.",
         )
     ]  # fmt: skip
 
@@ -179,9 +178,7 @@ def _mean(cell: Mean, scale: int, digits: int) -> Cell:
 def _annealing(record: Record) -> list[Block]:
     drawn = comparison.curves(record.rows)
     if not drawn:
-        return [
-            Missing("No accuracy along the annealing.", "remit compare ... compare.points=4")
-        ]
+        return [Missing("No accuracy along the annealing.", "remit compare ... compare.points=4")]
     series = [
         Series(
             curve.arm,

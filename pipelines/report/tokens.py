@@ -10,6 +10,7 @@ import hashlib
 from typing import Any
 
 from pipelines.report.blocks import (
+    NO_VALUE,
     Block,
     Cell,
     Dot,
@@ -30,14 +31,14 @@ from pipelines.report.record import Record
 MOST_SEQUENCES = 20
 MOST_TOKENS = 512
 ANALYZE = "remit analyze RUN"
-CONTAMINATION = "remit contamination RUN"
+CONTAMINATION = "remit contamination --config RECIPE --run-dir RUN"
 
 
 def heat_map_section(record: Record, with_text: bool) -> Section:
     """Training sequences coloured by weight."""
     lead = (
         "Training text as the mid-training saw it. Orange tokens count more than 1, blue ones "
-        "less; a token without colour is no target. Point at a token, or tab to a text and use "
+        "less; grey ones are no targets. Point at a token, or tab to a text and use "
         "the arrow keys, for its weight, d and both log-probabilities."
     )
     rounds = _rounds(record)
@@ -104,6 +105,7 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
         blocks += _extremes(name, part, with_text)
     blocks += _gaps(record.analysis.get("dynamics", []))
     blocks += _movement(record.analysis.get("movement", []))
+    blocks += [Text(sentence) for sentence in record.analysis.get("missing", [])]
     return Section("dynamics", "What is up-weighted", lead, blocks)
 
 
@@ -232,10 +234,11 @@ def contamination_section(record: Record, with_text: bool) -> Section:
     rows, examples = [], []
     for task, given in found["evals"].items():
         share = given["contaminated"] / given["questions"] if given["questions"] else 0.0
+        sources = [name for name, hits in given["sources"].items() if hits["ngram"]]
         rows.append([
             Cell(task), _count(given["questions"]), _count(given["contaminated"]),
             Cell(f"{100 * share:.1f}", value=share), _count(given["exact"]),
-            Cell(", ".join(name for name, s in given["sources"].items() if s["ngram"]) or "–"),
+            Cell(", ".join(sources) or NO_VALUE.text),
         ])  # fmt: skip
         examples += _examples(task, given, with_text)
     columns = ["task", "questions", "contaminated", "percent", "whole question", "found in"]
@@ -256,8 +259,8 @@ def _examples(task: str, given: dict[str, Any], with_text: bool) -> list[list[Ce
         for example in hits.get("examples", []):
             shown = with_text and all(e.get("publish", True) for e in (given, hits, example))
             rows.append([
-                Cell(task), Cell(example["id"]), Cell(example["sha256"][:12]),
+                Cell(task), Cell(str(example["id"])), Cell(example["sha256"][:12]),
                 Cell(f"{source}, {example['where']}"),
-                Cell(example["ngram"] if shown else "not shown"),
+                Cell(str(example["ngram"]) if shown else "not shown"),
             ])  # fmt: skip
     return rows

@@ -17,7 +17,7 @@ Line = dict[str, Any]
 CURVES: tuple[tuple[str, str, str, Callable[[Line], Any]], ...] = (
     ("pretrain", "Pre-training: loss", "nats per token", lambda x: x.get("loss")),
     ("mid_train", "Mid-training: loss", "nats per token", lambda x: x.get("loss")),
-    ("mid_train", "Mid-training: learning rate", "per step", lambda x: x.get("learning_rate")),
+    ("mid_train", "Mid-training: learning rate", "learning rate", lambda x: x.get("learning_rate")),
     ("mid_train", "Token weights: spread", "standard deviation", lambda x: x.get("weight_std")),
     ("mid_train", "Token weights: at the clip", "percent of tokens", lambda x: _clipped(x)),
     ("mid_train", "Reference less learner", "mean of d, nats", lambda x: x.get("d_mean")),

@@ -16,7 +16,6 @@ from pipelines.report.blocks import (
     DotPlot,
     Missing,
     Section,
-    Text,
     Wheel,
     WheelRound,
     WheelStage,
@@ -156,13 +155,11 @@ def section(record: Record) -> Section:
         blocks.append(drawn)
     else:
         blocks.append(Missing("No round has been planned here.", "remit flywheel --iterations 1"))
-    blocks.append(
-        Text(
-            "Every round mid-trains the same base again. From round 1 on, the post-trained model "
-            "of the round before weights the tokens."
-        )
+    lead = (
+        "Every round mid-trains the same base again. From round 1 on, the post-trained model of "
+        "the round before weights the tokens."
     )
-    return Section("verdict", "The flywheel", "", blocks)
+    return Section("verdict", "The flywheel", lead, blocks)
 
 
 def score(stage: StageRecord) -> str:

@@ -1,4 +1,4 @@
-"""Inputs of a report as other commands leave them, made from the sentences of the built-in world."""
+"""Inputs of a report as other commands leave them, made of sentences of the built-in world."""
 
 from __future__ import annotations
 
@@ -68,8 +68,10 @@ def analysis(rounds: int = 1, hostile: str = "") -> dict[str, Any]:
                 "round": k, "mid": f"round-{k}/10-mid-train", "reference": f"round-{k - 1}/40-rlvr",
                 "domains": {hostile + name: weighed(i) for i, name in enumerate(domains)},
                 "classes": {name: weighed(i + 3 * k) for i, name in enumerate(CLASSES)},
-                "highest": [{"token": f"{hostile} {i}\n", "count": 40 - i, "mean_weight": 1.2 - i / 90}
-                            for i in range(8)],
+                "highest": [
+                    {"token": f"{hostile} {i}\n", "count": 40 - i, "mean_weight": 1.2 - i / 90}
+                    for i in range(8)
+                ],
                 "lowest": [{"token": f" {w}", "count": 90 - i, "mean_weight": 0.8 + i / 90}
                            for i, w in enumerate(("so", "then", "the", "is", "of", "a"))],
                 "sequences": [*(sequence(10 * k + n, hostile) for n in range(6)), secret],
@@ -96,7 +98,9 @@ def contamination(hostile: str = "") -> dict[str, Any]:
     """`contamination/result.json`: one task may not be published."""
     evals: dict[str, Any] = {}
     for number, family in enumerate([*FAMILIES[:3], "closed-exam"]):
-        question = "the-secret-question" if family == "closed-exam" else f"{hostile} what is {number}?"
+        question = (
+            "the-secret-question" if family == "closed-exam" else f"{hostile} what is {number}?"
+        )
         example = {
             "id": f"{family}-{number}", "question": question, "ngram": question,
             "sha256": hashlib.sha256(question.encode()).hexdigest(), "where": "line 12",
@@ -112,7 +116,10 @@ def with_inputs(run: Path, copy: Path, hostile: str = "") -> Path:
     """A copy of a run, without models, that was analyzed and searched for contamination."""
     skipped = shutil.ignore_patterns("model", "checkpoints", "*.bin", "tokenizer")
     shutil.copytree(run, copy, ignore=skipped)
-    for name, values in (("analysis", analysis(1, hostile)), ("contamination", contamination(hostile))):
+    for name, values in (
+        ("analysis", analysis(1, hostile)),
+        ("contamination", contamination(hostile)),
+    ):
         (copy / name).mkdir()
         (copy / name / "result.json").write_text(json.dumps(values))
     return copy
