@@ -94,15 +94,15 @@ def provenance_section(record: Record) -> Section:
     ]
     commands = dict.fromkeys(e["command"] for e in record.entries if "command" in e)
     blocks.append(Fold("Command lines", [("command", command) for command in commands]))
-    blocks += [Fold(stage.name, _facts(record, stage)) for stage in begun]
+    blocks += [Fold(stage.name, _facts(stage)) for stage in begun]
     return Section("provenance", "Provenance", lead, blocks)
 
 
-def _facts(record: Record, stage: StageRecord) -> list[tuple[str, str]]:
+def _facts(stage: StageRecord) -> list[tuple[str, str]]:
     spec = stage.spec
     facts = [("identity", spec["identity"]), ("seed", str(spec["config"]["seed"]))]
     facts += [
-        (f"input {role}", f"{_inside(record, given['path'])}, sha256 {given['sha256']}")
+        (f"input {role}", f"{stage.inside(given['path'])}, sha256 {given['sha256']}")
         for role, given in spec["inputs"].items()
     ]
     facts += [(f"data {key}", f"sha256 {value}") for key, value in spec["data_sha256"].items()]
@@ -123,7 +123,3 @@ def _changed(fields: dict[str, Any]) -> dict[str, Any]:
     """What decides the result, without hashes (shown above) and empty values."""
     hidden = ("data ", "input ")
     return {k: v for k, v in fields.items() if not k.startswith(hidden) and v not in ("", {}, [])}
-
-
-def _inside(record: Record, path: str) -> str:
-    return path.removeprefix(f"{record.run.root}/")

@@ -10,7 +10,7 @@ from pipelines.quantities import quantity
 from pipelines.report.blocks import DotPlot, LineChart, Point, Wheel, WheelStage
 
 WIDTH, HEIGHT = 420.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 70.0, 30.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 70.0, 30.0, 40.0
 LABEL_STEP = 13.0
 ROW = 26.0
 DOT_LEFT, DOT_RIGHT = 128.0, 86.0
@@ -298,6 +298,6 @@ def _from_reference(last_x: float, y: float) -> str:
     """From under the last box of the row above, along the gap, down into this mid-training."""
     start, gap, end = y - ROUND_HEIGHT + BOX_HEIGHT / 2, y - BOX_HEIGHT / 2 - 38, FIRST + 24
     return (
-        f"M{last_x:g},{start + 20:g}V{gap - 8:g}Q{last_x:g},{gap:g} {last_x - 8:g},{gap:g}"
+        f"M{last_x:g},{start + 24:g}V{gap - 8:g}Q{last_x:g},{gap:g} {last_x - 8:g},{gap:g}"
         f"H{end + 8:g}Q{end:g},{gap:g} {end:g},{gap + 8:g}V{y - BOX_HEIGHT / 2 - 7:g}"
     )

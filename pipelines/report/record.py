@@ -57,6 +57,10 @@ class StageRecord:
         found = self.result.get("wall_seconds", self.result.get("seconds"))
         return None if found is None else float(found)
 
+    def inside(self, path: str) -> str:
+        """A path of the run directory as it was then, without that folder."""
+        return path.removeprefix(f"{self.spec['run_dir']}/")
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Log lines of the training by step; of a step that was done twice, the later."""

@@ -143,7 +143,7 @@ def _gain_plot(table: comparison.Comparison) -> list[Block]:
         return []
     return [
         DotPlot(
-            f"Less plain mid-training, after {AFTER[table.point]}",
+            f"Difference to ntp after {AFTER[table.point]}",
             "difference in average accuracy, percentage points", dots, 0.0, _seeds(table),
         )
     ]  # fmt: skip

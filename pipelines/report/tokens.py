@@ -122,8 +122,9 @@ def _weights_by(title: str, groups: dict[str, dict[str, Any]]) -> list[Block]:
         for name, group in ordered
     ]  # fmt: skip
     clipped = max(g["clipped_low"] + g["clipped_high"] for g in known.values())
-    note = f"{sum(g['tokens'] for g in known.values()):,} tokens; at most {clipped:.0%} at the clip"
-    return [DotPlot(title, "mean weight", dots, 1.0, f"{note} in a group.")]
+    tokens = sum(group["tokens"] for group in known.values())
+    note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are at the clip."
+    return [DotPlot(title, "mean weight", dots, 1.0, note)]
 
 
 def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:

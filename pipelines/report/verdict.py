@@ -86,10 +86,10 @@ def gains(record: Record) -> list[Gain]:
 
 
 def headline(record: Record) -> str:
-    """The verdict in one sentence: the last round, and after post-training where there is that."""
+    """The verdict in one sentence: the last post-trained round, else the last mid-trained one."""
     found = gains(record)
     if found:
-        last = found[-1]
+        last = max(found, key=lambda gain: (gain.part == "post", gain.number))
         if last.word == "not told apart from":
             return (
                 f"ReMiT round {last.number} cannot be told apart from plain training after "
@@ -116,9 +116,8 @@ def _compared(gain: Mean, table: comparison.Comparison) -> str:
 def sentences(record: Record) -> list[str]:
     """One sentence for each round and part."""
     return [
-        f"Round {gain.number} after {AFTER[gain.part]}: {gain.ours:.1%} against {gain.plain:.1%} "
-        f"in round 0, a difference of {gain.interval} points "
-        f"({gain.questions:,} paired questions): {gain.word} round 0."
+        f"Round {gain.number} is {gain.word} round 0 after {AFTER[gain.part]}: {gain.ours:.1%} "
+        f"against {gain.plain:.1%}, {gain.interval} points on {gain.questions:,} paired questions."
         for gain in gains(record)
     ]
 
@@ -130,7 +129,7 @@ def section(record: Record) -> Section:
     if found:
         blocks.append(
             DotPlot(
-                "Each round less round 0",
+                "Difference to round 0",
                 "difference in average accuracy, percentage points",
                 [
                     Dot(
@@ -163,10 +162,11 @@ def section(record: Record) -> Section:
 
 
 def score(stage: StageRecord) -> str:
-    """What a finished stage reached, in two or three words."""
+    """What a stage reached, in two or three words."""
     result = stage.result
     if not result:
-        return ""
+        at = stage.metrics[-1:] if stage.state == "running" else []
+        return "".join(f"step {line['step']} of {line['max_steps']}" for line in at)
     if "average" in result:
         return f"{result['average']:.1%}"
     if stage.kind == "dpo":
@@ -192,18 +192,16 @@ def _round(record: Record, number: int) -> WheelRound:
     mid = own.get(f"round-{number}/10-mid-train")
     return WheelRound(
         number,
-        _reference(record, mid) if mid else "",
+        _reference(mid) if mid else "",
         [_wheel_stage(stage) for stage in own.values() if stage.kind in TITLES],
         _accuracy(record, f"round-{number}/15-eval"),
         _accuracy(record, f"round-{number}/50-eval"),
     )
 
 
-def _reference(record: Record, mid: StageRecord) -> str:
-    given: dict[str, Any] = mid.spec.get("inputs", {}).get("ref", {})
-    path = str(given.get("path", ""))
-    inside = path.removeprefix(f"{record.run.root}/").removesuffix("/model")
-    return inside if inside != path else path.rpartition("/")[2]
+def _reference(mid: StageRecord) -> str:
+    given: dict[str, Any] | None = mid.spec.get("inputs", {}).get("ref")
+    return "" if given is None else mid.inside(given["path"]).removesuffix("/model")
 
 
 def _wheel_stage(stage: StageRecord) -> WheelStage:
