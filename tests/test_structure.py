@@ -206,7 +206,8 @@ def test_wheel_holds_the_packages_and_the_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"remit_cli", "pipelines"}
-    assert {str(path) for path in SOURCES} <= names
+    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("pipelines/report/templates/*")}
+    assert templates and {str(path) for path in SOURCES} | templates <= names
     recipes = {
         f"pipelines/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
     }

@@ -10,10 +10,10 @@ from pipelines.quantities import quantity
 from pipelines.report.blocks import DotPlot, LineChart, Point, Wheel, WheelStage
 
 WIDTH, HEIGHT = 420.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 70.0, 30.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
 LABEL_STEP = 13.0
 ROW = 26.0
-DOT_LEFT, DOT_RIGHT = 128.0, 86.0
+DOT_LEFT, DOT_RIGHT = 134.0, 86.0
 # More points than this have a band for their intervals, fewer have whiskers.
 MOST_WHISKERS = 12
 

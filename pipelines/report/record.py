@@ -9,6 +9,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from pipelines import ledger, summary
 from pipelines.arms import FOLDER
 from pipelines.config import from_dict, read_yaml
@@ -22,9 +24,12 @@ ROUND = re.compile(r"round-(\d+)/")
 
 
 @cache
-def _config(text: str) -> Config:
+def _config(text: str) -> Config | None:
     """Of JSON; most stages of a run share one, and making it takes a while."""
-    return from_dict(json.loads(text))
+    try:
+        return from_dict(json.loads(text))
+    except OmegaConfBaseException:
+        return None
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,14 @@ class StageRecord:
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
-    def plan(self) -> Stage:
-        """The stage as it was planned."""
+    def plan(self) -> Stage | None:
+        """The stage as it was planned; None if by a version of remit with other settings."""
+        config = _config(json.dumps(self.spec["config"]))
+        if config is None:
+            return None
         return Stage(
-            self.kind, self.name, _config(json.dumps(self.spec["config"])),
-            dict(self.spec["inputs"]), bool(self.spec["chat"]),
-        )  # fmt: skip
+            self.kind, self.name, config, dict(self.spec["inputs"]), bool(self.spec["chat"])
+        )
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ def _sha256(text: str) -> str:
 
 def dynamics_section(record: Record, with_text: bool) -> Section:
     """What is up-weighted, and how far each checkpoint is from its reference."""
-    lead = "Which tokens count more, and how the model moves towards the RL-tuned one."
+    lead = (
+        "Which tokens count more when mid-training starts, and how the model then moves towards "
+        "the RL-tuned one."
+    )
     if record.analysis is None:
         missing = Missing("The weights and checkpoints were not analyzed.", ANALYZE)
         return Section("dynamics", "What is up-weighted", lead, [missing])
@@ -103,7 +106,7 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
         for title, key in (("domain", "domains"), ("class of token", "classes")):
             blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}))
         blocks += _extremes(name, part, with_text)
-    blocks += _gaps(record.analysis.get("dynamics", []))
+    blocks += _gaps(record.analysis)
     blocks += _movement(record.analysis.get("movement", []))
     blocks += [Text(sentence) for sentence in record.analysis.get("missing", [])]
     return Section("dynamics", "What is up-weighted", lead, blocks)
@@ -159,17 +162,19 @@ def _extreme(entries: list[dict[str, Any]], index: int) -> list[Cell]:
     ]
 
 
-def _gaps(dynamics: list[dict[str, Any]]) -> list[Block]:
+def _gaps(analysis: dict[str, Any]) -> list[Block]:
     """One line a domain along the checkpoints of each round, from the base on."""
+    dynamics: list[dict[str, Any]] = analysis.get("dynamics", [])
+    reference = analysis.get("dynamics_reference") or "the RL-tuned model"
     base = [entry for entry in dynamics if entry["round"] is None]
     rounds = sorted({entry["round"] for entry in dynamics if entry["round"] is not None})
     return [
-        _gap_chart(number, base + [e for e in dynamics if e["round"] == number])
+        _gap_chart(number, reference, base + [e for e in dynamics if e["round"] == number])
         for number in rounds
     ]
 
 
-def _gap_chart(number: int, along: list[dict[str, Any]]) -> LineChart:
+def _gap_chart(number: int, reference: str, along: list[dict[str, Any]]) -> LineChart:
     domains = list(dict.fromkeys(domain for entry in along for domain in entry["gap"]))
     series = [
         Series(
@@ -189,7 +194,7 @@ def _gap_chart(number: int, along: list[dict[str, Any]]) -> LineChart:
         "log-probability a token, nats",
         series,
         [_checkpoint(entry) for entry in along],
-        "Mean over held-out text: 0 where the checkpoint predicts as the RL-tuned model does. "
+        f"Mean over held-out text: 0 where the checkpoint predicts as {reference} does. "
         "Whiskers are 95% intervals.",
     )
 
@@ -229,13 +234,15 @@ def contamination_section(record: Record, with_text: bool) -> Section:
         return Section("contamination", title, "", [missing])
     found = record.contamination
     lead = (
-        f"A question counts as contaminated where a run of {found['ngram']} of its words stands in "
-        "the training text."
+        f"A question counts as contaminated where {found['ngram']} of its words in a row, or all of "
+        "it, stand in the training text."
     )
     rows, examples = [], []
     for task, given in found["evals"].items():
         share = given["contaminated"] / given["questions"] if given["questions"] else 0.0
-        sources = [name for name, hits in given["sources"].items() if hits["ngram"]]
+        sources = [
+            name for name, hits in given["sources"].items() if hits["ngram"] or hits["exact"]
+        ]
         rows.append([
             Cell(task), _count(given["questions"]), _count(given["contaminated"]),
             Cell(f"{100 * share:.1f}", value=share), _count(given["exact"]),
@@ -261,7 +268,7 @@ def _examples(task: str, given: dict[str, Any], with_text: bool) -> list[list[Ce
             shown = with_text and all(e.get("publish", True) for e in (given, hits, example))
             rows.append([
                 Cell(task), Cell(str(example["id"])), Cell(example["sha256"][:12]),
-                Cell(f"{source}, {example['where']}"),
+                Cell(f"{source} {example['where']}" if shown else source),
                 Cell(str(example["ngram"]) if shown else "not shown"),
             ])  # fmt: skip
     return rows

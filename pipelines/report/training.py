@@ -37,9 +37,12 @@ def section(record: Record) -> Section:
     blocks: list[Block] = [*_charts(own, _round_series), *_charts(compared, _arm_series)]
     if not blocks:
         blocks = [Missing("No stage has trained yet.", "remit flywheel --run-dir RUN")]
+    lines = "One line for each round; round 0 is the plain one." if own else ""
+    if compared:
+        lines += f" Of the comparison, one line for each objective, {_seed_folder(compared)}."
     lead = (
-        "One line for each round; round 0 is the plain one. A weighted loss and a plain one are "
-        "different quantities: compare the rounds by their scores."
+        f"{lines.strip()} A weighted loss and a plain one are different quantities: compare models "
+        "by their scores."
     )
     return Section("training", "Training", lead, blocks)
 
@@ -53,6 +56,11 @@ def _clipped(line: Line) -> float | None:
 def _silent(line: Line) -> float | None:
     found = line.get("frac_reward_zero_std")
     return None if found is None else 100 * float(found)
+
+
+def _seed_folder(stages: Sequence[StageRecord]) -> str:
+    """`seed 0` of stages in `compare/seed-0/`."""
+    return stages[0].name.split("/")[1].replace("-", " ")
 
 
 def _first_seed(record: Record) -> list[StageRecord]:
@@ -81,7 +89,7 @@ def _charts(
         if not drawn:
             continue
         of_arms = named is _arm_series
-        where = f", {stages[0].name.split('/')[1].replace('-', ' ')}" if of_arms else ""
+        where = f", {_seed_folder(stages)}" if of_arms else ""
         found.append(LineChart(title + where, "step", unit, drawn))
     return found
 
