@@ -234,8 +234,8 @@ def contamination_section(record: Record, with_text: bool) -> Section:
         return Section("contamination", title, "", [missing])
     found = record.contamination
     lead = (
-        f"A question counts as contaminated where {found['ngram']} of its words in a row, or all of "
-        "it, stand in the training text."
+        f"A question counts as contaminated where {found['ngram']} of its words in a row, or all "
+        "of it, stand in the training text."
     )
     rows, examples = [], []
     for task, given in found["evals"].items():
