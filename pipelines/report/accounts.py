@@ -34,7 +34,7 @@ def cost_section(record: Record) -> Section:
     ])  # fmt: skip
     columns = ["stage", "ranks", "tokens", "FLOPs", "time", "rank-hours", "tokens/s"]
     note = f"The model has {parameters:,} parameters." if parameters else ""
-    if any(stage.plan is None for stage in done):
+    if parameters and any(stage.plan is None for stage in done):
         note += " Stages without FLOPs were made by another version of remit, with other settings."
     return Section(
         "cost", "Cost", lead, [Table("Stage by stage", columns, rows, [len(rows) - 1], note)]
@@ -52,7 +52,7 @@ def _hours(seconds: float) -> str:
 def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
     seconds, ranks = stage.seconds or 0.0, stage.result.get("world_size", 1)
     tokens = _tokens(stage)
-    flops = stage_flops(stage.plan, parameters) if stage.plan and parameters else 0.0
+    flops = stage_flops(stage.plan, parameters) if parameters and stage.plan else 0.0
     rate = stage.result.get("tokens_per_second")
     return [
         Cell(stage.name),
