@@ -266,6 +266,23 @@ def status(
     show_status(run, json)
 
 
+@app.command("report", rich_help_panel=LOOP)
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    form: options.Format = "html",
+    output: options.Output = None,
+    no_text: options.NoText = False,
+    open_page: options.OpenPage = False,
+) -> None:
+    """Draw what a run showed: one page with the verdict, tables, curves, weights and provenance.
+
+    Example: remit report runs/world --open
+    """
+    from remit_cli.session import draw_report
+
+    draw_report(run, form, output, not no_text, open_page)
+
+
 def main() -> None:
     """Entry point of the `remit` command."""
     import pipelines

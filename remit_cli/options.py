@@ -55,3 +55,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),
 ]
+Format = Annotated[str, typer.Option("--format", help="html, md or json.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="Where to write. Default: RUN/report/index.html, .md or .json."),
+]
+NoText = Annotated[
+    bool, typer.Option("--no-text", help="Leave training text, tokens and questions out.")
+]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]

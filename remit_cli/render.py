@@ -27,6 +27,7 @@ from pipelines.comparison import Comparison, curves
 from pipelines.errors import StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
+from pipelines.quantities import duration, quantity
 from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.runner import progress
@@ -39,22 +40,6 @@ MARKS = {
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
-
-
-def duration(seconds: float) -> str:
-    """`1h02m`, `3m05s` or `12s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
-
-
-def quantity(number: float) -> str:
-    """`1.5M`, `12k`, `300`."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -222,6 +207,15 @@ class Screen:
             "rate": {"flops_per_second": predicted.flops_per_second,
                      "source": predicted.rate_source},
         })  # fmt: skip
+
+    def report(self, path: Path) -> None:
+        self.console.print(f"report: {escape(str(path))}")
+
+    def no_report(self, run: RunDir, error: Exception) -> None:
+        self.errors.print(
+            f"[bold red]no report:[/] {escape(f'{type(error).__name__}: {error}')}. The run itself "
+            f"is complete; try again with: remit report {escape(str(run.root))}"
+        )
 
     def status(self, run: RunDir) -> None:
         entries = list(ledger.read(run.ledger))

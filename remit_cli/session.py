@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
+from pipelines.report import write_report
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
     Observer,
@@ -179,6 +181,19 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         screen.comparison(comparison.tables(found), found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
+    if session.command in ("flywheel", "compare"):
+        _report_at_the_end(run, screen)
+    if runner.failure is not None:
+        screen.failure(runner.failure)
+        sys.exit(1)
+
+
+def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
+    """Draw the report of a finished run, which stays finished if that goes wrong."""
+    try:
+        screen.report(write_report(run))
+    except Exception as error:
+        screen.no_report(run, error)
 
 
 def _fetched(stage: Stage) -> Stage:
@@ -210,9 +225,6 @@ def _show_results(
         checks = summary.expectations(results, CHANCE)
         values["expectations"] = [vars(check) for check in checks]
     screen.results(results, checks, session.run, values)
-    if failure is not None:
-        screen.failure(failure)
-        sys.exit(1)
 
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
@@ -232,3 +244,18 @@ def show_status(folder: Path, json: bool) -> None:
         screen.user_error(f"{folder}: no run directory (it has no ledger.jsonl).")
         sys.exit(2)
     screen.status(run)
+
+
+def draw_report(
+    folder: Path, form: str, output: Path | None, with_text: bool, open_page: bool
+) -> None:
+    """`remit report`: a page about a run, from its files alone."""
+    screen = render.Screen(as_json=False)
+    try:
+        path = write_report(RunDir(folder.resolve()), form, with_text=with_text, output=output)
+    except UserError as error:
+        screen.user_error(str(error))
+        sys.exit(2)
+    screen.report(path)
+    if open_page:
+        webbrowser.open(path.resolve().as_uri())

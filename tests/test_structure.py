@@ -33,7 +33,7 @@ LAYERS = [
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
      "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
-     "pipelines.runner", "pipelines.preflight", "pipelines.report"},
+     "pipelines.runner", "pipelines.preflight", "pipelines.quantities", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
@@ -52,6 +52,7 @@ OPTIONS = {
     "plan": COMMON | {"--iterations", "--base", "--ref"},
     "analyze": {"--json"},
     "status": {"--json"},
+    "report": {"--format", "--output", "--no-text", "--open"},
 }
 # Files that are tables of data more than code.
 DATA_TABLES: set[str] = set()
@@ -207,7 +208,8 @@ def test_wheel_holds_the_packages_and_the_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"remit_cli", "pipelines"}
-    assert {str(path) for path in SOURCES} <= names
+    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("pipelines/report/templates/*")}
+    assert templates and {str(path) for path in SOURCES} | templates <= names
     recipes = {
         f"pipelines/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
     }

@@ -1,0 +1,127 @@
+"""What the run cost, and where every number comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipelines.estimate import stage_flops
+from pipelines.quantities import duration, quantity
+from pipelines.report.blocks import NO_VALUE, Block, Cell, Fold, Missing, Section, Table
+from pipelines.report.record import Record, StageRecord
+
+
+def cost_section(record: Record) -> Section:
+    """Tokens, FLOPs and hours of each complete stage."""
+    lead = (
+        "Time is measured, with the start of each stage. FLOPs are arithmetic: 6 for a parameter "
+        "and training token, 2 for a forward."
+    )
+    done = [stage for stage in record.stages.values() if stage.result]
+    if not done:
+        missing = Missing("No stage is complete.", "remit plan")
+        return Section("cost", "Cost", lead, [missing])
+    parameters = max(
+        (stage.result["parameters"] for stage in done if "parameters" in stage.result), default=0
+    )
+    rows = [_cost_row(stage, parameters) for stage in done]
+    totals = [_total([row[column] for row in rows]) for column in (2, 3, 4, 5)]
+    tokens, flops, seconds, rank_seconds = totals
+    rows.append([
+        Cell("all stages"), NO_VALUE, Cell(quantity(tokens), value=tokens),
+        Cell(quantity(flops), value=flops), Cell(duration(seconds), value=seconds),
+        Cell(_hours(rank_seconds), value=rank_seconds), NO_VALUE,
+    ])  # fmt: skip
+    columns = ["stage", "ranks", "tokens", "FLOPs", "time", "rank-hours", "tokens/s"]
+    note = f"The model has {parameters:,} parameters." if parameters else ""
+    if parameters and any(stage.plan is None for stage in done):
+        note += " Stages without FLOPs were made by another version of remit, with other settings."
+    return Section(
+        "cost", "Cost", lead, [Table("Stage by stage", columns, rows, [len(rows) - 1], note)]
+    )
+
+
+def _total(cells: list[Cell]) -> float:
+    return sum(cell.value or 0.0 for cell in cells)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3f}"
+
+
+def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
+    seconds, ranks = stage.seconds or 0.0, stage.result.get("world_size", 1)
+    tokens = _tokens(stage)
+    flops = stage_flops(stage.plan, parameters) if parameters and stage.plan else 0.0
+    rate = stage.result.get("tokens_per_second")
+    return [
+        Cell(stage.name),
+        Cell(str(ranks), value=ranks),
+        Cell(quantity(tokens), value=tokens) if tokens else NO_VALUE,
+        Cell(quantity(flops), value=flops) if flops else NO_VALUE,
+        Cell(duration(seconds), value=seconds),
+        Cell(_hours(seconds * ranks), value=seconds * ranks),
+        Cell(quantity(rate), value=rate) if rate else NO_VALUE,
+    ]
+
+
+def _tokens(stage: StageRecord) -> float:
+    """Trained or scored tokens: of the result, else as the trainer counted them."""
+    counted = stage.metrics[-1].get("num_tokens", 0) if stage.metrics else 0
+    return float(stage.result.get("tokens", counted))
+
+
+def provenance_section(record: Record) -> Section:
+    """Identity, inputs, versions, seed and command of every stage."""
+    lead = (
+        "The identity is a hash of everything that decides a stage's result: settings, data and "
+        "input models. Equal identities, equal results."
+    )
+    begun = [stage for stage in record.stages.values() if stage.spec]
+    if not begun:
+        missing = Missing("No stage has started.", "remit flywheel")
+        return Section("provenance", "Provenance", lead, [missing])
+    rows = [
+        [
+            Cell(stage.name),
+            Cell(stage.state),
+            Cell(stage.spec["identity"][:12]),
+            Cell(stage.result.get("model_sha256", NO_VALUE.text)[:12]),
+            Cell(str(stage.spec["config"]["seed"]), value=stage.spec["config"]["seed"]),
+        ]
+        for stage in begun
+    ]
+    blocks: list[Block] = [
+        Table("Stages", ["stage", "state", "identity", "model sha256", "seed"], rows)
+    ]
+    commands = dict.fromkeys(e["command"] for e in record.entries if "command" in e)
+    blocks.append(Fold("Command lines", [("command", command) for command in commands]))
+    blocks += [Fold(stage.name, _facts(stage)) for stage in begun]
+    return Section("provenance", "Provenance", lead, blocks)
+
+
+def _facts(stage: StageRecord) -> list[tuple[str, str]]:
+    spec = stage.spec
+    facts = [("identity", spec["identity"]), ("seed", str(spec["config"]["seed"]))]
+    facts += [
+        (f"input {role}", f"{stage.inside(given['path'])}, sha256 {given['sha256']}")
+        for role, given in spec["inputs"].items()
+    ]
+    facts += [(f"data {key}", f"sha256 {value}") for key, value in spec["data_sha256"].items()]
+    if "model_sha256" in stage.result:
+        facts.append(("model", f"sha256 {stage.result['model_sha256']}"))
+    environment: dict[str, Any] = stage.result.get("environment", {})
+    versions = environment.get("versions", {})
+    facts += [
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("environment", ", ".join(f"{k} {v}" for k, v in environment.items() if k != "versions")),
+        ("settings", json.dumps(_changed(spec["identity_fields"]))),
+        ("command", str(stage.start.get("command", ""))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _changed(fields: dict[str, Any]) -> dict[str, Any]:
+    """What decides the result, without hashes (shown above) and empty values."""
+    hidden = ("data ", "input ")
+    return {k: v for k, v in fields.items() if not k.startswith(hidden) and v not in ("", {}, [])}

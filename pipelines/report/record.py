@@ -1,0 +1,183 @@
+"""A run directory read back: stages with state, metrics and result, and what was made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines import ledger, summary
+from pipelines.arms import FOLDER
+from pipelines.config import from_dict, read_yaml
+from pipelines.errors import UserError
+from pipelines.flywheel import Stage
+from pipelines.rows import Row
+from pipelines.run_dir import RunDir, lock_holder, read_json
+from pipelines.schema import Config
+
+ROUND = re.compile(r"round-(\d+)/")
+
+
+@cache
+def _config(text: str) -> Config | None:
+    """Of JSON; most stages of a run share one, and making it takes a while."""
+    try:
+        return from_dict(json.loads(text))
+    except OmegaConfBaseException:
+        return None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage as its folder and the ledger tell it.
+
+    Attributes:
+        state: done, no signal, running, failed, interrupted, ended without a word, or to do.
+        result: of a complete stage, else empty.
+        spec: the stage's config.yaml; empty where it never started.
+        start: the newest ledger line of a start or resume; empty where it never started.
+    """
+
+    name: str
+    kind: str
+    state: str
+    result: dict[str, Any]
+    spec: dict[str, Any]
+    start: dict[str, Any]
+    metrics_path: Path
+
+    @property
+    def round(self) -> int | None:
+        found = ROUND.match(self.name)
+        return int(found.group(1)) if found else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of a complete stage."""
+        found = self.result.get("wall_seconds", self.result.get("seconds"))
+        return None if found is None else float(found)
+
+    def inside(self, path: str) -> str:
+        """A path of the run directory as it was then, without that folder."""
+        return path.removeprefix(f"{self.spec['run_dir']}/")
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Log lines of the training by step; of a step that was done twice, the later."""
+        by_step = {line["step"]: line for line in _json_lines(self.metrics_path) if "loss" in line}
+        return [by_step[step] for step in sorted(by_step)]
+
+    @cached_property
+    def plan(self) -> Stage | None:
+        """The stage as it was planned; None if by a version of remit with other settings."""
+        config = _config(json.dumps(self.spec["config"]))
+        if config is None:
+            return None
+        return Stage(
+            self.kind, self.name, config, dict(self.spec["inputs"]), bool(self.spec["chat"])
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """Attributes:
+    stages: by name, in the order of the plan; stages that were never planned together follow.
+    entries: the ledger.
+    rows: of `remit compare`, where it ran.
+    analysis, contamination: results of `remit analyze` and `remit contamination`, if there.
+    """
+
+    run: RunDir
+    stages: dict[str, StageRecord]
+    entries: list[dict[str, Any]]
+    config: dict[str, Any]
+    rows: list[Row]
+    analysis: dict[str, Any] | None
+    contamination: dict[str, Any] | None
+
+    @cached_property
+    def columns(self) -> list[summary.Column]:
+        """The evaluated models, without those of a comparison."""
+        found = {name: s.result for name, s in self.stages.items() if s.result}
+        own = {name: r for name, r in found.items() if not name.startswith(f"{FOLDER}/")}
+        return summary.columns(own)
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed", "unknown")
+
+
+def read_record(run: RunDir) -> Record:
+    """Everything that a report tells, read from the run directory alone.
+
+    Raises:
+        UserError: no run directory, or a file of it that is no JSON.
+    """
+    if not run.ledger.is_file():
+        raise UserError(f"{run.root}: no run directory (it has no ledger.jsonl).")
+    entries = list(ledger.read(run.ledger))
+    plan = read_yaml(run.flywheel_plan) if run.flywheel_plan.is_file() else {}
+    names = {stage["name"]: stage["kind"] for stage in plan.get("stages", [])}
+    names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
+    running = bool(lock_holder(run))
+    stages = {name: _stage(run, name, kind, entries, running) for name, kind in names.items()}
+    config: dict[str, Any] = plan.get("config") or next(
+        (stage.spec["config"] for stage in stages.values() if stage.spec), {}
+    )
+    rows_path = run.root / FOLDER / "rows.jsonl"
+    rows = [Row(**line) for line in _json_lines(rows_path)]
+    return Record(
+        run, stages, entries, config, rows,
+        _optional(run.root / "analysis" / "result.json"),
+        _optional(run.root / "contamination" / "result.json"),
+    )  # fmt: skip
+
+
+def _stage(
+    run: RunDir, name: str, kind: str, entries: list[dict[str, Any]], running: bool
+) -> StageRecord:
+    folder = run.stage(name)
+    own = [e for e in entries if e["stage"] == name and e["event"] != "skip"]
+    starts = [e for e in own if e["event"] in ("start", "resume")]
+    result: dict[str, Any] = {}
+    if folder.is_complete():
+        finish = [e for e in own if e["event"] == "finish"]
+        result = {k: v for k, v in (finish[-1:] or [{}])[0].items() if k == "wall_seconds"}
+        result |= folder.read_result()
+    spec = read_yaml(folder.config) if folder.config.is_file() else {}
+    state = _state(result, own[-1]["event"] if own else "", running)
+    return StageRecord(name, kind, state, result, spec, (starts[-1:] or [{}])[0], folder.metrics)
+
+
+def _state(result: dict[str, Any], last_event: str, running: bool) -> str:
+    if result:
+        return "no signal" if result.get("status") == "no signal" else "done"
+    if last_event in ("start", "resume"):
+        return "running" if running else "ended without a word"
+    return {"fail": "failed", "interrupt": "interrupted"}.get(last_event, "to do")
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: no JSON ({error}). Remove it and make it anew.") from error
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that may still be written; none where there is no file."""
+    found = []
+    if path.is_file():
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return found

@@ -1,0 +1,188 @@
+"""The three renderings of a report: one HTML page, Markdown, JSON.
+
+Every string is escaped by the template engine; the page's policy also lets no script run but the
+page's own, named by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.report import blocks, charts
+
+SHADES = 4
+# A weight this far from 1 has the deepest shade, where none is further.
+LEAST_SCALE = 0.2
+
+
+def page(report: blocks.Report) -> str:
+    """One self-contained HTML page."""
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template("page.html").render(
+        report=report, script=script, script_hash=digest, style=_asset("page.css"),
+    )  # fmt: skip
+
+
+def markdown(report: blocks.Report) -> str:
+    """Texts and tables; a chart is the table of its values, a token map the list of its texts."""
+    lines = [f"# {plain(report.headline)}", "", f"Run `{plain(report.run)}`, {report.when}.", ""]
+    lines += [f"- {plain(sentence)}" for sentence in report.verdict]
+    for section in report.sections:
+        lines += ["", f"## {plain(section.title)}", ""]
+        lines += [plain(section.lead), ""] if section.lead else []
+        for block in section.blocks:
+            lines += [*MARKDOWN[type(block)](block), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def as_json(report: blocks.Report) -> str:
+    """The report's blocks with their numbers; `kind` names each block."""
+    values = asdict(report)
+    for section, drawn in zip(report.sections, values["sections"], strict=True):
+        drawn["blocks"] = [
+            {"kind": kind(block)} | value
+            for block, value in zip(section.blocks, drawn["blocks"], strict=True)
+        ]
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+RENDERINGS: dict[str, Callable[[blocks.Report], str]] = {
+    "html": page, "md": markdown, "json": as_json,
+}  # fmt: skip
+
+
+def kind(block: blocks.Block) -> str:
+    return type(block).__name__
+
+
+def shade(weight: float | None, scale: float) -> str:
+    """The class of a token's colour: `h1` to `h4` above 1, `l1` to `l4` below."""
+    if weight is None:
+        return "none"
+    depth = max(-SHADES, min(SHADES, round(SHADES * (weight - 1) / scale)))
+    return f"{'h' if depth > 0 else 'l'}{abs(depth)}" if depth else ""
+
+
+def weight_scale(sequences: Sequence[blocks.Sequence]) -> float:
+    """The largest distance of a shown weight from 1."""
+    weights = [t.weight for s in sequences for t in s.tokens if t.weight is not None]
+    return max([LEAST_SCALE, *(abs(weight - 1) for weight in weights)])
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _asset(name: str) -> Markup:
+    return Markup((files("pipelines.report") / "templates" / name).read_text("utf-8"))
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("pipelines.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters.update(kind=kind, figure=_figure)
+    found.globals.update(
+        charts=charts, shade=shade, weight_scale=weight_scale, unique=_unique,
+        word_columns=_word_columns,
+    )  # fmt: skip
+    return found
+
+
+def _unique(sequences: Sequence[blocks.Sequence], name: str) -> list[str]:
+    """The different values of a field, sorted."""
+    return sorted({getattr(sequence, name) for sequence in sequences})
+
+
+def _word_columns(table: blocks.Table) -> set[int]:
+    """The columns without a number."""
+    columns = enumerate(zip(*table.rows, strict=True))
+    return {i for i, cells in columns if all(cell.value is None for cell in cells)}
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: no tag, no table border, no line break."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(plain, cells)) + " |"
+
+
+def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"**{plain(title)}**", "", _row(columns),
+        "|---|" + "---:|" * (len(columns) - 1), *map(_row, rows),
+    ]  # fmt: skip
+
+
+def _with_note(lines: list[str], note: str) -> list[str]:
+    return [*lines, "", plain(note)] if note else lines
+
+
+def _table(table: blocks.Table) -> list[str]:
+    rows = [[f"{c.text} ({c.interval})" if c.interval else c.text for c in r] for r in table.rows]
+    return _with_note(_grid(table.title, table.columns, rows), table.note)
+
+
+def _line_chart(chart: blocks.LineChart) -> list[str]:
+    rows = []
+    for series in chart.series:
+        first, last = series.points[0], series.points[-1]
+        rows.append([series.name, *(_at(chart, point) for point in (first, last))])
+    title = f"{chart.title} ({chart.y} by {chart.x})"
+    return _with_note(_grid(title, ["line", "first", "last"], rows), chart.note)
+
+
+def _at(chart: blocks.LineChart, point: blocks.Point) -> str:
+    where = chart.x_labels[int(point.x)] if chart.x_labels else f"{point.x:g}"
+    half = "" if point.half is None else f" ± {point.half:.3g}"
+    return f"{point.y:.4g}{half} at {where}"
+
+
+def _dot_plot(plot: blocks.DotPlot) -> list[str]:
+    rows = [[dot.label, dot.text] for dot in plot.dots]
+    return _with_note(_grid(plot.title, ["", plot.x], rows), plot.note)
+
+
+def _wheel(wheel: blocks.Wheel) -> list[str]:
+    every = [wheel.base] if wheel.base else []
+    every += [stage for each in wheel.rounds for stage in each.stages]
+    rows = [[stage.name, stage.state, stage.time, stage.score] for stage in every]
+    return _grid("The flywheel", ["stage", "state", "time", "result"], rows)
+
+
+def _heat_map(heat_map: blocks.HeatMap) -> list[str]:
+    rows = [
+        [s.label, s.source, s.domain, s.licence, s.sha256[:12], str(s.num_tokens),
+         _figure(s.mean_weight)]
+        for s in heat_map.sequences
+    ]  # fmt: skip
+    columns = ["text", "source", "domain", "licence", "sha256", "tokens", "mean weight"]
+    return _grid("Texts of the token map", columns, rows)
+
+
+MARKDOWN: dict[type, Callable[[Any], list[str]]] = {
+    blocks.Missing: lambda block: [f"{plain(block.what)} To make it: `{plain(block.command)}`"],
+    blocks.Text: lambda block: [plain(block.text)],
+    blocks.Table: _table,
+    blocks.LineChart: _line_chart,
+    blocks.DotPlot: _dot_plot,
+    blocks.Wheel: _wheel,
+    blocks.HeatMap: _heat_map,
+    blocks.Fold: lambda block: _grid(block.title, ["", "value"], block.facts),
+}

@@ -1,0 +1,204 @@
+"""The table of the paper: tasks by models, with intervals; and the objectives side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines import comparison
+from pipelines.comparison import Cell as Mean
+from pipelines.report.blocks import (
+    NO_VALUE,
+    Block,
+    Cell,
+    Dot,
+    DotPlot,
+    LineChart,
+    Missing,
+    Point,
+    Section,
+    Series,
+    Table,
+)
+from pipelines.report.record import Record
+from pipelines.report.verdict import AFTER, points
+from pipelines.summary import Column
+
+ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
+
+
+def section(record: Record) -> Section:
+    """Rows: tasks. Columns: base, mid-k, post-k."""
+    models = record.columns
+    lead = "Accuracy in percent on held-out questions; the small figures are 95% intervals."
+    if not models:
+        missing = Missing(
+            "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
+        )
+        return Section("scores", "Scores", lead, [missing])
+    blocks: list[Block] = [_table(models), *_through_rounds(models)]
+    return Section("scores", "Scores", lead, blocks)
+
+
+def _table(models: list[Column]) -> Table:
+    tasks = list(dict.fromkeys(task for m in models for task in m.result["tasks"]))
+    rows = [[Cell(task), *(_accuracy(m, task) for m in models)] for task in tasks]
+    strong = []
+    if any("average" in m.result for m in models):
+        strong.append(len(rows))
+        rows.append([Cell("average"), *(_average(m) for m in models)])
+    for domain in dict.fromkeys(d for m in models for d in m.result["bits_per_byte"]):
+        rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain) for m in models)])
+    for task, metric in dict.fromkeys(_lm_eval(models)):
+        values = [m.result.get("lm_eval", {}).get(task, {}).get(metric) for m in models]
+        cells = [NO_VALUE if v is None else Cell(f"{v:.3f}", value=v) for v in values]
+        rows.append([Cell(f"{task} {metric}"), *cells])
+    return Table(
+        "Every task, every model", ["task", *(m.title for m in models)], rows, strong,
+        "Intervals: Wilson for a task, normal for the average. Bits per byte of held-out text: "
+        "lower is better.",
+    )  # fmt: skip
+
+
+def _accuracy(model: Column, task: str) -> Cell:
+    if task not in model.result["tasks"]:
+        return NO_VALUE
+    found = model.result["tasks"][task]
+    low, high = found["interval"]
+    return Cell(
+        f"{100 * found['accuracy']:.1f}", f"{100 * low:.0f} to {100 * high:.0f}", found["accuracy"]
+    )
+
+
+def _average(model: Column) -> Cell:
+    if "average" not in model.result:
+        return NO_VALUE
+    mean, half = model.result["average"], model.result["average_half_interval"]
+    return Cell(f"{100 * mean:.1f}", f"± {100 * half:.1f}", mean)
+
+
+def _bits(model: Column, domain: str) -> Cell:
+    found = model.result["bits_per_byte"].get(domain)
+    if not found:
+        return NO_VALUE
+    return Cell(f"{found['bits_per_byte']:.3f}", value=found["bits_per_byte"])
+
+
+def _lm_eval(models: list[Column]) -> Iterator[tuple[str, str]]:
+    for model in models:
+        for task, metrics in model.result.get("lm_eval", {}).items():
+            yield from ((task, metric) for metric in metrics if "stderr" not in metric)
+
+
+def _through_rounds(models: list[Column]) -> list[Block]:
+    """Average accuracy by round, where there are two rounds or more."""
+    found: dict[str, list[Point]] = {"mid": [], "post": []}
+    for model in models:
+        part, _, number = model.title.rpartition("-")
+        if part in found and "average" in model.result:
+            mean, half = model.result["average"], model.result["average_half_interval"]
+            found[part].append(Point(int(number), 100 * mean, 100 * half))
+    if len(found["mid"]) < 2:
+        return []
+    series = [
+        Series(part, points, 6 if part == "mid" else 1) for part, points in found.items() if points
+    ]
+    numbers = range(int(max(p.x for s in series for p in s.points)) + 1)
+    return [
+        LineChart(
+            "Average accuracy by round", "round", "percent", series,
+            [f"{n}" if n else "0 (plain)" for n in numbers],
+            "Whiskers are 95% intervals of each average; differences have the paired ones above.",
+        )
+    ]  # fmt: skip
+
+
+def comparison_section(record: Record) -> Section:
+    """Objectives from one base, over seeds, as `remit compare` left them."""
+    lead = "One base, one data order and one budget; only the objective of mid-training differs."
+    tables = comparison.tables(record.rows)
+    if not tables:
+        missing = Missing(
+            "The objectives were not compared in this run directory.",
+            "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
+        )
+        return Section("objectives", "Objectives side by side", lead, [missing])
+    blocks: list[Block] = []
+    for table in tables:
+        blocks += _gain_plot(table)
+        blocks.append(_arm_table(table))
+    blocks += _annealing(record)
+    return Section("objectives", "Objectives side by side", lead, blocks)
+
+
+def _gain_plot(table: comparison.Comparison) -> list[Block]:
+    dots = [
+        Dot(
+            arm, 100 * gain.mean, None if gain.half is None else 100 * gain.half,
+            points(gain.mean, gain.half), ARM_COLOURS[arm],
+        )
+        for arm, gain in zip(table.arms, table.gain, strict=False)
+        if arm != "ntp"
+    ]  # fmt: skip
+    if not dots:
+        return []
+    return [
+        DotPlot(
+            f"Difference to ntp after {AFTER[table.point]}",
+            "difference in average accuracy, percentage points", dots, 0.0, _seeds(table),
+        )
+    ]  # fmt: skip
+
+
+def _seeds(table: comparison.Comparison) -> str:
+    count = len(table.seeds)
+    if count == 1:
+        return "One seed, so no interval over seeds."
+    return f"Mean over {count} seeds, 95% interval over seeds (Student's t), paired by seed."
+
+
+def _arm_table(table: comparison.Comparison) -> Table:
+    def percent(title: str, cells: list[Mean]) -> list[Cell]:
+        return [Cell(title), *(_mean(cell, 100, 1) for cell in cells)]
+
+    rows = [percent(title, cells) for title, cells in table.cells.items()]
+    strong = [len(rows) - 1]
+    if table.gain:
+        rows.append(percent("less ntp", table.gain))
+    for domain, cells in table.bits_per_byte.items():
+        rows.append([Cell(f"bits/byte {domain}"), *(_mean(cell, 1, 3) for cell in cells)])
+    title = f"Accuracy in percent after {AFTER[table.point]}"
+    return Table(title, ["task", *table.arms], rows, strong, _seeds(table))
+
+
+def _mean(cell: Mean, scale: int, digits: int) -> Cell:
+    half = "" if cell.half is None else f"± {scale * cell.half:.{digits}f}"
+    return Cell(f"{scale * cell.mean:.{digits}f}", half, cell.mean)
+
+
+def _annealing(record: Record) -> list[Block]:
+    drawn = comparison.curves(record.rows)
+    if not drawn:
+        return [Missing("No accuracy along the annealing.", "remit compare ... compare.points=4")]
+    series = [
+        Series(
+            curve.arm,
+            [
+                Point(100 * part, 100 * c.mean, None if c.half is None else 100 * c.half)
+                for part, c in zip(curve.parts, curve.averages, strict=True)
+            ],
+            ARM_COLOURS[curve.arm],
+        )
+        for curve in drawn
+    ]
+    reached = [
+        f"{c.arm} at step {c.steps_to_ntp:,}"
+        for c in drawn
+        if c.steps_to_ntp is not None and c.arm != "ntp"
+    ]
+    note = "Plain mid-training's final accuracy is reached by " + ", ".join(reached) + "."
+    return [
+        LineChart(
+            "Accuracy along the annealing", "percent of the mid-training done",
+            "average accuracy, percent", series, note=note if reached else "",
+        )
+    ]  # fmt: skip

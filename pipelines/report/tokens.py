@@ -1,0 +1,274 @@
+"""What ReMiT weights: the token map, the classes of tokens, the way of the model, contamination.
+
+Reads `analysis/result.json` and `contamination/result.json`. Text that may not be published, or
+is not wanted, is left out here and so never reaches a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pipelines.report.blocks import (
+    NO_VALUE,
+    Block,
+    Cell,
+    Dot,
+    DotPlot,
+    HeatMap,
+    LineChart,
+    Missing,
+    Point,
+    Section,
+    Sequence,
+    Series,
+    Table,
+    Text,
+    Token,
+)
+from pipelines.report.record import Record
+
+MOST_SEQUENCES = 20
+MOST_TOKENS = 512
+ANALYZE = "remit analyze RUN"
+CONTAMINATION = "remit contamination --config RECIPE --run-dir RUN"
+
+
+def heat_map_section(record: Record, with_text: bool) -> Section:
+    """Training sequences coloured by weight."""
+    lead = (
+        "Training text as the mid-training saw it. Orange tokens count more than 1, blue ones "
+        "less; grey ones are no targets. Point at a token, or tab to a text and use "
+        "the arrow keys, for its weight, d and both log-probabilities."
+    )
+    rounds = _rounds(record)
+    if not rounds:
+        return Section("tokens", "Token weights", "", [Missing("No token weights.", ANALYZE)])
+    each = max(1, MOST_SEQUENCES // len(rounds))
+    found = [
+        _sequence(f"{_round_name(part)}, text {number}", given, with_text)
+        for part in rounds
+        for number, given in enumerate(_spread(part["sequences"], each), 1)
+    ]
+    if not found:
+        return Section("tokens", "Token weights", "", [Missing("No sequences.", ANALYZE)])
+    return Section("tokens", "Token weights", lead, [HeatMap(found[:MOST_SEQUENCES])])
+
+
+def _rounds(record: Record) -> list[dict[str, Any]]:
+    return list((record.analysis or {}).get("rounds", []))
+
+
+def _round_name(part: dict[str, Any]) -> str:
+    return str(part["mid"]) if part.get("round") is None else f"round {part['round']}"
+
+
+def _spread(sequences: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """So many of them, the domains in turn."""
+    by_domain: dict[str, list[dict[str, Any]]] = {}
+    for sequence in sequences:
+        by_domain.setdefault(sequence["domain"], []).append(sequence)
+    longest = max((len(own) for own in by_domain.values()), default=0)
+    turns = [own[i] for i in range(longest) for own in by_domain.values() if i < len(own)]
+    return turns[:count]
+
+
+def _sequence(label: str, given: dict[str, Any], with_text: bool) -> Sequence:
+    texts = given["tokens"][:MOST_TOKENS]
+    weights = given["weights"][:MOST_TOKENS]
+    known = [weight for weight in weights if weight is not None]
+    tokens = []
+    if with_text and given.get("publish", True):
+        columns = (given[key][:MOST_TOKENS] for key in ("d", "logprobs", "ref_logprobs"))
+        tokens = [Token(*values) for values in zip(texts, weights, *columns, strict=True)]
+    return Sequence(
+        label, given["source"], given["domain"], given["licence"], _sha256("".join(texts)),
+        len(texts), sum(known) / len(known) if known else None, tokens,
+    )  # fmt: skip
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dynamics_section(record: Record, with_text: bool) -> Section:
+    """What is up-weighted, and how far each checkpoint is from its reference."""
+    lead = (
+        "Which tokens count more when mid-training starts, and how the model then moves towards "
+        "the RL-tuned one."
+    )
+    if record.analysis is None:
+        missing = Missing("The weights and checkpoints were not analyzed.", ANALYZE)
+        return Section("dynamics", "What is up-weighted", lead, [missing])
+    blocks: list[Block] = []
+    for part in _rounds(record):
+        name = _round_name(part)
+        for title, key in (("domain", "domains"), ("class of token", "classes")):
+            blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}))
+        blocks += _extremes(name, part, with_text)
+    blocks += _gaps(record.analysis)
+    blocks += _movement(record.analysis.get("movement", []))
+    blocks += [Text(sentence) for sentence in record.analysis.get("missing", [])]
+    return Section("dynamics", "What is up-weighted", lead, blocks)
+
+
+def _weights_by(title: str, groups: dict[str, dict[str, Any]]) -> list[Block]:
+    known = {k: g for k, g in groups.items() if g["tokens"] and g["mean_weight"] is not None}
+    ordered = sorted(known.items(), key=lambda item: -item[1]["mean_weight"])
+    if not ordered:
+        return []
+    dots = [
+        Dot(
+            name, group["mean_weight"], None,
+            f"{group['mean_weight']:.3f}", 2 if group["mean_weight"] >= 1 else 1,
+        )
+        for name, group in ordered
+    ]  # fmt: skip
+    clipped = max(g["clipped_low"] + g["clipped_high"] for g in known.values())
+    tokens = sum(group["tokens"] for group in known.values())
+    note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are at the clip."
+    return [DotPlot(title, "mean weight", dots, 1.0, note)]
+
+
+def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:
+    highest, lowest = (
+        [entry for entry in part.get(key, []) if entry.get("publish", True)]
+        for key in ("highest", "lowest")
+    )
+    if not highest and not lowest:
+        return []
+    if not with_text:
+        return [Text(f"The tokens of the highest and lowest weights of {name} are left out.")]
+    rows = [
+        [*_extreme(highest, i), *_extreme(lowest, i)]
+        for i in range(min(12, max(len(highest), len(lowest))))
+    ]
+    return [
+        Table(
+            f"Tokens of the highest and the lowest mean weight, {name}",
+            ["highest", "weight", "seen", "lowest", "weight", "seen"], rows,
+        )
+    ]  # fmt: skip
+
+
+def _extreme(entries: list[dict[str, Any]], index: int) -> list[Cell]:
+    if index >= len(entries):
+        return [Cell("")] * 3
+    entry = entries[index]
+    return [
+        Cell(repr(entry["token"])[1:-1]),
+        Cell(f"{entry['mean_weight']:.3f}", value=entry["mean_weight"]),
+        Cell(f"{entry['count']:,}", value=entry["count"]),
+    ]
+
+
+def _gaps(analysis: dict[str, Any]) -> list[Block]:
+    """One line a domain along the checkpoints of each round, from the base on."""
+    dynamics: list[dict[str, Any]] = analysis.get("dynamics", [])
+    reference = analysis.get("dynamics_reference") or "the RL-tuned model"
+    base = [entry for entry in dynamics if entry["round"] is None]
+    rounds = sorted({entry["round"] for entry in dynamics if entry["round"] is not None})
+    return [
+        _gap_chart(number, reference, base + [e for e in dynamics if e["round"] == number])
+        for number in rounds
+    ]
+
+
+def _gap_chart(number: int, reference: str, along: list[dict[str, Any]]) -> LineChart:
+    domains = list(dict.fromkeys(domain for entry in along for domain in entry["gap"]))
+    series = [
+        Series(
+            domain,
+            [
+                Point(i, entry["gap"][domain]["mean"], entry["gap"][domain]["half_interval"])
+                for i, entry in enumerate(along)
+                if domain in entry["gap"]
+            ],
+            1 + index % 6,
+        )
+        for index, domain in enumerate(domains)
+    ]
+    return LineChart(
+        f"Reference less checkpoint, round {number}",
+        "checkpoint, in the order of training",
+        "log-probability a token, nats",
+        series,
+        [_checkpoint(entry) for entry in along],
+        f"Mean over held-out text: 0 where the checkpoint predicts as {reference} does. "
+        "Whiskers are 95% intervals.",
+    )
+
+
+def _checkpoint(entry: dict[str, Any]) -> str:
+    if entry["phase"] == "anneal":
+        return f"step {entry['step']}"
+    last = str(entry["checkpoint"]).rpartition("/")[2]
+    return {"20-sft": "SFT", "30-dpo": "DPO", "40-rlvr": "RLVR"}.get(last, last)
+
+
+def _movement(movement: list[dict[str, Any]]) -> list[Block]:
+    dots = [
+        Dot(
+            f"{start} to {end}, round {entry['round']}", moved["kl"], moved["half_interval"],
+            _with_half(moved["kl"], moved["half_interval"]), 6 if end == "mid" else 1,
+        )
+        for entry in movement
+        for start, end in (("base", "mid"), ("mid", "post"))
+        if (moved := entry.get(f"{start}_to_{end}"))
+    ]  # fmt: skip
+    if not dots:
+        return []
+    note = "Divergence between the two models on held-out text, with 95% intervals."
+    return [DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note)]
+
+
+def _with_half(value: float, half: float | None) -> str:
+    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+
+def contamination_section(record: Record, with_text: bool) -> Section:
+    """Questions of the evaluations that stand in the training text."""
+    title = "Contamination"
+    if record.contamination is None:
+        missing = Missing("The training text was not searched for questions.", CONTAMINATION)
+        return Section("contamination", title, "", [missing])
+    found = record.contamination
+    lead = (
+        f"A question counts as contaminated where {found['ngram']} of its words in a row, or all "
+        "of it, stand in the training text."
+    )
+    rows, examples = [], []
+    for task, given in found["evals"].items():
+        share = given["contaminated"] / given["questions"] if given["questions"] else 0.0
+        sources = [
+            name for name, hits in given["sources"].items() if hits["ngram"] or hits["exact"]
+        ]
+        rows.append([
+            Cell(task), _count(given["questions"]), _count(given["contaminated"]),
+            Cell(f"{100 * share:.1f}", value=share), _count(given["exact"]),
+            Cell(", ".join(sources) or NO_VALUE.text),
+        ])  # fmt: skip
+        examples += _examples(task, given, with_text)
+    columns = ["task", "questions", "contaminated", "percent", "whole question", "found in"]
+    blocks: list[Block] = [Table("Questions found in the training text", columns, rows)]
+    if examples:
+        columns = ["task", "question", "sha256", "found in", "text"]
+        blocks.append(Table("Examples", columns, examples[:40]))
+    return Section("contamination", title, lead, blocks)
+
+
+def _count(number: int) -> Cell:
+    return Cell(f"{number:,}", value=number)
+
+
+def _examples(task: str, given: dict[str, Any], with_text: bool) -> list[list[Cell]]:
+    rows = []
+    for source, hits in given["sources"].items():
+        for example in hits.get("examples", []):
+            shown = with_text and all(e.get("publish", True) for e in (given, hits, example))
+            rows.append([
+                Cell(task), Cell(str(example["id"])), Cell(example["sha256"][:12]),
+                Cell(f"{source} {example['where']}" if shown else source),
+                Cell(str(example["ngram"]) if shown else "not shown"),
+            ])  # fmt: skip
+    return rows

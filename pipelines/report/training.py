@@ -1,0 +1,120 @@
+"""Curves of the training: loss, learning rate, token weights, reward, throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipelines.arms import FOLDER
+from pipelines.report.blocks import Block, LineChart, Missing, Point, Section, Series
+from pipelines.report.record import Record, StageRecord
+from pipelines.report.scores import ARM_COLOURS
+
+MOST_POINTS = 150
+Line = dict[str, Any]
+# Kind of stage, title, unit, and the value of a log line.
+CURVES: tuple[tuple[str, str, str, Callable[[Line], Any]], ...] = (
+    ("pretrain", "Pre-training: loss", "nats per token", lambda x: x.get("loss")),
+    ("mid_train", "Mid-training: loss", "nats per token", lambda x: x.get("loss")),
+    ("mid_train", "Mid-training: learning rate", "learning rate", lambda x: x.get("learning_rate")),
+    ("mid_train", "Token weights: spread", "standard deviation", lambda x: x.get("weight_std")),
+    ("mid_train", "Token weights: at the clip", "percent of tokens", lambda x: _clipped(x)),
+    ("mid_train", "Reference less learner", "mean of d, nats", lambda x: x.get("d_mean")),
+    ("sft", "SFT: loss", "nats per token", lambda x: x.get("loss")),
+    ("dpo", "DPO: loss", "nats", lambda x: x.get("loss")),
+    ("rlvr", "RLVR: reward", "mean reward", lambda x: x.get("reward")),
+    ("rlvr", "RLVR: silent groups", "percent of groups", lambda x: _silent(x)),
+    ("mid_train", "Mid-training: throughput", "tokens per second",
+     lambda x: x.get("tokens_per_second")),
+)  # fmt: skip
+
+
+def section(record: Record) -> Section:
+    """Small charts, one line for each round (and for each objective of a comparison)."""
+    own = [s for s in record.stages.values() if not s.name.startswith(f"{FOLDER}/")]
+    compared = _first_seed(record)
+    blocks: list[Block] = [*_charts(own, _round_series), *_charts(compared, _arm_series)]
+    if not blocks:
+        blocks = [Missing("No stage has trained yet.", "remit flywheel --run-dir RUN")]
+    lines = "One line for each round; round 0 is the plain one." if own else ""
+    if compared:
+        lines += f" Of the comparison, one line for each objective, {_seed_folder(compared)}."
+    lead = (
+        f"{lines.strip()} A weighted loss and a plain one are different quantities: compare models "
+        "by their scores."
+    )
+    return Section("training", "Training", lead, blocks)
+
+
+def _clipped(line: Line) -> float | None:
+    if "weight_at_low" not in line:
+        return None
+    return 100 * (float(line["weight_at_low"]) + float(line["weight_at_high"]))
+
+
+def _silent(line: Line) -> float | None:
+    found = line.get("frac_reward_zero_std")
+    return None if found is None else 100 * float(found)
+
+
+def _seed_folder(stages: Sequence[StageRecord]) -> str:
+    """`seed 0` of stages in `compare/seed-0/`."""
+    return stages[0].name.split("/")[1].replace("-", " ")
+
+
+def _first_seed(record: Record) -> list[StageRecord]:
+    compared = [s for s in record.stages.values() if s.name.startswith(f"{FOLDER}/")]
+    return [s for s in compared if s.name.split("/")[1] == compared[0].name.split("/")[1]]
+
+
+def _round_series(stage: StageRecord) -> tuple[str, int]:
+    if stage.round is None:
+        return stage.name, 1
+    return f"round {stage.round}", stage.round % 7
+
+
+def _arm_series(stage: StageRecord) -> tuple[str, int]:
+    arm = stage.name.split("/")[2]
+    return arm, ARM_COLOURS.get(arm, 0)
+
+
+def _charts(
+    stages: Sequence[StageRecord], named: Callable[[StageRecord], tuple[str, int]]
+) -> list[LineChart]:
+    found = []
+    for kind, title, unit, value in CURVES:
+        series = [_series(stage, named, value) for stage in stages if stage.kind == kind]
+        drawn = [one for one in series if len(one.points) > 1]
+        if not drawn:
+            continue
+        of_arms = named is _arm_series
+        where = f", {_seed_folder(stages)}" if of_arms else ""
+        found.append(LineChart(title + where, "step", unit, drawn))
+    return found
+
+
+def _series(
+    stage: StageRecord,
+    named: Callable[[StageRecord], tuple[str, int]],
+    value: Callable[[Line], Any],
+) -> Series:
+    name, colour = named(stage)
+    points = [
+        Point(float(line["step"]), float(number))
+        for line in stage.metrics
+        if isinstance(number := value(line), (int, float)) and math.isfinite(number)
+    ]
+    return Series(name, thinned(points), colour)
+
+
+def thinned(points: list[Point]) -> list[Point]:
+    """At most MOST_POINTS, each the mean of its neighbours."""
+    width = math.ceil(len(points) / MOST_POINTS)
+    if width < 2:
+        return points
+    parts = [points[i : i + width] for i in range(0, len(points), width)]
+    return [
+        Point(sum(p.x for p in part) / len(part), sum(p.y for p in part) / len(part))
+        for part in parts
+    ]

@@ -1,0 +1,215 @@
+"""The verdict: each round against round 0 on the same questions, and the wheel as it turned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import comparison
+from pipelines.comparison import Cell as Mean
+from pipelines.evals.intervals import paired_difference
+from pipelines.flywheel import BASE, BASE_EVAL
+from pipelines.quantities import duration
+from pipelines.report.blocks import (
+    Block,
+    Dot,
+    DotPlot,
+    Missing,
+    Section,
+    Wheel,
+    WheelRound,
+    WheelStage,
+)
+from pipelines.report.record import Record, StageRecord
+
+AFTER = {"mid": "mid-training", "post": "post-training"}
+TITLES = {
+    "pretrain": "base", "mid_train": "mid-train", "sft": "SFT", "dpo": "DPO", "rlvr": "RLVR",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A round less round 0, in accuracy, paired by question.
+
+    Attributes:
+        part: mid or post.
+        ours, plain: the two averages.
+        half: half the 95% interval of the difference.
+    """
+
+    number: int
+    part: str
+    ours: float
+    plain: float
+    difference: float
+    half: float
+    questions: int
+
+    @property
+    def word(self) -> str:
+        if self.difference - self.half > 0:
+            return "above"
+        return "below" if self.difference + self.half < 0 else "not told apart from"
+
+    @property
+    def interval(self) -> str:
+        return points(self.difference, self.half)
+
+
+def points(difference: float, half: float | None) -> str:
+    """`+5.5 +- 2.3` in percentage points."""
+    return f"{100 * difference:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def gains(record: Record) -> list[Gain]:
+    """Every evaluated round against round 0, after mid-training and after post-training."""
+    models = {column.title: column for column in record.columns}
+    found = []
+    for title, column in models.items():
+        part, _, number = title.rpartition("-")
+        plain = models.get(f"{part}-0")
+        if part not in AFTER or number == "0" or plain is None:
+            continue
+        ours, theirs = column.bits(), plain.bits()
+        sizes = {task: len(bits) for task, bits in ours.items()}
+        if not sizes or sizes != {task: len(bits) for task, bits in theirs.items()}:
+            continue
+        difference, half = paired_difference(theirs, ours)
+        found.append(
+            Gain(
+                int(number), part, column.result["average"], plain.result["average"],
+                difference, half, sum(sizes.values()),
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda gain: (gain.number, gain.part))
+
+
+def headline(record: Record) -> str:
+    """The verdict in one sentence: the last post-trained round, else the last mid-trained one."""
+    found = gains(record)
+    if found:
+        last = max(found, key=lambda gain: (gain.part == "post", gain.number))
+        if last.word == "not told apart from":
+            return (
+                f"ReMiT round {last.number} cannot be told apart from plain training after "
+                f"{AFTER[last.part]}: {last.interval} points"
+            )
+        return (
+            f"ReMiT round {last.number} is {100 * abs(last.difference):.1f} "
+            f"± {100 * last.half:.1f} points {last.word} plain training after {AFTER[last.part]}"
+        )
+    for table in reversed(comparison.tables(record.rows)):
+        if table.gain and "remit" in table.arms:
+            return _compared(table.gain[table.arms.index("remit")], table)
+    return "No verdict yet: no round of ReMiT has been evaluated against round 0"
+
+
+def _compared(gain: Mean, table: comparison.Comparison) -> str:
+    seeds = "one seed, so no interval" if gain.half is None else f"{len(table.seeds)} seeds"
+    return (
+        f"ReMiT less plain mid-training after {AFTER[table.point]}: "
+        f"{points(gain.mean, gain.half)} points, {seeds}"
+    )
+
+
+def sentences(record: Record) -> list[str]:
+    """One sentence for each round and part."""
+    return [
+        f"Round {gain.number} is {gain.word} round 0 after {AFTER[gain.part]}: {gain.ours:.1%} "
+        f"against {gain.plain:.1%}, {gain.interval} points on {gain.questions:,} paired questions."
+        for gain in gains(record)
+    ]
+
+
+def section(record: Record) -> Section:
+    """The differences with their intervals, and the wheel."""
+    blocks: list[Block] = []
+    found = gains(record)
+    if found:
+        blocks.append(
+            DotPlot(
+                "Difference to round 0",
+                "difference in average accuracy, percentage points",
+                [
+                    Dot(
+                        f"round {gain.number}, {gain.part}", 100 * gain.difference,
+                        100 * gain.half, gain.interval, 1 if gain.part == "post" else 6,
+                    )
+                    for gain in found
+                ],
+                reference=0.0,
+                note="Bars are 95% intervals, paired on the same questions. They cover the choice "
+                f"of questions, not another seed: this run has seed {record.seed}.",
+            )
+        )  # fmt: skip
+    else:
+        blocks.append(
+            Missing(
+                "No round of ReMiT was evaluated beside a round 0.", "remit flywheel --iterations 1"
+            )
+        )
+    drawn = wheel(record)
+    if drawn.rounds or drawn.base:
+        blocks.append(drawn)
+    else:
+        blocks.append(Missing("No round has been planned here.", "remit flywheel --iterations 1"))
+    lead = (
+        "Every round mid-trains the same base again. From round 1 on, the post-trained model of "
+        "the round before weights the tokens."
+    )
+    return Section("verdict", "The flywheel", lead, blocks)
+
+
+def score(stage: StageRecord) -> str:
+    """What a stage reached, in two or three words."""
+    result = stage.result
+    if not result:
+        at = stage.metrics[-1:] if stage.state == "running" else []
+        return "".join(f"step {line['step']} of {line['max_steps']}" for line in at)
+    if "average" in result:
+        return f"{result['average']:.1%}"
+    if stage.kind == "dpo":
+        return f"pairs {result['heldout_pair_accuracy']:.0%}"
+    if stage.kind == "rlvr":
+        return f"reward {result['reward_last_quarter']:.2f}"
+    return f"loss {result['loss_last']:.2f}" if "loss_last" in result else ""
+
+
+def wheel(record: Record) -> Wheel:
+    """The stages by round, done or still to do."""
+    base = record.stages.get(BASE)
+    numbers = sorted({s.round for s in record.stages.values() if s.round is not None})
+    return Wheel(
+        None if base is None else _wheel_stage(base),
+        _accuracy(record, BASE_EVAL),
+        [_round(record, number) for number in numbers],
+    )
+
+
+def _round(record: Record, number: int) -> WheelRound:
+    own = {name: s for name, s in record.stages.items() if s.round == number}
+    mid = own.get(f"round-{number}/10-mid-train")
+    return WheelRound(
+        number,
+        _reference(mid) if mid else "",
+        [_wheel_stage(stage) for stage in own.values() if stage.kind in TITLES],
+        _accuracy(record, f"round-{number}/15-eval"),
+        _accuracy(record, f"round-{number}/50-eval"),
+    )
+
+
+def _reference(mid: StageRecord) -> str:
+    given: dict[str, Any] | None = mid.spec.get("inputs", {}).get("ref")
+    return "" if given is None else mid.inside(given["path"]).removesuffix("/model")
+
+
+def _wheel_stage(stage: StageRecord) -> WheelStage:
+    title = TITLES[stage.kind]
+    time = "" if stage.seconds is None else duration(stage.seconds)
+    return WheelStage(stage.name, title, stage.state, time, score(stage))
+
+
+def _accuracy(record: Record, name: str) -> str:
+    stage = record.stages.get(name)
+    return score(stage) if stage else ""

@@ -1,0 +1,120 @@
+"""The page in a real browser: both widths and schemes, the token map, and hostile data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import Browser
+from inputs import HOSTILE
+
+from pipelines.report import write_report
+from pipelines.run_dir import RunDir
+
+SHOWN = "[...document.querySelectorAll('.sequence')].filter((s) => !s.hidden).length"
+# Texts of charts that leave the chart, or whose boxes overlap by more than the space of a line.
+CROWDED = """[...document.querySelectorAll('.chart svg, .wheel svg')].flatMap((svg) => {
+  const all = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].filter((text) => text.textContent);
+  const boxes = texts.map((text) => text.getBoundingClientRect());
+  const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+    && a.top < b.bottom - 4 && b.top < a.bottom - 4;
+  return texts.flatMap((text, i) => [
+    ...(boxes[i].left < all.left - 1 || boxes[i].right > all.right + 1 ? [text.textContent] : []),
+    ...texts.filter((_, j) => j > i && over(boxes[i], boxes[j]))
+      .map((other) => `${text.textContent} on ${other.textContent}`),
+  ]);
+})"""
+CHOOSE_PROSE = """((select) => {
+  select.value = 'prose';
+  select.dispatchEvent(new Event('change'));
+})(document.querySelector('[data-filter=domain]'))"""
+TIP = "document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent"
+
+
+@pytest.fixture(scope="module")
+def page(analyzed_run: Path) -> Path:
+    return write_report(RunDir(analyzed_run))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_renders(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    browser.open(page, width=width, scheme=scheme)
+    assert browser.complaints == []
+    assert browser.requested == [page.resolve().as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") == width
+    background = browser.value("getComputedStyle(document.body).backgroundColor")
+    light = sum(map(int, background[4:-1].split(","))) > 3 * 128
+    assert light == (scheme == "light")
+    # A small chart's text stays readable: at least 9 px of 11.5.
+    drawn = browser.value("document.querySelector('.chart svg').getBoundingClientRect().width")
+    assert drawn / 420 > 0.8
+    toc = browser.value("getComputedStyle(document.querySelector('nav')).display")
+    assert toc == ("block" if width == 1280 else "none")
+
+
+def test_no_text_of_a_chart_leaves_it_or_lies_on_another(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    crowded = browser.value(CROWDED)
+    assert crowded == []
+
+
+def test_a_token_tells_its_numbers(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.value(TIP) == ""
+    browser.point_at(".t.h4")
+    data = browser.value("Object.values(document.querySelector('.t.h4').dataset)")
+    weight, d, logprob, reference = data
+    assert float(weight) == pytest.approx(1.2, abs=0.026)
+    assert float(reference) - float(logprob) == pytest.approx(float(d), abs=0.002)
+    told = f"weight {weight}\nd {d}\nlog p {logprob}\nreference {reference}"
+    assert browser.value(TIP) == told
+    # The keys: into the text, one token on, and away.
+    browser.value("document.querySelector('.t').focus({preventScroll: true})")
+    assert browser.value(TIP) == "no target, no weight"
+    browser.press("ArrowRight")
+    second = browser.value("document.querySelectorAll('.t')[1].dataset.weight")
+    assert browser.value("document.activeElement.dataset.weight") == second
+    assert browser.value(TIP).startswith(f"weight {second}\n")
+    browser.press("Escape")
+    assert browser.value(TIP) == ""
+
+
+def test_the_filters(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.value(SHOWN) == 7
+    browser.value(CHOOSE_PROSE)
+    assert browser.value(SHOWN) == 3
+    assert browser.value("document.getElementById('shown').textContent") == "3 of 7 texts"
+    assert browser.value("location.hash") == "#domain=prose"
+    # The address alone brings the same choice back.
+    browser.open(page, place="domain=prose&licence=CC0-1.0")
+    assert browser.value(SHOWN) == 0
+    browser.open(page, place="source=world")
+    assert browser.value(SHOWN) == 3
+
+
+def test_script_in_data_is_inert(browser: Browser, hostile_run: Path) -> None:
+    path = write_report(RunDir(hostile_run))
+    browser.open(path)
+    assert browser.complaints == []
+    assert browser.value("document.title") == "hostile: remit report"
+    assert browser.value("document.scripts.length") == 1
+    assert browser.value("document.images.length") == 0
+    assert browser.value("document.querySelector('.t').textContent") == HOSTILE
+
+
+def test_without_scripts_it_reads(browser: Browser, page: Path) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(page)
+        assert browser.value("document.querySelector('h1').textContent").startswith("ReMiT round 1")
+        filters = "document.querySelector('.filters')"
+        assert browser.value(f"getComputedStyle({filters}).display") == "none"
+        browser.value("document.querySelector('.t.h4').focus()")
+        token = "document.querySelector('.t.h4')"
+        shown = browser.value(f"getComputedStyle({token}, '::after').content")
+        assert "weight" in shown and "log p" in shown
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)

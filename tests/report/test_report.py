@@ -1,0 +1,214 @@
+"""The report of a run: what it says, in each format, and what it never says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import HOSTILE, sequence, with_inputs
+
+from pipelines import ledger
+from pipelines.errors import UserError
+from pipelines.report import charts, compose, write_report
+from pipelines.report.blocks import DotPlot, Missing, Section, Table, Wheel
+from pipelines.report.record import read_record
+from pipelines.report.rendering import shade
+from pipelines.report.training import MOST_POINTS, Point, thinned
+from pipelines.run_dir import RunDir, write_json
+
+FORMATS = ("html", "md", "json")
+
+
+def evaluated(root: Path, bits: dict[str, str]) -> RunDir:
+    """A run directory of evaluations alone, of one task."""
+    run = RunDir(root)
+    root.mkdir()
+    for name, answers in bits.items():
+        average = answers.count("1") / len(answers)
+        task = {"accuracy": average, "interval": [0.0, 1.0], "questions": len(answers)}
+        result = {
+            "stage": name, "kind": "evaluate", "seconds": 1.0, "average": average,
+            "average_half_interval": 0.1, "bits_per_byte": {},
+            "tasks": {"sums": task | {"bits": answers}},
+        }  # fmt: skip
+        ledger.append(run.ledger, "start", name, kind="evaluate")
+        write_json(run.stage(name).result, result)
+    return run
+
+
+def sections(run: RunDir) -> dict[str, Section]:
+    return {section.key: section for section in compose(read_record(run)).sections}
+
+
+def said(folder: Path, form: str, **options: Any) -> str:
+    return write_report(RunDir(folder), form, **options).read_text("utf-8")
+
+
+def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
+    run = evaluated(
+        tmp_path / "run",
+        {"round-0/15-eval": "0011", "round-0/50-eval": "0" * 50 + "1" * 50,
+         "round-1/15-eval": "0111", "round-1/50-eval": "0" * 40 + "1" * 60},
+    )  # fmt: skip
+    report = compose(read_record(run))
+    # Post: one in ten answers turned right. Deltas 0 or 1, mean 0.1, variance 9/99,
+    # half = 1.96 * sqrt(9 / 99 / 100) = 0.0591.
+    assert (
+        report.headline
+        == "ReMiT round 1 is 10.0 ± 5.9 points above plain training after post-training"
+    )
+    # Mid: one of four. Variance 1/4, half = 1.96 * sqrt(1 / 16) = 0.49, so it may be chance.
+    assert report.verdict[0] == (
+        "Round 1 is not told apart from round 0 after mid-training: 75.0% against 50.0%, "
+        "+25.0 ± 49.0 points on 4 paired questions."
+    )
+    plot = report.sections[0].blocks[0]
+    assert isinstance(plot, DotPlot) and [dot.value for dot in plot.dots] == pytest.approx([25, 10])
+
+
+def test_a_worse_round_is_called_worse(tmp_path: Path) -> None:
+    bits = {"round-0/50-eval": "1" * 60 + "0" * 40, "round-2/50-eval": "1" * 40 + "0" * 60}
+    headline = compose(read_record(evaluated(tmp_path / "run", bits))).headline
+    assert headline.startswith("ReMiT round 2 is 20.0 ") and "points below plain" in headline
+
+
+def test_other_questions_are_not_compared(tmp_path: Path) -> None:
+    bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
+    report = compose(read_record(evaluated(tmp_path / "run", bits)))
+    assert report.verdict == [] and report.headline.startswith("No verdict yet")
+
+
+def test_a_whole_flywheel(analyzed_run: Path) -> None:
+    found = sections(RunDir(analyzed_run))
+    (wheel,) = [b for b in found["verdict"].blocks if isinstance(b, Wheel)]
+    assert [len(r.stages) for r in wheel.rounds] == [4, 4]
+    assert wheel.rounds[1].reference == "round-0/40-rlvr"
+    (table,) = [b for b in found["scores"].blocks if isinstance(b, Table)]
+    assert table.columns == ["task", "base", "mid-0", "post-0", "mid-1", "post-1"]
+    titles = [getattr(block, "title", "") for block in found["training"].blocks]
+    assert {"Mid-training: loss", "Token weights: spread", "RLVR: reward"} <= set(titles)
+    missing = {key for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
+    assert missing == {"objectives"}
+    cost = found["cost"].blocks[0]
+    assert isinstance(cost, Table) and cost.rows[-1][0].text == "all stages"
+    # 6 FLOPs for each of 22,304 parameters and 20,000 tokens.
+    assert cost.rows[0][3].value == 6 * 22_304 * 20_000
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_must_not_be_shown(analyzed_run: Path, tmp_path: Path, form: str) -> None:
+    text = said(analyzed_run, form, output=tmp_path / "all")
+    assert "secret" not in text and "closed-exam" in text
+    shown = "most of" if form == "html" else "what is 1?"
+    assert shown in re.sub(r"<[^>]*>", "", text)
+    without = said(analyzed_run, form, with_text=False, output=tmp_path / "none")
+    assert "what is" not in without and 'class="t ' not in without and "modular-1" in without
+
+
+def test_json_and_markdown_say_the_same(analyzed_run: Path, tmp_path: Path) -> None:
+    values = json.loads(said(analyzed_run, "json", output=tmp_path / "r.json"))
+    page = said(analyzed_run, "md", output=tmp_path / "r.md")
+    assert page.startswith(f"# {values['headline']}\n")
+    for section in values["sections"]:
+        assert f"\n## {section['title']}\n" in page
+    kinds = {block["kind"] for section in values["sections"] for block in section["blocks"]}
+    assert {"Wheel", "Table", "LineChart", "DotPlot", "HeatMap", "Fold", "Missing"} <= kinds
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_strings_of_data_are_escaped(hostile_run: Path, tmp_path: Path, form: str) -> None:
+    text = said(hostile_run, form, output=tmp_path / "page")
+    assert HOSTILE not in text and "<img" not in text and "&lt;img" in text
+    assert text.count("<script") == (1 if form == "html" else 0)
+
+
+def test_the_page_asks_for_nothing_and_is_small(analyzed_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(analyzed_run, tmp_path / "run")
+    path = copy / "analysis" / "result.json"
+    values = json.loads(path.read_text())
+    keys = ("tokens", "weights", "d", "logprobs", "ref_logprobs")
+    one = sequence(0)
+    many = one | {key: one[key] * 10 for key in keys}
+    values["rounds"][0]["sequences"] = [many] * 30
+    path.write_text(json.dumps(values))
+    page = said(copy, "html")
+    assert page.count('class="t ') == 20 * 512
+    assert len(page.encode()) < 5_000_000
+    assert re.findall(r'(?:src|href)="(?!#)|url\((?!#)|@import|<link|https?://', page) == []
+
+
+def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
+    copy = with_inputs(tiny_run.root, tmp_path / "run")
+    for name in ("analysis", "contamination", "round-1", "round-0/50-eval", "round-0/40-rlvr"):
+        shutil.rmtree(copy / name)
+    lines = (copy / "ledger.jsonl").read_text().splitlines(keepends=True)
+    kept = lines[: next(i for i, line in enumerate(lines) if "round-0/40-rlvr" in line)]
+    (copy / "ledger.jsonl").write_text("".join(kept))
+    ledger.append(copy / "ledger.jsonl", "start", "round-0/40-rlvr", kind="rlvr")
+    ledger.append(copy / "ledger.jsonl", "fail", "round-0/40-rlvr", kind="rlvr")
+    found = sections(RunDir(copy))
+    (wheel,) = [b for b in found["verdict"].blocks if isinstance(b, Wheel)]
+    assert [stage.state for stage in wheel.rounds[0].stages] == ["done", "done", "done", "failed"]
+    assert {stage.state for stage in wheel.rounds[1].stages} == {"to do"}
+    missing = {key: b for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
+    assert missing.keys() == {"verdict", "objectives", "tokens", "dynamics", "contamination"}
+    assert missing["tokens"].command == "remit analyze RUN"
+    for form in FORMATS:
+        assert "remit analyze RUN" in said(copy, form)
+
+
+def test_a_run_where_nothing_is_done(tmp_path: Path) -> None:
+    ledger.append(tmp_path / "ledger.jsonl", "start", "base", kind="pretrain")
+    page = said(tmp_path, "html")
+    assert "No verdict yet" in page and "ended" in page
+    with pytest.raises(UserError, match="no run directory"):
+        write_report(RunDir(tmp_path / "nowhere"))
+
+
+def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Path) -> None:
+    done = remit(
+        "report", analyzed_run, "--format", "md", "--output", tmp_path / "r.md", check=True
+    )
+    assert done.stdout == f"report: {tmp_path / 'r.md'}\n"
+    assert (tmp_path / "r.md").read_text().startswith("# ")
+    for args, words in (
+        ((tmp_path,), "no run directory"),
+        ((analyzed_run, "--format", "pdf"), "there are html, md, json"),
+        ((analyzed_run, "--output", tmp_path), "cannot be written"),
+    ):
+        wrong = remit("report", *args)
+        assert wrong.returncode == 2 and words in wrong.stderr.replace("\n", " ")
+
+
+def test_a_finished_run_has_a_report_and_stays_finished_without(
+    remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
+) -> None:
+    assert "report:" in tiny_run.finished.stderr
+    assert (tiny_run.root / "report" / "index.html").is_file()
+    copy = shutil.copytree(tiny_run.root, tmp_path / "tiny")
+    shutil.rmtree(copy / "report")
+    (copy / "report").write_text("in the way")
+    again = remit(*tiny_run.args, cwd=tmp_path)
+    assert again.returncode == 0 and again.json["status"] == "done"
+    assert "no report:" in again.stderr and "cannot be written" in again.stderr
+
+
+def test_thin_lines_keep_their_mean() -> None:
+    points = [Point(float(i), float(i % 2)) for i in range(1000)]
+    thin = thinned(points)
+    assert len(thin) <= MOST_POINTS and {round(p.y, 1) for p in thin} <= {0.4, 0.5, 0.6}
+    assert thinned(points[:MOST_POINTS]) == points[:MOST_POINTS]
+
+
+def test_ticks_names_and_shades() -> None:
+    assert charts.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert charts.numbers([-2.5, 0, 2.5]) == ["\N{MINUS SIGN}2.5", "0", "2.5"]
+    assert charts.numbers([40_000, 60_000]) == ["40k", "60k"]
+    # Three names at one height come to lie a line apart, in their order, inside the chart.
+    assert charts.spread([200, 200, 50], 30, 210) == [197, 210, 50]
+    assert [shade(w, 0.2) for w in (0.8, 0.9, 1.0, 1.2, None)] == ["l4", "l2", "", "h4", "none"]
