@@ -1,0 +1,123 @@
+"""The configuration schema: every key a recipe may set, its type, default and meaning.
+
+`config.py` fills it from YAML and overrides. A field made with `result=False` cannot change what
+a stage computes (launch, logging, paths, checkpoint interval) and is left out of its identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.schema.data import ModelConfig, SourceConfig, TokenizerConfig
+from pipelines.schema.evaluation import AnalysisConfig, BenchmarkConfig, EvalConfig, TaskConfig
+from pipelines.schema.setting import setting
+from pipelines.schema.training import (
+    DpoConfig,
+    MidTrainConfig,
+    PostTrainConfig,
+    PretrainConfig,
+    RlvrConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+    pool_factor,
+    uses_score_cache,
+)
+
+__all__ = [
+    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
+    "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
+    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SourceConfig", "StageConfig",
+    "TaskConfig", "TokenizerConfig", "TrainConfig", "pool_factor", "uses_score_cache",
+]  # fmt: skip
+
+
+@dataclass
+class FlywheelConfig:
+    iterations: int = setting(3, "rounds after round 0", result=False, low=0)
+    expectations: bool = setting(
+        False, "check at the end what the built-in world is calibrated to show", result=False
+    )
+    baseline: bool = setting(True, "run round 0 even when --ref gives the first reference")
+
+
+@dataclass
+class CompareConfig:
+    objectives: list[str] = setting(
+        ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
+        "arms, of ntp, kd, miniplm, rho1, sft, remit, more-rl",
+        result=False,
+    )
+    seeds: int = setting(3, "runs of each arm, with seeds from `seed` on", result=False, low=1)
+    budget: Literal["tokens", "flops"] = setting(
+        "tokens",
+        "what is equal: mid_train.tokens, or the FLOPs that ReMiT needs for mid_train.tokens",
+        result=False,
+    )
+    base_per_seed: bool = setting(
+        False,
+        "train a base for every seed, and take its plain post-trained model as the reference",
+        result=False,
+    )
+    sft_ref: str = setting(
+        "", "CKPT of arm sft; empty: the SFT stage beside the reference", result=False
+    )
+    small: str = setting("", "CKPT of MiniPLM's small model; empty: the base", result=False)
+    points: int = setting(
+        0, "evaluations along the annealing of each arm, before the last", result=False, low=0
+    )
+    post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
+    rows: list[str] = setting(
+        list, "rows.jsonl of other runs; what is in them is not run again", result=False
+    )
+
+
+@dataclass
+class LaunchConfig:
+    gpus: int = setting(1, "ranks on this machine", result=False)
+    hostfile: str = setting("", "DeepSpeed hostfile for several machines", result=False)
+    runner_args: list[str] = setting(
+        list, "with a hostfile: options of DeepSpeed's runner, such as --no_ssh", result=False
+    )
+    env: dict[str, str] = setting(dict, "environment variables for the ranks", result=False)
+
+
+@dataclass
+class StageConfig:
+    name: str = setting("", "single-stage commands write to <command>-<name>", result=False)
+
+
+@dataclass
+class Config:
+    """A whole recipe. One file of `configs/` fills it; `key=value` overrides on top."""
+
+    name: str = setting("", "names the default run directory; empty: the file's name", result=False)
+    seed: int = setting(0, "data order, initial weights and sampling", low=0, high=2**32 - 1)
+    data_root: str = setting("${oc.env:REMIT_DATA,.}", "data paths start here", result=False)
+    base: str = setting(
+        "", "checkpoint to adopt instead of training from scratch (= --base)", result=False
+    )
+    trust_remote_code: bool = setting(False, "allow model code from CKPT folders to run")
+    context_length: int = setting(128, "tokens per packed training sequence", low=8)
+    document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
+    chunk_bytes: int = setting(
+        64 * 2**20,
+        "most bytes of logits that a loss or a scoring holds at once; above them it goes in chunks",
+        result=False,
+        low=1,
+    )
+    model: ModelConfig = setting(ModelConfig, "model shape")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
+    pretrain: PretrainConfig = setting(PretrainConfig, "stage pretrain-ckpt")
+    mid_train: MidTrainConfig = setting(MidTrainConfig, "stage mid-train")
+    sft: SftConfig = setting(SftConfig, "post-train, step 1")
+    dpo: DpoConfig = setting(DpoConfig, "post-train, step 2")
+    rlvr: RlvrConfig = setting(RlvrConfig, "post-train, step 3, and rl-tune")
+    score: ScoreConfig = setting(ScoreConfig, "stage score")
+    eval: EvalConfig = setting(EvalConfig, "stage eval")
+    analysis: AnalysisConfig = setting(AnalysisConfig, "stage analyze")
+    flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
+    compare: CompareConfig = setting(CompareConfig, "command compare")
+    launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
+    stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
