@@ -15,10 +15,11 @@ from inputs import HOSTILE, sequence, with_inputs
 from pipelines import ledger
 from pipelines.errors import UserError
 from pipelines.report import charts, compose, write_report
-from pipelines.report.blocks import DotPlot, Missing, Section, Table, Wheel
+from pipelines.report.blocks import DotPlot, LineChart, Missing, Section, Table, Wheel
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
+from pipelines.rows import Row, write_rows
 from pipelines.run_dir import RunDir, write_json
 
 FORMATS = ("html", "md", "json")
@@ -81,6 +82,32 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
     report = compose(read_record(evaluated(tmp_path / "run", bits)))
     assert report.verdict == [] and report.headline.startswith("No verdict yet")
+
+
+def test_a_comparison_alone(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", {"compare/seed-0/ntp/15-eval": "01"})
+    averages = {
+        ("ntp", 0, "1/2"): 0.1, ("ntp", 0, "mid"): 0.2, ("remit", 0, "1/2"): 0.2,
+        ("remit", 0, "mid"): 0.3, ("ntp", 1, "mid"): 0.5, ("remit", 1, "mid"): 0.7,
+    }  # fmt: skip
+    rows = [
+        Row(arm, seed, point, "id", {}, average,
+            {"sums": {"accuracy": average, "questions": 10, "bits": ""}}, {}, 100, 40, 1, 1.0, 2.0)
+        for (arm, seed, point), average in averages.items()
+    ]  # fmt: skip
+    write_rows(run, rows)
+    report = compose(read_record(run))
+    # Gains 0.1 and 0.2 of the two seeds: mean 0.15, half = 12.706 * 0.0707 / sqrt(2) = 0.635.
+    assert report.headline == (
+        "ReMiT less plain mid-training after mid-training: +15.0 ± 63.5 points, 2 seeds"
+    )
+    gains, table, curve = {s.key: s for s in report.sections}["objectives"].blocks
+    assert isinstance(gains, DotPlot) and [dot.label for dot in gains.dots] == ["remit"]
+    assert isinstance(table, Table) and table.rows[-1][2].text == "15.0"
+    assert isinstance(curve, LineChart)
+    assert [p.y for p in curve.series[1].points] == pytest.approx([20, 50])
+    # NTP ends at 0.35, half-way from 0.2 at step 20 to 0.5 at step 40.
+    assert "remit at step 30" in curve.note
 
 
 def test_a_whole_flywheel(analyzed_run: Path) -> None:
