@@ -84,7 +84,10 @@ def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[st
             "bits_per_byte_tokens": settings["bits_per_byte_tokens"],
             "benchmarks": {name: b["enabled"] for name, b in settings["benchmarks"].items()},
             "contamination_ngram": config.eval.contamination_ngram,
-            "unpublished": config.eval.unpublished,
+            "publish": {
+                **{name: task.source.publish for name, task in config.eval.tasks.items()},
+                **{name: source.publish for name, source in config.eval.bits_per_byte.items()},
+            },
         },
         "tokenizer.kind": config.tokenizer.kind,
         **{

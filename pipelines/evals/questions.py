@@ -46,6 +46,17 @@ def evaluation_questions(config: Config) -> dict[str, list[Question]]:
     return found
 
 
+def unpublished(config: Config) -> set[str]:
+    """Names, as in the two functions around, whose source has `publish: false`."""
+    settings = config.eval
+    found = {f"bits_per_byte.{d}" for d, s in settings.bits_per_byte.items() if not s.publish}
+    for name, task in settings.tasks.items():
+        if task.enabled and not task.source.publish:
+            asked = task_problems(name, task, config.data_root)
+            found |= {family_of(problem, name, task) for problem in asked}
+    return found
+
+
 def heldout_documents(config: Config) -> dict[str, list[Question]]:
     """Held-out text by `bits_per_byte.<domain>`, of at least the tokens that are scored."""
     found: dict[str, list[Question]] = {}

@@ -86,9 +86,6 @@ class EvalConfig:
         result=False,
         low=1,
     )
-    unpublished: list[str] = setting(
-        list, "evaluations of which the contamination check shows no text", result=False
-    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evals.contamination import Passage, Question, check
-from pipelines.evals.questions import evaluation_questions, heldout_documents
+from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
 from pipelines.run_dir import read_json
 from pipelines.stages import StageJob
@@ -36,7 +36,7 @@ def run(job: StageJob) -> dict[str, Any]:
     }
     started = time.monotonic()
     found = check(
-        evals | texts, read, n=settings.contamination_ngram, unpublished=settings.unpublished
+        evals | texts, read, n=settings.contamination_ngram, unpublished=unpublished(job.config)
     )
     seconds = time.monotonic() - started
     for name, value in found.items():

@@ -249,3 +249,14 @@ def test_gsm8k_shares_stock_phrases_with_its_training_set(
     assert "bought stamps at the post office some of the stamps had a snowflake" in {
         example["ngram"] for example in examples
     }
+
+
+def test_sources_that_may_not_be_shown() -> None:
+    from pipelines.config import load
+    from pipelines.evals.questions import unpublished
+
+    assert unpublished(load("world-tiny")) == set()
+    hidden = ["eval.bits_per_byte.pretrain.publish=false", "eval.tasks.world.source.publish=false"]
+    found = unpublished(load("world-tiny", hidden))
+    assert "bits_per_byte.pretrain" in found and "bits_per_byte.mid_train" not in found
+    assert len(found) == 1 + 10  # the families of the world
