@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 from pipelines import comparison
 from pipelines.comparison import Cell as Mean
@@ -35,7 +35,7 @@ def section(record: Record) -> Section:
             "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
         )
         return Section("scores", "Scores", lead, [missing])
-    blocks: list[Block] = [_table(models), *_through_rounds(models)]
+    blocks = [_table(models), *_not_asked(models), *_through_rounds(models), _drawn(models)]
     return Section("scores", "Scores", lead, blocks)
 
 
@@ -48,10 +48,6 @@ def _table(models: list[Column]) -> Table:
         rows.append([Cell("average"), *(_average(m) for m in models)])
     for domain in dict.fromkeys(d for m in models for d in m.result["bits_per_byte"]):
         rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain) for m in models)])
-    for task, metric in dict.fromkeys(_lm_eval(models)):
-        values = [m.result.get("lm_eval", {}).get(task, {}).get(metric) for m in models]
-        cells = [NO_VALUE if v is None else Cell(f"{v:.3f}", value=v) for v in values]
-        rows.append([Cell(f"{task} {metric}"), *cells])
     return Table(
         "Every task, every model", ["task", *(m.title for m in models)], rows, strong,
         "Intervals: Wilson for a task, normal for the average. Bits per byte of held-out text: "
@@ -83,10 +79,49 @@ def _bits(model: Column, domain: str) -> Cell:
     return Cell(f"{found['bits_per_byte']:.3f}", value=found["bits_per_byte"])
 
 
-def _lm_eval(models: list[Column]) -> Iterator[tuple[str, str]]:
-    for model in models:
-        for task, metrics in model.result.get("lm_eval", {}).items():
-            yield from ((task, metric) for metric in metrics if "stderr" not in metric)
+def _not_asked(models: list[Column]) -> list[Block]:
+    """Benchmarks that could not be asked, with the reason."""
+    reasons = {k: why for m in models for k, why in m.result.get("not_asked", {}).items()}
+    if not reasons:
+        return []
+    rows = [[Cell(name), Cell(why)] for name, why in reasons.items()]
+    return [Table("Not asked", ["benchmark", "reason"], rows)]
+
+
+def _drawn(models: list[Column]) -> Block:
+    """Whether a model got narrower: drawn answers, a mean over tasks with half its interval."""
+    found = {
+        m.title: [t["sampled"] for t in m.result["tasks"].values() if "sampled" in t]
+        for m in models
+    }
+    names = list(dict.fromkeys(name for of in found.values() for t in of for name in t))
+    if not names:
+        return Missing(
+            "No answers were drawn, so that pass@k and the entropy of the answers are not known; "
+            "bits per byte above say whether the model forgot text.",
+            "remit eval --model RUN/base --run-dir RUN stage.name=drawn eval.tasks.TASK.samples=16",
+        )
+    rows = [
+        [
+            Cell(f"{name}, nats" if name == "entropy" else name),
+            *(_mean_drawn([t[name] for t in of if name in t], name) for of in found.values()),
+        ]
+        for name in names
+    ]
+    return Table(
+        "Drawn answers", ["", *found], rows, note="Several answers were drawn to each question. A "
+        "narrower model has a lower entropy, and a pass@k that grows less with k.",
+    )  # fmt: skip
+
+
+def _mean_drawn(scores: list[dict[str, float]], name: str) -> Cell:
+    if not scores:
+        return NO_VALUE
+    unit = 1 if name == "entropy" else 100
+    mean = unit * sum(s["mean"] for s in scores) / len(scores)
+    half = unit * math.sqrt(sum(s["half_interval"] ** 2 for s in scores)) / len(scores)
+    digits = 2 if name == "entropy" else 1
+    return Cell(f"{mean:.{digits}f}", f"± {half:.{digits}f}", mean)
 
 
 def _through_rounds(models: list[Column]) -> list[Block]:
