@@ -26,6 +26,7 @@ from pipelines.schema import Config
 # (key, message) -> raises UserError, naming where the value was given.
 Refuse = Callable[[str, str], NoReturn]
 DEFAULT_CONFIG = "world"
+TRACKERS = ("tensorboard", "wandb")
 # What a suite may set, all of section eval.
 MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
@@ -253,6 +254,12 @@ def _check_values(config: Config, refuse: Refuse) -> None:
 
     _check_bounds(config, "", refuse)
     shape, rlvr = config.model, config.rlvr
+    for tracker in config.report_to:
+        require(
+            tracker in TRACKERS, "report_to",
+            f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}"
+            + did_you_mean(tracker, list(TRACKERS)),
+        )  # fmt: skip
     require(
         re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
         f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",

@@ -107,6 +107,9 @@ def training_arguments(
     The order matters under ZeRO-3: arguments with the DeepSpeed dictionary, then the process
     group, then the model. Callers build the model after this.
     """
+    # Beside the metrics, unless who runs it has said where.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(stage_dir.root))
     split = split_batch(train.global_batch, train.micro_batch, world_size())
     arguments: Arguments = cls(
         output_dir=str(stage_dir.checkpoints),
@@ -130,7 +133,8 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         deepspeed=zero_config(train, split),
         seed=config.seed,
-        report_to=[],
+        report_to=list(config.report_to),
+        run_name="/".join(stage_dir.root.parts[-3:]),
         disable_tqdm=True,
         ddp_timeout=int(PATIENCE.total_seconds()),
         **extra,

@@ -156,6 +156,7 @@ def _check_packages(stage: Stage) -> None:
         "lm_eval": stage.kind == "evaluate"
         and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
         and "eval.benchmarks",
+        **{name: f"report_to=[{name}]" for name in stage.config.report_to},
     }
     for package, why in needed.items():
         if why and importlib.util.find_spec(package) is None:

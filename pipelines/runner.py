@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserErr
 from pipelines.evals.benchmarks import needs_hub
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
+from pipelines.progress import tail
 from pipelines.run_dir import RunDir, RunLock, StageDir
 from pipelines.schema import Config
 
@@ -302,24 +302,3 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
         if run.stage(entry["name"]).is_complete() and entry["kind"] != "analyze"
     ]  # fmt: skip
     return config, stages
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log."""
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 16_384))
-        return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def progress(stage_dir: StageDir) -> dict[str, Any]:
-    """The last line of a stage's metrics, {} before the first."""
-    for line in reversed(tail(stage_dir.metrics, lines=3).splitlines()):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict):
-            return entry
-    return {}

@@ -255,15 +255,18 @@ def plan(
 @app.command("status", rich_help_panel=LOOP)
 def status(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="Do not follow a run that is in work.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show what a run has done, and what it is doing.
+    """Show what a run has done; on a terminal, follow what it is doing. Ctrl-C leaves it alone.
 
     Example: remit status runs/world
     """
     from remit_cli.session import show_status
 
-    show_status(run, json)
+    show_status(run, json, once)
 
 
 @app.command("report", rich_help_panel=LOOP)

@@ -22,16 +22,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import ledger, summary
+from pipelines import summary
 from pipelines.comparison import Comparison, curves
 from pipelines.errors import StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
+from pipelines.progress import read_progress
 from pipelines.quantities import duration, quantity
 from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder
-from pipelines.runner import progress
 from remit_cli.analysis_tables import analysis_tables
+from remit_cli.headline import headline
+from remit_cli.status import status_of
 from remit_cli.tables import comparison_table, cost_table, curve_table, score_table, task_table
 
 MARKS = {
@@ -40,46 +42,6 @@ MARKS = {
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
-
-
-def headline(result: dict[str, Any]) -> str:
-    """What a finished stage has to say in a few words."""
-    kind = result["kind"]
-    if kind == "evaluate":
-        parts = []
-        if "average" in result:
-            half = result["average_half_interval"]
-            parts.append(f"accuracy {result['average']:.1%} +- {half:.1%}")
-        domains = result["bits_per_byte"].items()
-        parts += [f"{domain} {v['bits_per_byte']:.3f} bits/byte" for domain, v in domains]
-        return ", ".join(parts)
-    if kind == "contamination":
-        found = f"{result['contaminated']} of {result['questions']} questions in training text"
-        return f"{found}, {result['megabytes_per_second']:.3g} MB/s"
-    if kind == "dpo":
-        return f"held-out pair accuracy {result['heldout_pair_accuracy']:.2f}"
-    if kind == "rlvr":
-        first, last = result["reward_first_quarter"], result["reward_last_quarter"]
-        silent = result["zero_variance_groups"]
-        note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
-        return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
-    if kind == "analyze":
-        models, rounds = len(result["dynamics"]), len(result["rounds"])
-        return f"{models} models against {result['dynamics_reference']}, weights of {rounds} rounds"
-    if kind == "score":
-        rate = result.get("tokens_per_second")
-        words = f"{quantity(result['tokens'])} tokens in {result['shards']} shards"
-        return f"{words}, {quantity(rate)} tokens/s" if rate else f"{words}, all there"
-    if "adopted" in result:
-        return f"adopted {result['adopted']}, {quantity(result['parameters'])} parameters"
-    words = f"loss {result['loss_first']:.3f} to {result['loss_last']:.3f}"
-    if "tokens_per_second" in result:
-        words += f", {quantity(result['tokens_per_second'])} tokens/s"
-    if result.get("objective", "ntp") != "ntp":
-        words = f"{result['objective']}, {words}"
-    if "weight_std" in result:
-        words += f", weights {result['weight_mean']:.2f} +- {result['weight_std']:.3f}"
-    return words
 
 
 def failure_facts(failed: StageFailed) -> dict[str, Any]:
@@ -217,45 +179,15 @@ class Screen:
             f"is complete; try again with: remit report {escape(str(run.root))}"
         )
 
-    def status(self, run: RunDir) -> None:
-        entries = list(ledger.read(run.ledger))
-        last = {e["stage"]: e for e in entries if e["event"] != "skip"}
-        holder = lock_holder(run)
-        table = Table(title=str(run.root))
-        for heading in ("stage", "state", "time", "result"):
-            table.add_column(heading)
-        stages: dict[str, Any] = {}
-        for name in last:
-            state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
-            table.add_row(name, state, duration(seconds), escape(words))
-            stages[name] = {"state": state, "seconds": seconds, "result": words}
-        self.console.print(table)
-        self.console.print(escape(f"running: {holder}") if holder else "nothing is running.")
-        results = summary.read_results(run, list(last))
-        columns = summary.columns(results)
-        if columns:
-            self.console.print(score_table(columns))
-        self._emit({"status": "running" if holder else "idle", "holder": holder,
-                    "run_dir": str(run.root), "stages": stages})  # fmt: skip
-
-
-def _stage_status(
-    run: RunDir, name: str, entry: dict[str, Any], running: bool
-) -> tuple[str, float, str]:
-    stage_dir = run.stage(name)
-    if stage_dir.is_complete():
-        result = stage_dir.read_result()
-        state = "no signal" if result.get("status") == "no signal" else "done"
-        return state, result["seconds"], headline(result)
-    if entry["event"] in ("start", "resume"):
-        at = progress(stage_dir)
-        words = f"step {at['step']} of {at['max_steps']}" if at else "starting"
-        if "loss" in at:
-            words += f", loss {at['loss']}"
-        state = "running" if running else "ended without a word"
-        return state, time.time() - entry["time"], words
-    states = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
-    return states[entry["event"]], 0.0, str(stage_dir.log)
+    def status(self, run: RunDir, *, once: bool) -> None:
+        """What a run has done and does; on a terminal it follows a running one to its end."""
+        if self.console.is_terminal and not once and lock_holder(run):
+            with Live(console=self.console, get_renderable=lambda: status_of(run)[0]):
+                while lock_holder(run):
+                    time.sleep(0.5)
+        shown, values = status_of(run)
+        self.console.print(shown)
+        self._emit(values)
 
 
 class View:
@@ -294,11 +226,9 @@ class View:
             self._line(stage, "resumes" if how == "resume" else "starts")
 
     def tick(self, stage: Stage) -> None:
-        at = progress(self.run.stage(stage.name))
+        at = read_progress(self.run.stage(stage.name))
         if at:
-            loss = f", loss {at['loss']:.3f}" if isinstance(at.get("loss"), float) else ""
-            reward = f", reward {at['reward']:.2f}" if isinstance(at.get("reward"), float) else ""
-            self.words[stage.name] = f"step {at['step']}/{at['max_steps']}{loss}{reward}"
+            self.words[stage.name] = str(at)
 
     def finished(self, stage: Stage, result: dict[str, Any]) -> None:
         state = "no signal" if result.get("status") == "no signal" else "done"

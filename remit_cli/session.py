@@ -236,14 +236,17 @@ def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> 
     screen.plan(predicted, session.run)
 
 
-def show_status(folder: Path, json: bool) -> None:
+def show_status(folder: Path, json: bool, once: bool) -> None:
     """`remit status`: what a run has done and is doing, from its files alone."""
     screen = render.Screen(json)
     run = RunDir(folder.resolve())
     if not run.ledger.is_file():
         screen.user_error(f"{folder}: no run directory (it has no ledger.jsonl).")
         sys.exit(2)
-    screen.status(run)
+    try:
+        screen.status(run, once=once or json)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def draw_report(

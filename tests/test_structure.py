@@ -25,7 +25,8 @@ SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top)
 # module or package and all below it; the longest name that fits counts.
 LAYERS = [
     {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
-     "pipelines.process", "pipelines.run_dir", "pipelines.ledger"},
+     "pipelines.process", "pipelines.run_dir", "pipelines.quantities",
+     "pipelines.progress", "pipelines.ledger"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},
     {"pipelines.callbacks", "pipelines.engine"},
@@ -33,7 +34,7 @@ LAYERS = [
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
      "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
-     "pipelines.runner", "pipelines.preflight", "pipelines.quantities", "pipelines.report"},
+     "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
@@ -51,7 +52,7 @@ OPTIONS = {
     "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},
     "analyze": {"--json"},
-    "status": {"--json"},
+    "status": {"--once", "--json"},
     "report": {"--format", "--output", "--no-text", "--open"},
 }
 # Files that are tables of data more than code.

@@ -107,6 +107,9 @@ class Config:
         result=False,
         low=1,
     )
+    report_to: list[str] = setting(
+        list, "trackers that follow the training stages: tensorboard, wandb", result=False
+    )
     model: ModelConfig = setting(ModelConfig, "model shape")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
     pretrain: PretrainConfig = setting(PretrainConfig, "stage pretrain-ckpt")

@@ -1,0 +1,89 @@
+"""How far a running stage is, from its metrics file: the same for whoever looks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.quantities import duration
+from pipelines.run_dir import StageDir
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last known values of a stage in work; None for what it does not report.
+
+    Attributes:
+        seconds_left: at the pace of the last logged steps.
+    """
+
+    step: int
+    max_steps: int
+    loss: float | None
+    reward: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        words = [f"step {self.step:,} of {self.max_steps:,}"]
+        if self.loss is not None:
+            words.append(f"loss {self.loss:.3f}")
+        if self.reward is not None:
+            words.append(f"reward {self.reward:.2f}")
+        if self.tokens_per_second is not None:
+            words.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.seconds_left is not None:
+            words.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(words)
+
+
+def read_progress(stage_dir: StageDir) -> Progress | None:
+    """The progress of a stage; None before its first step."""
+    lines = (_entry(line) for line in tail(stage_dir.metrics, lines=20).splitlines())
+    entries = [entry for entry in lines if entry]
+    if not entries:
+        return None
+    last = entries[-1]
+    known: dict[str, Any] = {key: value for entry in entries for key, value in entry.items()}
+    # Since the last start alone: in the pause before a resume nothing was done.
+    begun = max(
+        (i for i, e in enumerate(entries) if i and _restarted(entries[i - 1], e)), default=0
+    )
+    first = entries[begun]
+    steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
+    pace = seconds / steps if steps else None
+    return Progress(
+        step=last["step"],
+        max_steps=last["max_steps"],
+        loss=_number(known.get("loss")),
+        reward=_number(known.get("reward")),
+        tokens_per_second=_number(known.get("tokens_per_second")),
+        seconds_left=None if pace is None else pace * (last["max_steps"] - last["step"]),
+    )
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:  # the first may be cut, the last is being written
+        return None
+    return entry if isinstance(entry, dict) and "step" in entry else None
+
+
+def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
+    return bool(entry.get("elapsed", 0.0) < before.get("elapsed", 0.0))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 16_384))
+        return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,64 @@
+"""The state of a run, from its files alone: the same for whoever looks, from wherever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines import ledger, summary
+from pipelines.progress import read_progress
+from pipelines.quantities import duration
+from pipelines.run_dir import RunDir, lock_holder
+from remit_cli.headline import headline
+from remit_cli.tables import score_table
+
+
+def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
+    """Every stage that was begun, what runs now, and the scores so far; and the same as values."""
+    last = {e["stage"]: e for e in ledger.read(run.ledger) if e["event"] != "skip"}
+    holder = lock_holder(run)
+    table = Table(title=str(run.root))
+    for heading in ("stage", "state", "time", "result"):
+        table.add_column(heading)
+    stages: dict[str, Any] = {}
+    for name in last:
+        state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
+        table.add_row(name, state, duration(seconds), escape(words))
+        stages[name] = {"state": state, "seconds": seconds, "result": words}
+        at = read_progress(run.stage(name)) if state == "running" else None
+        if at:
+            stages[name] |= vars(at)
+    shown: list[RenderableType] = [
+        table,
+        escape(f"running: {holder}") if holder else "nothing is running.",
+    ]
+    columns = summary.columns(summary.read_results(run, list(last)))
+    if columns:
+        shown.append(score_table(columns))
+    values = {
+        "status": "running" if holder else "idle",
+        "holder": holder,
+        "run_dir": str(run.root),
+        "stages": stages,
+    }
+    return Group(*shown), values
+
+
+def _stage_status(
+    run: RunDir, name: str, entry: dict[str, Any], running: bool
+) -> tuple[str, float, str]:
+    stage_dir = run.stage(name)
+    if stage_dir.is_complete():
+        result = stage_dir.read_result()
+        state = "no signal" if result.get("status") == "no signal" else "done"
+        return state, result["seconds"], headline(result)
+    if entry["event"] in ("start", "resume"):
+        state = "running" if running else "ended without a word"
+        words = str(read_progress(stage_dir) or "no steps yet")
+        return state, time.time() - entry["time"], words
+    states = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
+    return states[entry["event"]], 0.0, str(stage_dir.log)
