@@ -226,8 +226,8 @@ def plan_contamination(config: Config) -> list[Stage]:
     """`contamination`: every source of the recipe's training stages."""
     if not has_questions(config):
         raise UserError(
-            f"contamination: the recipe '{config.name}' enables no task of eval.tasks and has no "
-            "eval.bits_per_byte, so there is nothing to look for."
+            f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
+            "and has no eval.bits_per_byte, so there is nothing to look for."
         )
     return [_contamination(config, _pipeline(config))]
 
@@ -247,9 +247,11 @@ def with_contamination(config: Config, stages: list[Stage]) -> list[Stage]:
 
 
 def has_questions(config: Config) -> bool:
-    """Whether the built-in runner has a task or held-out text."""
-    tasks = config.eval.tasks.values()
-    return any(task.enabled for task in tasks) or bool(config.eval.bits_per_byte)
+    """Whether there is a task, a benchmark or held-out text."""
+    settings = config.eval
+    tasks = any(task.enabled for task in settings.tasks.values())
+    benchmarks = any(benchmark.enabled for benchmark in settings.benchmarks.values())
+    return tasks or benchmarks or bool(settings.bits_per_byte)
 
 
 def _contamination(config: Config, stages: list[Stage]) -> Stage:

@@ -72,6 +72,10 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     return fields
 
 
+# What decides the questions of a benchmark.
+BENCHMARK_KEYS = ("enabled", "task", "limit", "files", "field")
+
+
 def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[str, Any]:
     settings = everything["eval"]
     return {
@@ -82,7 +86,11 @@ def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[st
             },
             "bits_per_byte": settings["bits_per_byte"],
             "bits_per_byte_tokens": settings["bits_per_byte_tokens"],
-            "benchmarks": {name: b["enabled"] for name, b in settings["benchmarks"].items()},
+            "benchmarks": {
+                name: {key: b[key] for key in BENCHMARK_KEYS}
+                | {"publish": config.eval.benchmarks[name].publish}
+                for name, b in settings["benchmarks"].items()
+            },
             "contamination_ngram": config.eval.contamination_ngram,
             "publish": {
                 **{name: task.source.publish for name, task in config.eval.tasks.items()},

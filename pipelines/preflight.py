@@ -153,7 +153,7 @@ def _check_packages(stage: Stage) -> None:
         "vllm": stage.kind == "rlvr" and stage.config.rlvr.use_vllm and "rlvr.use_vllm=true",
         "flash_attn": stage.config.model.attention == "flash_attention_2"
         and "model.attention=flash_attention_2",
-        "lm_eval": stage.kind == "evaluate"
+        "lm_eval": stage.kind in ("evaluate", "contamination")
         and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
         and "eval.benchmarks",
         **{name: f"report_to=[{name}]" for name in stage.config.report_to},

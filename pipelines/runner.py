@@ -252,7 +252,8 @@ def is_offline(stage: Stage) -> bool:
     """Whether everything a stage reads is local, so that nothing may ask a hub."""
     hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
     config = stage.config
-    return not (hub_data or (stage.kind == "evaluate" and needs_hub(config.eval, config.data_root)))
+    asks = stage.kind in ("evaluate", "contamination")
+    return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
 
 
 def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from pipelines.evals.contamination import Question
 from pipelines.schema import BenchmarkConfig, EvalConfig
 
+_QUESTION_FIELDS = ("question", "Question", "problem", "input", "prompt", "text")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -128,6 +130,34 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     # A second manager over both folders would read the harness's 10,000 files once more.
     tasks.task_index.update(TaskIndex.build([folder]))
     return tasks
+
+
+def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfig]:
+    """The enabled benchmarks without those of `unavailable`."""
+    left_out = unavailable(settings, data_root)
+    found = settings.benchmarks.items()
+    return {name: b for name, b in found if b.enabled and name not in left_out}
+
+
+def questions(name: str, benchmark: BenchmarkConfig, tasks: Any) -> list[Question]:
+    """The questions of a benchmark with their right answers, in the order of its bits."""
+    found: list[Question] = []
+    for task in tasks.load([benchmark.task or name])["tasks"].values():
+        for number, record in enumerate(task.eval_docs):
+            if benchmark.limit and number == benchmark.limit:
+                break
+            # The record's own field: a prompt has words around the question.
+            field = next((key for key in _QUESTION_FIELDS if record.get(key)), None)
+            asked = str(record[field] if field else task.doc_to_text(record))
+            found.append(Question(f"{name}/{len(found)}", asked, _right_answer(task, record)))
+    return found
+
+
+def _right_answer(task: Any, record: dict[str, Any]) -> str:
+    target = task.doc_to_target(record)
+    if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
+        target = task.doc_to_choice(record)[target]
+    return target if isinstance(target, str) else ""
 
 
 def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:

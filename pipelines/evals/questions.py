@@ -47,9 +47,10 @@ def evaluation_questions(config: Config) -> dict[str, list[Question]]:
 
 
 def unpublished(config: Config) -> set[str]:
-    """Names, as in the two functions around, whose source has `publish: false`."""
+    """Names of the check's evaluations whose source or benchmark has `publish: false`."""
     settings = config.eval
     found = {f"bits_per_byte.{d}" for d, s in settings.bits_per_byte.items() if not s.publish}
+    found |= {name for name, benchmark in settings.benchmarks.items() if not benchmark.publish}
     for name, task in settings.tasks.items():
         if task.enabled and not task.source.publish:
             asked = task_problems(name, task, config.data_root)

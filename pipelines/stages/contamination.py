@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.evals.benchmarks import asked_here, questions, task_manager, unavailable
 from pipelines.evals.contamination import Passage, Question, check
 from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
@@ -25,7 +26,7 @@ def run(job: StageJob) -> dict[str, Any]:
     if int(os.environ.get("RANK", "0")):
         return {}
     settings = job.config.eval
-    evals: dict[str, list[Question]] = evaluation_questions(job.config)
+    evals = evaluation_questions(job.config) | _benchmark_questions(job)
     tasks, texts = list(evals), heldout_documents(job.config)
     # The sources that the launcher named: those of the plan, or of the recipe.
     keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
@@ -53,10 +54,19 @@ def run(job: StageJob) -> dict[str, Any]:
             for key, counted in read.items()
         },
         "megabytes_per_second": round(num_bytes / 1e6 / max(seconds, 1e-9), 2),
-        "not_checked": [name for name, b in settings.benchmarks.items() if b.enabled],
+        "not_checked": unavailable(settings, job.config.data_root),
         "bits_sha256": hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest(),
         "evals": found,
     }
+
+
+def _benchmark_questions(job: StageJob) -> dict[str, list[Question]]:
+    settings, root = job.config.eval, job.config.data_root
+    asked = asked_here(settings, root)
+    if not asked:
+        return {}
+    tasks = task_manager(settings, root, job.stage_dir.root / "tasks")
+    return {name: questions(name, benchmark, tasks) for name, benchmark in asked.items()}
 
 
 def contaminated_bits(result: Path) -> dict[str, str]:

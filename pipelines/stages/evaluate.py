@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipelines.data.records import Problem
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.evals.benchmarks import needs_hub, task_manager, unavailable
+from pipelines.evals.benchmarks import asked_here, needs_hub, task_manager, unavailable
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
@@ -49,13 +49,8 @@ def run(job: StageJob) -> dict[str, Any]:
         if task.enabled:
             tasks |= _task_scores(job, name, task, model, tokenizer, rank, world)
     not_asked = unavailable(settings, job.config.data_root)
-    asked = {
-        name: benchmark
-        for name, benchmark in settings.benchmarks.items()
-        if benchmark.enabled and name not in not_asked
-    }
-    if asked:
-        found, refused = _benchmark_scores(job, asked, model, tokenizer, rank)
+    if benchmarks := asked_here(settings, job.config.data_root):
+        found, refused = _benchmark_scores(job, benchmarks, model, tokenizer, rank)
         tasks |= found
         not_asked |= refused
     scores: dict[str, Any] = {"tasks": tasks, "not_asked": not_asked}
@@ -206,7 +201,16 @@ def _benchmark_scores(
             continue
         if rank == 0:
             write_text(kept, json.dumps(scores[name]))
+    if "contamination" in job.inputs:
+        contaminated = contaminated_bits(job.inputs["contamination"])
+        scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
     return scores, refused
+
+
+def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
+    """The score of a benchmark on the questions that do not stand in training text."""
+    kept = clean(name, [int(bit) for bit in score["bits"]], contaminated)
+    return {**score, **task_score(kept), "left_out": score["questions"] - len(kept)}
 
 
 def _asked_model(job: StageJob, model: Any, tokenizer: Any) -> Any:

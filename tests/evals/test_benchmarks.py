@@ -221,6 +221,37 @@ def test_cli_asks_what_is_there_and_names_the_rest(
     )
 
 
+def test_cli_leaves_out_what_stands_in_training_text(
+    remit: Any, reader: Path, write_recipe: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    lines = [
+        {
+            "question": f"{n} has {i} apples, {n} buys two more of them, and {n} eats one. How "
+            f"many does {n} have when {n} goes home?",
+            "answer": f"{i + 1}\n#### {i + 1}",
+        }
+        for i, n in enumerate(("Ann", "Bob", "Cyd", "Dan"))
+    ]
+    write_lines(data / "gsm8k" / "train.jsonl", lines)
+    write_lines(data / "gsm8k" / "test.jsonl", lines)
+    read = [{"text": f"Sums. {lines[2]['question'].upper()}"}, {"text": "Something else."}]
+    write_lines(data / "text.jsonl", read)
+    recipe = write_recipe({"mid_train": {"sources": {"leak": {"path": "text.jsonl"}}}})
+    args = ("--config", recipe, "--run-dir", tmp_path / "run", "eval.suite=quick",
+            f"data_root={data}", "eval.contamination=leave_out", "eval.benchmarks.gsm8k.shots=0",
+            "eval.benchmarks.gsm8k.max_new_tokens=4")  # fmt: skip
+    remit("eval", "--model", reader, *args, check=True)
+    check = json.loads((tmp_path / "run" / "contamination" / "result.json").read_text())
+    assert check["evals"]["gsm8k"]["bits"] == "0010"
+    assert check["evals"]["gsm8k"]["sources"]["mid_train.sources.leak"]["ngram"] == 1
+    assert set(check["not_checked"]) == {
+        "bbh", "mbpp", "truthfulqa", "arc_challenge", "mmlu_pro",
+    }  # fmt: skip
+    task = json.loads((tmp_path / "run" / "eval" / "result.json").read_text())["tasks"]["gsm8k"]
+    assert (task["questions"], task["left_out"], len(task["bits"])) == (3, 1, 3)
+
+
 def test_cli_goes_on_with_the_next_benchmark_after_a_kill(
     remit: Any, cli_env: dict[str, str], reader: Path, tmp_path: Path
 ) -> None:
