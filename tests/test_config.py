@@ -164,3 +164,10 @@ def test_every_field_says_what_it_is() -> None:
         return found
 
     assert silent(Config) == []
+
+
+def test_trackers_are_known() -> None:
+    assert recipes.load("world").report_to == []
+    assert recipes.load("world", ["report_to=[wandb]"]).report_to == ["wandb"]
+    with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
+        recipes.load("world", ["report_to=[tensorbord]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -118,3 +119,18 @@ def test_several_ranks_go_through_deepspeeds_launcher(tmp_path: Path) -> None:
     assert hosts(str(hostfile)) == {"first": 2, "second": 4}
     assert num_ranks(several) == 6 and num_ranks(LaunchConfig(gpus=3)) == 3
     assert not can_fork(several)
+
+
+def test_a_tracker_that_is_not_installed(remit: Any, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is installed")
+    done = remit("pretrain-ckpt", "--config", "world-tiny", "report_to=[tensorboard]", cwd=tmp_path)
+    assert done.returncode == 2 and "needs the package tensorboard" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_files_lie_beside_the_metrics(remit: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    remit("pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run",
+          "report_to=[tensorboard]", check=True)  # fmt: skip
+    assert list((tmp_path / "run" / "base" / "tensorboard").glob("events.*"))
