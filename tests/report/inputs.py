@@ -118,6 +118,6 @@ def with_inputs(run: Path, copy: Path, hostile: str = "") -> Path:
         ("analysis", analysis(1, hostile)),
         ("contamination", contamination(hostile)),
     ):
-        (copy / name).mkdir()
-        (copy / name / "result.json").write_text(json.dumps(values))
+        path = copy / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
     return copy

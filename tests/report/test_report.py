@@ -57,16 +57,16 @@ def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
          "round-1/15-eval": "0111", "round-1/50-eval": "0" * 40 + "1" * 60},
     )  # fmt: skip
     report = compose(read_record(run))
-    # Post: one in ten answers turned right. Deltas 0 or 1, mean 0.1, variance 9/99,
-    # half = 1.96 * sqrt(9 / 99 / 100) = 0.0591.
+    # Post: one in ten answers turned right. A bootstrap draws Binomial(100, 0.1) / 100, whose
+    # 2.5% and 97.5% points are 0.05 and 0.16.
     assert (
         report.headline
-        == "ReMiT round 1 is 10.0 ± 5.9 points above plain training after post-training"
+        == "ReMiT round 1 is 10.0 ± 5.5 points above plain training after post-training"
     )
     # Mid: one of four. Variance 1/4, half = 1.96 * sqrt(1 / 16) = 0.49, so it may be chance.
     assert report.verdict[0] == (
         "Round 1 is not told apart from round 0 after mid-training: 75.0% against 50.0%, "
-        "+25.0 ± 49.0 points on 4 paired questions."
+        "+25.0 ± 37.5 points on 4 paired questions."
     )
     plot = report.sections[0].blocks[0]
     assert isinstance(plot, DotPlot) and [dot.value for dot in plot.dots] == pytest.approx([25, 10])
@@ -120,7 +120,7 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     titles = [getattr(block, "title", "") for block in found["training"].blocks]
     assert {"Mid-training: loss", "Token weights: spread", "RLVR: reward"} <= set(titles)
     missing = {key for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
-    assert missing == {"objectives"}
+    assert missing == {"scores", "objectives"}
     cost = found["cost"].blocks[0]
     assert isinstance(cost, Table) and cost.rows[-1][0].text == "all stages"
     # 6 FLOPs for each of 22,304 parameters and 20,000 tokens.
@@ -183,7 +183,9 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
     assert [stage.state for stage in wheel.rounds[0].stages] == ["done", "done", "done", "failed"]
     assert {stage.state for stage in wheel.rounds[1].stages} == {"to do"}
     missing = {key: b for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
-    assert missing.keys() == {"verdict", "objectives", "tokens", "dynamics", "contamination"}
+    assert missing.keys() == {
+        "verdict", "scores", "objectives", "tokens", "dynamics", "contamination",
+    }  # fmt: skip
     assert missing["tokens"].command == "remit analyze RUN"
     for form in FORMATS:
         assert "remit analyze RUN" in said(copy, form)
