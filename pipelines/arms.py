@@ -85,7 +85,8 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
             made = _more_rl(seeded, folder, origin) if arm == "more-rl" else None
             for stage in made or _arm(seeded, folder, arm, origin):
                 stages.setdefault(stage.name, stage)
-    return with_contamination(config, list(stages.values()))
+    # A name of its own: it reads less than that of a flywheel in the same run directory.
+    return with_contamination(config, list(stages.values()), f"{FOLDER}/{CONTAMINATION}")
 
 
 def whole_key(override: str) -> str:
@@ -111,8 +112,9 @@ def _check(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
             f"compare.points = {given.points}: a mid-training of {steps} steps has fewer points "
             "before its end."
         )
-    if not any(task.enabled for task in config.eval.tasks.values()):
-        raise UserError("compare: no task of eval.tasks is enabled, so no accuracy to compare.")
+    tasks = any(task.enabled for task in config.eval.tasks.values())
+    if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
+        raise UserError("compare: no task or benchmark is enabled, so no accuracy to compare.")
     if given.post_train and not _post(config):
         raise UserError("compare.post_train: sft, dpo and rlvr are all switched off.")
     if "more-rl" in given.objectives and not (given.post_train and config.rlvr.enabled):

@@ -282,6 +282,7 @@ def _check_values(config: Config, refuse: Refuse) -> None:
                 len(found) == 2 and 0 <= found[0] < found[1] <= 1, key,
                 f"{key} must be [from, to] with 0 <= from < to <= 1",
             )  # fmt: skip
+    _check_benchmarks(config, refuse)
     for name, task in config.eval.tasks.items():
         key = f"eval.tasks.{name}.base_template"
         require(
@@ -303,6 +304,25 @@ def _check_values(config: Config, refuse: Refuse) -> None:
         f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a prompt in "
         f"context_length = {config.context_length}",
     )
+
+
+def _check_benchmarks(config: Config, refuse: Refuse) -> None:
+    for name, benchmark in config.eval.benchmarks.items():
+        key = f"eval.benchmarks.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in config.eval.tasks:
+            refuse(
+                key,
+                f"{key} names a file and a row of the table: letters, digits, '.', '_', '-', and "
+                "no name that eval.tasks has",
+            )
+        for path in benchmark.files.values():
+            plain = path.replace("{name}", "").removesuffix(".gz")
+            if "{" in plain or not plain.endswith((".jsonl", ".json", ".csv", ".parquet")):
+                refuse(
+                    f"{key}.files",
+                    f"{key}.files: {path!r} must end in .jsonl, .json, .csv or .parquet (.gz too), "
+                    "and its only placeholder is {name}",
+                )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

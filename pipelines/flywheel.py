@@ -218,8 +218,8 @@ def plan_eval(config: Config, model: ModelRef, chat: bool) -> list[Stage]:
     evaluation = Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)
     if config.eval.contamination != "leave_out":
         return [evaluation]
-    check = _contamination(config, _pipeline(config))
-    return [check, _without_contaminated(evaluation)]
+    check = _contamination(config, _pipeline(config), _named(CONTAMINATION, config))
+    return [check, _without_contaminated(evaluation, check.name)]
 
 
 def plan_contamination(config: Config) -> list[Stage]:
@@ -229,10 +229,12 @@ def plan_contamination(config: Config) -> list[Stage]:
             f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
             "and has no eval.bits_per_byte, so there is nothing to look for."
         )
-    return [_contamination(config, _pipeline(config))]
+    return [_contamination(config, _pipeline(config), _named(CONTAMINATION, config))]
 
 
-def with_contamination(config: Config, stages: list[Stage]) -> list[Stage]:
+def with_contamination(
+    config: Config, stages: list[Stage], name: str = CONTAMINATION
+) -> list[Stage]:
     """A plan with one contamination check of all that its stages read, before its first eval.
 
     As it is where `eval.contamination` is `none` or no question is asked.
@@ -242,8 +244,8 @@ def with_contamination(config: Config, stages: list[Stage]) -> list[Stage]:
         return stages
     first = next(i for i, stage in enumerate(stages) if stage.kind == "evaluate")
     if mode == "leave_out":
-        stages = [_without_contaminated(s) if s.kind == "evaluate" else s for s in stages]
-    return [*stages[:first], _contamination(config, stages), *stages[first:]]
+        stages = [_without_contaminated(s, name) if s.kind == "evaluate" else s for s in stages]
+    return [*stages[:first], _contamination(config, stages, name), *stages[first:]]
 
 
 def has_questions(config: Config) -> bool:
@@ -254,13 +256,13 @@ def has_questions(config: Config) -> bool:
     return tasks or benchmarks or bool(settings.bits_per_byte)
 
 
-def _contamination(config: Config, stages: list[Stage]) -> Stage:
+def _contamination(config: Config, stages: list[Stage], name: str) -> Stage:
     reads = dict.fromkeys(key for stage in stages for key in sources_of(stage))
-    return Stage("contamination", CONTAMINATION, config, reads=tuple(reads))
+    return Stage("contamination", name, config, reads=tuple(reads))
 
 
-def _without_contaminated(evaluation: Stage) -> Stage:
-    inputs = evaluation.inputs | {CONTAMINATION: CONTAMINATION}
+def _without_contaminated(evaluation: Stage, check: str) -> Stage:
+    inputs = evaluation.inputs | {CONTAMINATION: check}
     return dataclasses.replace(evaluation, inputs=inputs)
 
 

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from pipelines.config import result_fields
+from pipelines.evals.benchmarks import files_sha256
 from pipelines.schema import Config
 
 # Raised by hand when the mathematics of a stage changes.
@@ -67,13 +68,16 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
         # An adopted base is not trained: nothing else can change it.
         kept = {key: kept[key] for key in ("tokenizer", "trust_remote_code")}
     fields = dict(_flatten(kept))
+    if kind in ("evaluate", "contamination"):
+        for name, benchmark in config.eval.benchmarks.items():
+            fields[f"files of benchmark {name}"] = files_sha256(benchmark, config.data_root)
     fields.update({f"input {name}": digest for name, digest in inputs.items()})
     fields["numerics version"] = NUMERICS_VERSION[kind]
     return fields
 
 
 # What decides the questions of a benchmark.
-BENCHMARK_KEYS = ("enabled", "task", "limit", "files", "field")
+BENCHMARK_KEYS = ("enabled", "task", "limit", "field")
 
 
 def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[st
                 | {"publish": config.eval.benchmarks[name].publish}
                 for name, b in settings["benchmarks"].items()
             },
+            "task_folder": settings["task_folder"],
             "contamination_ngram": config.eval.contamination_ngram,
             "publish": {
                 **{name: task.source.publish for name, task in config.eval.tasks.items()},

@@ -46,6 +46,10 @@ class RunDir:
     def flywheel_plan(self) -> Path:
         return self.root / "flywheel.yaml"
 
+    @property
+    def compared_plan(self) -> Path:
+        return self.root / "compare" / "plan.yaml"
+
     def stage(self, name: str) -> StageDir:
         """Folder of a stage by its name in the ledger, such as `round-1/10-mid-train`."""
         return StageDir(self.root / name)

@@ -122,7 +122,7 @@ class Runner:
 
     def run_one(self, stage: Stage) -> dict[str, Any]:
         stage_dir = self.run.stage(stage.name)
-        inputs = {role: self._input(given) for role, given in stage.inputs.items()}
+        inputs = {role: self._input(role, given) for role, given in stage.inputs.items()}
         for role in ("ref", "model"):
             if "base" in inputs and role in inputs:
                 check_tokenizers(Path(inputs["base"]["path"]), Path(inputs[role]["path"]))
@@ -203,8 +203,9 @@ class Runner:
         if stage.name not in finished:
             self._write_finish(stage, result, fields)
 
-    def _input(self, given: str | ModelRef) -> dict[str, str]:
-        if given == CONTAMINATION:
+    def _input(self, role: str, given: str | ModelRef) -> dict[str, str]:
+        if role == CONTAMINATION:
+            assert isinstance(given, str)
             check = self.run.stage(given)
             return {"path": str(check.result), "sha256": check.read_result()["bits_sha256"]}
         if isinstance(given, str):
@@ -256,8 +257,9 @@ def is_offline(stage: Stage) -> bool:
     return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
 
 
-def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> None:
-    """Write `flywheel.yaml`: the resolved config and every stage with its inputs, for people."""
+def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
+    """Write a plan: the resolved config and every stage with its inputs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(
         {
             "config": to_dict(config),
@@ -273,7 +275,7 @@ def write_flywheel_plan(run: RunDir, config: Config, stages: list[Stage]) -> Non
                 for stage in stages
             ],
         },
-        run.flywheel_plan,
+        path,
     )
 
 
@@ -289,6 +291,8 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
             "Give the folder that `remit flywheel` wrote to with --run-dir."
         )
     written = read_yaml(run.flywheel_plan)
+    # The plan has all that the suite said when it was made.
+    written["config"]["eval"]["suite"] = ""
     config = resolved(written["config"], overrides, run.flywheel_plan)
     names = {entry["name"] for entry in written["stages"]}
     stages = [

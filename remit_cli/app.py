@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,7 +158,7 @@ def evaluate(
 
     Example: remit eval --model runs/mine/mid-train --suite quick --run-dir runs/mine
     """
-    named = [] if suite is None else [f"eval.suite={suite}"]
+    named = [] if suite is None else [f"eval.suite={dumps(suite)}"]
     given = (config, run_dir, gpus, hostfile, json, [*named, *(overrides or [])])
     _execute("eval", given, lambda s: s.plan_eval(model, chat))
 

@@ -23,7 +23,7 @@ from pipelines.runner import (
     Runner,
     check_unchanged,
     read_flywheel_plan,
-    write_flywheel_plan,
+    write_plan,
 )
 from remit_cli import render
 
@@ -169,8 +169,9 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             command=command,
             observer=Observer(view.started, view.tick, view.finished, view.skipped),
         )
-        if session.command in ("flywheel", "compare"):
-            write_flywheel_plan(run, session.config, stages)
+        plan = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}.get(session.command)
+        if plan is not None:
+            write_plan(plan, session.config, stages)
         with view:
             results = runner.run_all(stages)
         if session.command == "compare":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     [
         (("compare.objectives=[ntp,remt]",), ["'remt'", "rho1"]),
         (("compare.objectives=[]",), ["no arm"]),
-        (("eval.tasks.world.enabled=false",), ["no task of eval.tasks"]),
+        (("eval.tasks.world.enabled=false",), ["no task or benchmark"]),
         (("compare.seeds=0",), ["compare.seeds = 0"]),
         (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
         (("objectives=[more-rl]",), ["more-rl", "compare.post_train=true"]),
@@ -166,9 +167,25 @@ def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
     )
     folder = "compare/seed-0/remit"
     assert [stage.name for stage in left] == [
-        "contamination", f"{folder}/10-mid-train-score", f"{folder}/10-mid-train",
+        "compare/contamination", f"{folder}/10-mid-train-score", f"{folder}/10-mid-train",
         f"{folder}/15-eval",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_in_the_run_directory_of_a_flywheel(
+    remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
+    plan = (run / "flywheel.yaml").read_bytes()
+    done = remit("compare", *TINY, "--base", run / "base", "--ref", run / "round-0" / "40-rlvr",
+                 "seeds=1", "objectives=[ntp]", "--run-dir", run, check=True)  # fmt: skip
+    assert "report:" in done.stdout
+    # Its check is its own, and the flywheel's plan is still there to be analysed.
+    assert (run / "compare" / "contamination" / "result.json").is_file()
+    assert (run / "compare" / "plan.yaml").is_file()
+    assert (run / "flywheel.yaml").read_bytes() == plan
+    remit("analyze", run, check=True)
 
 
 @pytest.mark.slow
@@ -186,7 +203,7 @@ def test_rows_of_another_run_are_read_back(
     assert values["rows"][0] == first["rows"][0]
     assert values["tables"][0]["arms"] == ["ntp", "remit"]
     ran = {json.loads(line)["stage"] for line in (tmp_path / "b" / "ledger.jsonl").open()}
-    assert {name.split("/")[2] for name in ran - {"contamination"}} == {"remit"}
+    assert {name.split("/")[2] for name in ran - {"compare/contamination"}} == {"remit"}
 
     # Nothing left to run: the rows of both runs alone make the tables.
     all_rows = tmp_path / "b" / "compare" / "rows.jsonl"

@@ -7,13 +7,17 @@ harness's.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipelines.errors import UserError
 from pipelines.evals.contamination import Question
 from pipelines.schema import BenchmarkConfig, EvalConfig
 
@@ -121,7 +125,7 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
 
     tasks = TaskManager(include_path=settings.task_folder or None)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, benchmark in settings.benchmarks.items():
+    for name, benchmark in asked_here(settings, data_root).items():
         for task, entry in _leaves(benchmark.task or name, tasks):
             changed = _changes(task, entry, benchmark, Path(data_root))
             if changed:
@@ -139,10 +143,70 @@ def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfi
     return {name: b for name, b in found if b.enabled and name not in left_out}
 
 
+def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
+    """The single tasks of a benchmark, loaded with their data, in the harness's order.
+
+    Raises:
+        UserError: the harness has no such task, or it runs generated code in another way than in
+            the sandbox.
+        OSError, datasets.exceptions.DatasetsError: the hub refuses its data.
+    """
+    task, where = benchmark.task or name, f"eval.benchmarks.{name}"
+    if task not in tasks.task_index:
+        raise UserError(
+            f"{where}: lm-evaluation-harness has no task {task}; `lm-eval ls tasks` lists them, "
+            "eval.task_folder adds your own."
+        )
+    for leaf, entry in _leaves(task, tasks):
+        if (entry.cfg or {}).get("unsafe_code") and not (benchmark.runs_code and leaf in REPLACED):
+            raise UserError(
+                f"{where}: {leaf} runs generated code. "
+                + (
+                    f"Set {where}.runs_code=true: it runs in the sandbox."
+                    if leaf in REPLACED
+                    else "Only humaneval and mbpp are judged in the sandbox; leave it out."
+                )
+            )
+    loaded: dict[str, Any] = tasks.load([task])["tasks"]
+    return loaded
+
+
+def refusal(
+    name: str, benchmark: BenchmarkConfig, tasks: Any, settings: EvalConfig, data_root: str
+) -> str:
+    """Why the hub refuses a benchmark's data; empty where it is there. Raises as `leaves`."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        leaves(name, benchmark, tasks)
+    except (DatasetsError, OSError) as error:
+        if not needs_hub(dataclasses.replace(settings, benchmarks={name: benchmark}), data_root):
+            raise
+        return f"the hub refused its data: {type(error).__name__}: {str(error)[:200]}"
+    return ""
+
+
+def files_sha256(benchmark: BenchmarkConfig, data_root: str) -> str:
+    """Hash of the contents of a benchmark's local files; empty where none is there."""
+    found = [
+        path
+        for pattern in benchmark.files.values()
+        for path in sorted(Path(data_root).glob(pattern.replace("{name}", "*")))
+    ]
+    hashes = [_file_sha256(path, path.stat().st_mtime_ns) for path in found]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: Path, _: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def questions(name: str, benchmark: BenchmarkConfig, tasks: Any) -> list[Question]:
     """The questions of a benchmark with their right answers, in the order of its bits."""
     found: list[Question] = []
-    for task in tasks.load([benchmark.task or name])["tasks"].values():
+    for task in leaves(name, benchmark, tasks).values():
         for number, record in enumerate(task.eval_docs):
             if benchmark.limit and number == benchmark.limit:
                 break
@@ -180,6 +244,9 @@ def _changes(
     name = entry.cfg.get("dataset_name") or task
     paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
     data: dict[str, Any] = {}
+    missing = [path for path in paths.values() if not path.is_file()]
+    if missing and is_local() and "{name}" in "".join(benchmark.files.values()):
+        raise UserError(f"{task}: no file {missing[0]}; its benchmark needs one for every task.")
     if paths and all(path.is_file() for path in paths.values()):
         kinds = {_format(path) for path in paths.values()}
         data = {

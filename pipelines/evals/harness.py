@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from pipelines.errors import UserError
+from pipelines.evals.benchmarks import leaves
 from pipelines.evals.intervals import task_score
 from pipelines.schema import BenchmarkConfig
 
@@ -110,15 +111,10 @@ def ask(
         `settings` that the numbers belong to.
 
     Raises:
-        UserError: the harness has no such task, version or metric.
+        UserError: as `leaves`; or the harness has no such version or metric.
     """
-    task = benchmark.task or name
-    where = f"eval.benchmarks.{name}"
-    if task not in tasks.task_index:
-        raise UserError(
-            f"{where}: lm-evaluation-harness has no task {task}; `lm-eval ls tasks` lists them, "
-            "eval.task_folder adds your own."
-        )
+    task, where = benchmark.task or name, f"eval.benchmarks.{name}"
+    leaves(name, benchmark, tasks)
     outcome = lm_eval.simple_evaluate(
         model=model,
         tasks=[task],
@@ -129,7 +125,7 @@ def ask(
         apply_chat_template=chat,
         fewshot_as_multiturn=False,
         bootstrap_iters=0,
-        # Tasks of the harness that run code are asked with our judge, which is the sandbox.
+        # `leaves` lets through only what the sandbox judges.
         confirm_run_unsafe_code=benchmark.runs_code,
     )
     # The harness gives its outcome to the first rank of a machine alone.

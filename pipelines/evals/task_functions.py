@@ -8,10 +8,12 @@ count as wrong.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable
 from typing import Any
 
+from pipelines.process import num_cores
 from pipelines.rewards.sandbox import check_all
 
 # The worked examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
@@ -47,7 +49,9 @@ def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[
 
 
 def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
-    passed = iter([outcome.passed for outcome in check_all(programs)])
+    # Every rank judges all: each on its share of the cores.
+    workers = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    passed = iter([outcome.passed for outcome in check_all(programs, workers=workers)])
     return [[next(passed) for _ in found] for found in answers]
 
 

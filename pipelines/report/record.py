@@ -121,20 +121,20 @@ def read_record(run: RunDir) -> Record:
     if not run.ledger.is_file():
         raise UserError(f"{run.root}: no run directory (it has no ledger.jsonl).")
     entries = list(ledger.read(run.ledger))
-    plan = read_yaml(run.flywheel_plan) if run.flywheel_plan.is_file() else {}
-    names = {stage["name"]: stage["kind"] for stage in plan.get("stages", [])}
+    plans = [read_yaml(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
+    names = {stage["name"]: stage["kind"] for plan in plans for stage in plan["stages"]}
     names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
     running = bool(lock_holder(run))
     stages = {name: _stage(run, name, kind, entries, running) for name, kind in names.items()}
-    config: dict[str, Any] = plan.get("config") or next(
-        (stage.spec["config"] for stage in stages.values() if stage.spec), {}
-    )
+    configs = [plan["config"] for plan in plans]
+    configs += [stage.spec["config"] for stage in stages.values() if stage.spec]
     rows_path = run.root / FOLDER / "rows.jsonl"
     rows = [Row(**line) for line in _json_lines(rows_path)]
     return Record(
-        run, stages, entries, config, rows,
+        run, stages, entries, configs[0] if configs else {}, rows,
         _optional(run.root / "analysis" / "result.json"),
-        _optional(run.root / "contamination" / "result.json"),
+        _optional(run.stage("contamination").result)
+        or _optional(run.stage(f"{FOLDER}/contamination").result),
     )  # fmt: skip
 
 

@@ -81,9 +81,10 @@ def _sequence(label: str, given: dict[str, Any], with_text: bool) -> Sequence:
     if with_text and given.get("publish", True):
         columns = (given[key][:MOST_TOKENS] for key in ("d", "logprobs", "ref_logprobs"))
         tokens = [Token(*values) for values in zip(texts, weights, *columns, strict=True)]
+    sha256 = given.get("sha256") or _sha256("".join(texts))
     return Sequence(
-        label, given["source"], given["domain"], given["licence"], _sha256("".join(texts)),
-        len(texts), sum(known) / len(known) if known else None, tokens,
+        label, given["source"], given["domain"], given["licence"], sha256,
+        len(weights), sum(known) / len(known) if known else None, tokens,
     )  # fmt: skip
 
 
@@ -269,6 +270,6 @@ def _examples(task: str, given: dict[str, Any], with_text: bool) -> list[list[Ce
             rows.append([
                 Cell(task), Cell(str(example["id"])), Cell(example["sha256"][:12]),
                 Cell(f"{source} {example['where']}" if shown else source),
-                Cell(str(example["ngram"]) if shown else "not shown"),
+                Cell(str(example["ngram"] or example["question"]) if shown else "not shown"),
             ])  # fmt: skip
     return rows

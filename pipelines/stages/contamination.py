@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.evals.benchmarks import asked_here, questions, task_manager, unavailable
+from pipelines.evals.benchmarks import (
+    asked_here,
+    questions,
+    refusal,
+    task_manager,
+    unavailable,
+)
 from pipelines.evals.contamination import Passage, Question, check
 from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
@@ -26,7 +32,8 @@ def run(job: StageJob) -> dict[str, Any]:
     if int(os.environ.get("RANK", "0")):
         return {}
     settings = job.config.eval
-    evals = evaluation_questions(job.config) | _benchmark_questions(job)
+    asked, not_checked = _benchmark_questions(job)
+    evals = evaluation_questions(job.config) | asked
     tasks, texts = list(evals), heldout_documents(job.config)
     # The sources that the launcher named: those of the plan, or of the recipe.
     keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
@@ -54,19 +61,25 @@ def run(job: StageJob) -> dict[str, Any]:
             for key, counted in read.items()
         },
         "megabytes_per_second": round(num_bytes / 1e6 / max(seconds, 1e-9), 2),
-        "not_checked": unavailable(settings, job.config.data_root),
+        "not_checked": not_checked,
         "bits_sha256": hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest(),
         "evals": found,
     }
 
 
-def _benchmark_questions(job: StageJob) -> dict[str, list[Question]]:
+def _benchmark_questions(job: StageJob) -> tuple[dict[str, list[Question]], dict[str, str]]:
+    """The questions by benchmark, and those that cannot be had, with the reason."""
     settings, root = job.config.eval, job.config.data_root
-    asked = asked_here(settings, root)
-    if not asked:
-        return {}
-    tasks = task_manager(settings, root, job.stage_dir.root / "tasks")
-    return {name: questions(name, benchmark, tasks) for name, benchmark in asked.items()}
+    found: dict[str, list[Question]] = {}
+    reasons = unavailable(settings, root)
+    if asked := asked_here(settings, root):
+        tasks = task_manager(settings, root, job.stage_dir.root / "tasks")
+        for name, benchmark in asked.items():
+            if reason := refusal(name, benchmark, tasks, settings, root):
+                reasons[name] = reason
+            else:
+                found[name] = questions(name, benchmark, tasks)
+    return found, reasons
 
 
 def contaminated_bits(result: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipelines.data.records import Problem
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.evals.benchmarks import asked_here, needs_hub, task_manager, unavailable
+from pipelines.evals.benchmarks import asked_here, refusal, task_manager, unavailable
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
@@ -174,8 +174,6 @@ def _benchmark_scores(
 
     Each is kept in a file of its own when it is done; a start after a kill goes on with the next.
     """
-    from datasets.exceptions import DatasetsError
-
     from pipelines.evals import harness
 
     settings = job.config.eval
@@ -192,19 +190,31 @@ def _benchmark_scores(
             continue
         if asked_model is None:
             asked_model = _asked_model(job, model, tokenizer)
-        try:
-            scores[name] = harness.ask(asked_model, name, benchmark, tasks, chat=job.chat)
-        except (DatasetsError, OSError) as error:
-            if not needs_hub(replace(settings, benchmarks={name: benchmark}), job.config.data_root):
-                raise
-            refused[name] = f"the hub refused its data: {str(error).splitlines()[0]}"
+        if reason := _refusal(refusal(name, benchmark, tasks, settings, job.config.data_root)):
+            refused[name] = reason
             continue
+        scores[name] = harness.ask(asked_model, name, benchmark, tasks, chat=job.chat)
         if rank == 0:
             write_text(kept, json.dumps(scores[name]))
     if "contamination" in job.inputs:
         contaminated = contaminated_bits(job.inputs["contamination"])
+        unchecked = scores.keys() - contaminated.keys()
+        if unchecked:
+            raise UserError(
+                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} could not be asked "
+                "when the check ran, and can now. Remove the folder of the check, and run again."
+            )
         scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
     return scores, refused
+
+
+def _refusal(own: str) -> str:
+    """What the hub told any rank: all ask a benchmark, or none."""
+    reasons = [own]
+    if dist.is_initialized():
+        reasons = [""] * dist.get_world_size()
+        dist.all_gather_object(reasons, own)
+    return next(filter(None, reasons), "")
 
 
 def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:

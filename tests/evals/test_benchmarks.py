@@ -19,6 +19,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 from pipelines import config
 from pipelines.errors import UserError
 from pipelines.evals import harness
+from pipelines.evals.benchmarks import files_sha256
 from tests.evals.gold_answers import Benchmarks, Gold, Nothing, paper10
 
 TEN = ("gsm8k", "math", "gpqa", "bbh", "ifeval", "humaneval", "mbpp", "truthfulqa",
@@ -137,6 +138,8 @@ def test_a_wrong_answer_is_one_bit(sums: Benchmarks) -> None:
         ({"version": "2.0"}, "has gsm8k in version 3.0, not 2.0"),
         ({"metric": "exact_match,last"}, "no metric exact_match,last; the task has exact_match,fl"),
         ({"task": "gsm8kk"}, "has no task gsm8kk"),
+        ({"task": "mbpp"}, "mbpp runs generated code. Set eval.benchmarks.gsm8k.runs_code=true"),
+        ({"task": "humaneval_plus", "runs_code": True}, "Only humaneval and mbpp are judged"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(
@@ -145,6 +148,30 @@ def test_a_setting_that_does_not_fit_is_refused(
     with pytest.raises(UserError, match=r"eval\.benchmarks\.gsm8k: ") as raised:
         sums.score(Gold(), "gsm8k", **changes)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("sums", "{test: 'a/{wrong}.jsonl'}", "its only placeholder is {name}"),
+        ("sums", "{test: a.txt}", "must end in .jsonl"),
+        ("a/b", "{test: a.json}", "names a file and a row"),
+        ("world", "{test: a.json}", "no name that eval.tasks has"),
+    ],
+)
+def test_names_and_files_are_checked(name: str, files: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        config.load("world", [f"eval.benchmarks={{{name}: {{files: {files}}}}}"])
+    assert message in str(raised.value)
+
+
+def test_other_files_are_another_evaluation(tmp_path: Path) -> None:
+    write_questions(tmp_path, 3)
+    benchmark = paper10(tmp_path, 0).eval.benchmarks["gsm8k"]
+    before = files_sha256(benchmark, str(tmp_path))
+    write_questions(tmp_path, 4)
+    assert before and files_sha256(benchmark, str(tmp_path)) != before
+    assert files_sha256(benchmark, str(tmp_path / "elsewhere")) == ""
 
 
 def test_a_suite_takes_the_place_of_what_a_recipe_measures(tmp_path: Path) -> None:
