@@ -34,6 +34,7 @@ ARMS: dict[str, Objective] = {
 }  # fmt: skip
 WITHOUT_REFERENCE = ("ntp", "more-rl")
 FOLDER = "compare"
+CHECK = f"{FOLDER}/{CONTAMINATION}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
             for stage in made or _arm(seeded, folder, arm, origin):
                 stages.setdefault(stage.name, stage)
     # A name of its own: it reads less than that of a flywheel in the same run directory.
-    return with_contamination(config, list(stages.values()), f"{FOLDER}/{CONTAMINATION}")
+    return with_contamination(config, list(stages.values()), CHECK)
 
 
 def whole_key(override: str) -> str:

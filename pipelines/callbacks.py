@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from pipelines.checkpoint import file_sha256
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
 
 MARKER = "complete.json"
@@ -225,7 +225,10 @@ def _check_split(folder: Path, ranks: int, zero_stage: int) -> None:
 
 
 def _is_intact(folder: Path) -> bool:
-    files: dict[str, list[Any]] = read_json(folder / MARKER)["files"]
+    try:
+        files: dict[str, list[Any]] = read_json(folder / MARKER, needs=("files",))["files"]
+    except DamagedFile:
+        return False
     return all(
         (folder / name).is_file()
         and (folder / name).stat().st_size == size

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
 from pipelines.run_dir import StageDir, read_json, write_json
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?$")
@@ -143,7 +143,7 @@ def read_model_config(folder: Path, option: str) -> dict[str, Any]:
     """The model's `config.json`."""
     try:
         return read_json(folder / "config.json")
-    except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
+    except DamagedFile as error:
         raise UserError(f"{option} {folder}/config.json is not a JSON object: {error}") from error
 
 

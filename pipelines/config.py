@@ -8,9 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -81,8 +79,9 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     """
     patches = [(OmegaConf.create(recipe), str(path))]
     patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
+    patches = _with_suite(patches)
     merged = OmegaConf.structured(Config)
-    for patch, where in _with_suite(patches):
+    for patch, where in patches:
         merged = _merge(merged, patch, where=where)
     if not merged.name:
         merged.name = path.stem
@@ -95,8 +94,12 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str) -> NoReturn:
-        given = [o for o in overrides if o.partition("=")[0].strip() == key]
-        raise UserError(f"{f'override {given[-1]!r}' if given else path}: {message}")
+        given = [
+            where
+            for patch, where in patches
+            if OmegaConf.select(patch, key, throw_on_resolution_failure=False) is not None
+        ]
+        raise UserError(f"{given[-1] if given else path}: {message}")
 
     _check_values(config, refuse)
     return config
@@ -117,7 +120,9 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
         for key in MEASURED:
             recipe.eval.pop(key, None)
     path = _find_suite(str(given[-1]))
-    suite = _read_yaml(path)
+    suite = _read_yaml(path, "suite")
+    if not suite:
+        raise UserError(f"{path}: an empty suite; it has some of {', '.join(MEASURED)}")
     strangers = [str(key) for key in suite if key not in MEASURED]
     if strangers:
         raise UserError(
@@ -143,7 +148,7 @@ def _find_suite(name_or_path: str) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
@@ -151,7 +156,7 @@ def _read_yaml(path: Path) -> DictConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a list")
+        raise UserError(f"{path}: a {what} is a mapping of keys to values, not a list")
     return loaded
 
 
@@ -358,22 +363,3 @@ def from_dict(values: dict[str, Any]) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     return config
-
-
-def write_yaml(values: dict[str, Any], path: Path) -> None:
-    """Write plain values as YAML, atomically."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.fchmod(handle, 0o644)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read what `write_yaml` wrote."""
-    with open(path, encoding="utf-8") as stream:
-        loaded = yaml.safe_load(stream)
-    assert isinstance(loaded, dict)
-    return loaded

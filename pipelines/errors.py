@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class DamagedFile(UserError):
+    """A file that remit or a model's maker wrote cannot be read as what it is."""
+
+
 class StageFailed(RuntimeError):
     """A stage's process ended with an error: exit code 1.
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
-from pipelines.config import read_yaml
 from pipelines.data.tokenizer import world_vocab_size
 from pipelines.flywheel import BASE, Stage
 from pipelines.launch import can_fork, num_ranks
@@ -117,7 +116,7 @@ def _state(run: RunDir, stage: Stage) -> str:
     if stage_dir.is_complete():
         # An analysis of fewer models is made anew.
         derived = stage.kind == "analyze"
-        grown = derived and read_yaml(stage_dir.config)["inputs"].keys() != stage.inputs.keys()
+        grown = derived and stage_dir.read_config()["inputs"].keys() != stage.inputs.keys()
         return "to do" if grown else "done"
     return "begun" if stage_dir.config.is_file() else "to do"
 

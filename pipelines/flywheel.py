@@ -34,7 +34,9 @@ SECTION = {
     "contamination": "eval", "analyze": "analysis",
 }  # fmt: skip
 POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
-MODEL_KINDS = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
+# Their models answer through the chat template.
+CHAT_KINDS = ("sft", "dpo", "rlvr")
+MODEL_KINDS = ("pretrain", "mid_train", *CHAT_KINDS)
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
     Raises:
         UserError: fewer than two models, or no base among them.
     """
+    reference_kind(config)
     models = [stage.name for stage in stages if stage.kind in MODEL_KINDS]
     if BASE not in models or len(models) < 2:
         raise UserError(

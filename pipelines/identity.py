@@ -26,7 +26,8 @@ SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
 # Of a contamination check, what decides the questions, and how far endless sources are read.
 TASK_KEYS = ("enabled", "source", "limit", "split_by")
 DRAW_KEYS = ("tokens", "steps", "global_batch", "num_generations", "heldout_pairs", "sources")
-TRAINING = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
+POST_TRAINING = ("sft", "dpo", "rlvr")
+TRAINING = ("pretrain", "mid_train", *POST_TRAINING)
 SHARED_KEYS = ("seed", "trust_remote_code")
 STAGE_KEYS = {
     "pretrain": ("context_length", "document_mask", "model", "tokenizer", "pretrain"),
@@ -58,6 +59,8 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
         kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
         kept["pool"] = config.mid_train.objective == "miniplm"
     if kind == "analyze":
+        # They decide which model of a round is the next reference.
+        kept["post_steps"] = [kind for kind in POST_TRAINING if everything[kind]["enabled"]]
         kept["heldout"] = everything["eval"]["bits_per_byte"]
         # They change no training, but they change what an analysis may show.
         kept["shown"] = {

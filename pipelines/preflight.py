@@ -12,7 +12,7 @@ from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage, settings_of, sources_of
+from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
 from pipelines.launch import hosts, num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.rewards import sandbox
@@ -35,9 +35,6 @@ USES: dict[str, Use] = {
     "dpo": "pairs",
     "rlvr": "problems",
 }
-
-
-CHAT_KINDS = ("sft", "dpo", "rlvr")
 
 
 def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:

@@ -1,4 +1,4 @@
-"""How far a running stage is, from its metrics file: the same for whoever looks."""
+"""What a stage is doing and how far it is, from its files: the same for whoever looks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,21 @@ class Progress:
         if self.seconds_left is not None:
             words.append(f"{duration(self.seconds_left)} left")
         return ", ".join(words)
+
+
+def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
+    """done, no signal, running, ended without a word, failed, interrupted, removed, or to do.
+
+    Args:
+        last_event: of this stage in the ledger, skips aside; empty if it is not there.
+        running: somebody holds the lock of the run.
+    """
+    if stage_dir.is_complete():
+        return "no signal" if stage_dir.read_result().get("status") == "no signal" else "done"
+    if last_event in ("start", "resume"):
+        return "running" if running else "ended without a word"
+    others = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
+    return others.get(last_event, "to do")
 
 
 def read_progress(stage_dir: StageDir) -> Progress | None:

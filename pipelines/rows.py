@@ -154,9 +154,8 @@ def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"compare.rows: there is no file {path}.")
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, row in enumerate(parsed(path, f"compare.rows: {path}"), 1):
             where = f"compare.rows: {path}, line {number}"
-            row = _parse(line, where)
             key = (row.arm, row.seed, row.point)
             if key not in wanted:
                 continue
@@ -167,6 +166,16 @@ def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
                     "it, and the two differ. Keep one."
                 )
     return list(found.values())
+
+
+def parsed(path: Path, named: str) -> list[Row]:
+    """The rows of a file, which a message calls `named`.
+
+    Raises:
+        UserError: a line that is no row.
+    """
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    return [_parse(line, f"{named}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def _parse(line: str, where: str) -> Row:

@@ -11,11 +11,14 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+import yaml
+
+from pipelines.errors import DamagedFile, UserError
 
 SNAPSHOT_FACTS = "snapshot.json"
 
@@ -49,6 +52,11 @@ class RunDir:
     @property
     def compared_plan(self) -> Path:
         return self.root / "compare" / "plan.yaml"
+
+    @staticmethod
+    def read_plan(path: Path) -> dict[str, Any]:
+        """One of the two plans: `config` and `stages`."""
+        return read_yaml(path, needs=("config", "stages"))
 
     def stage(self, name: str) -> StageDir:
         """Folder of a stage by its name in the ledger, such as `round-1/10-mid-train`."""
@@ -99,15 +107,53 @@ class StageDir:
     def is_complete(self) -> bool:
         return self.result.is_file()
 
+    def read_config(self) -> dict[str, Any]:
+        """What the stage was started with."""
+        return read_yaml(self.config, needs=("config", "inputs", "identity_fields"))
+
     def read_result(self) -> dict[str, Any]:
-        return read_json(self.result)
+        return read_json(self.result, needs=("kind", "seconds"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as stream:
-        loaded = json.load(stream)
-    assert isinstance(loaded, dict)
+def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DamagedFile: there is something else in it, or one of the keys `needs` is not.
+    """
+    return _read_object(path, json.loads, json.JSONDecodeError, needs)
+
+
+def read_yaml(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """What `write_yaml` wrote; raises as `read_json`."""
+    return _read_object(path, yaml.safe_load, yaml.YAMLError, needs)
+
+
+def _read_object(
+    path: Path, parse: Callable[[str], Any], error_type: type[Exception], needs: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        loaded = parse(path.read_text("utf-8"))
+    except (error_type, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(loaded, dict):
+        raise _damaged(path, f"a {type(loaded).__name__}, where keys and values should be")
+    missing = [key for key in needs if key not in loaded]
+    if missing:
+        raise _damaged(path, f"it has no {missing[0]}")
     return loaded
+
+
+def _damaged(path: Path, why: str) -> DamagedFile:
+    return DamagedFile(
+        f"{path} is damaged: {' '.join(why.split())}. Remove it, and run the command that made it "
+        "again; what else was saved stays."
+    )
+
+
+def write_yaml(values: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -119,12 +165,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.fchmod(handle, 0o644)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        os.fchmod(handle, 0o644)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
     fsync_dir(path.parent)
 
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pipelines import launch, ledger
 from pipelines.checkpoint import ModelRef, content_hash, find_checkpoint
-from pipelines.config import read_yaml, resolved, to_dict, write_yaml
+from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.evals.benchmarks import needs_hub
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.progress import tail
-from pipelines.run_dir import RunDir, RunLock, StageDir
+from pipelines.run_dir import RunDir, RunLock, StageDir, write_yaml
 from pipelines.schema import Config
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
@@ -45,7 +45,7 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
             continue
         old = {
             key: value
-            for key, value in read_yaml(stage_dir.config)["identity_fields"].items()
+            for key, value in stage_dir.read_config()["identity_fields"].items()
             if not key.startswith(("input ", "data "))
         }
         new = {
@@ -130,7 +130,7 @@ class Runner:
         fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
         how: Literal["start", "resume"] = "start"
         if stage_dir.config.is_file():
-            old = read_yaml(stage_dir.config)["identity_fields"]
+            old = stage_dir.read_config()["identity_fields"]
             if old != fields:
                 if not is_derived(stage):
                     raise refusal(stage_dir, old, fields)
@@ -290,7 +290,7 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
             f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
             "Give the folder that `remit flywheel` wrote to with --run-dir."
         )
-    written = read_yaml(run.flywheel_plan)
+    written = run.read_plan(run.flywheel_plan)
     # The plan has all that the suite said when it was made.
     written["config"]["eval"]["suite"] = ""
     config = resolved(written["config"], overrides, run.flywheel_plan)

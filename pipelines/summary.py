@@ -5,6 +5,7 @@ Reads finished stages of a run directory; knows nothing of how they ran.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,41 @@ def columns(results: dict[str, dict[str, Any]]) -> list[Column]:
         for name, result in results.items()
         if result["kind"] == "evaluate"
     ]
+
+
+def not_asked(columns: Sequence[Column]) -> dict[str, str]:
+    """Benchmarks that could not be asked, with the reason."""
+    return {k: why for c in columns for k, why in c.result.get("not_asked", {}).items()}
+
+
+def score_notes(columns: Sequence[Column]) -> list[str]:
+    """What a reader of the averages of some models must know, a sentence each."""
+    notes = []
+    asked: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for column in columns:
+        tasks = column.result["tasks"].items()
+        if tasks:
+            key = tuple(sorted((name, task["questions"]) for name, task in tasks))
+            asked.setdefault(key, []).append(column.title)
+    if len(asked) > 1:
+        sets = (
+            f"{', '.join(titles)}: {sum(count for _, count in key):,} questions of "
+            f"{len(key)} {'task' if len(key) == 1 else 'tasks'}"
+            for key, titles in asked.items()
+        )
+        notes.append(
+            f"The averages are over different questions ({'; '.join(sets)}): compare task by task."
+        )
+    left_out = {
+        name: task["left_out"]
+        for column in columns
+        for name, task in column.result["tasks"].items()
+        if task.get("left_out")
+    }
+    if left_out:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in left_out.items())
+        notes.append(f"Left out, since they stand in training text: {counts}.")
+    return notes
 
 
 def stage_facts(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

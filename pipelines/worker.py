@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import content_hash
-from pipelines.config import from_dict, read_yaml
+from pipelines.config import from_dict
 from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
@@ -24,7 +24,7 @@ VERSIONED = ("torch", "transformers", "trl", "deepspeed", "datasets", "tokenizer
 
 
 def read_job(stage_dir: StageDir) -> StageJob:
-    spec = read_yaml(stage_dir.config)
+    spec = stage_dir.read_config()
     return StageJob(
         kind=spec["kind"],
         name=spec["stage"],
@@ -40,7 +40,7 @@ def read_job(stage_dir: StageDir) -> StageJob:
 
 def run_job(stage_dir: StageDir) -> None:
     """Run this rank's part of a stage to its end."""
-    spec = read_yaml(stage_dir.config)
+    spec = stage_dir.read_config()
     job = read_job(stage_dir)
     started = time.time()
     result = importlib.import_module(MODULES[job.kind]).run(job)

@@ -19,8 +19,7 @@ def headline(result: dict[str, Any]) -> str:
         parts += [f"{domain} {v['bits_per_byte']:.3f} bits/byte" for domain, v in domains]
         return ", ".join(parts)
     if kind == "contamination":
-        found = f"{result['contaminated']} of {result['questions']} questions in training text"
-        return f"{found}, {result['megabytes_per_second']:.3g} MB/s"
+        return _contamination(result)
     if kind == "dpo":
         return f"held-out pair accuracy {result['heldout_pair_accuracy']:.2f}"
     if kind == "rlvr":
@@ -29,8 +28,9 @@ def headline(result: dict[str, Any]) -> str:
         note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
         return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
     if kind == "analyze":
-        models, rounds = len(result["dynamics"]), len(result["rounds"])
-        return f"{models} models against {result['dynamics_reference']}, weights of {rounds} rounds"
+        reference, rounds = result["dynamics_reference"], len(result["rounds"])
+        models = f"{len(result['dynamics'])} models against {reference}, " if reference else ""
+        return f"{models}weights of {rounds} {'round' if rounds == 1 else 'rounds'}"
     if kind == "score":
         rate = result.get("tokens_per_second")
         words = f"{quantity(result['tokens'])} tokens in {result['shards']} shards"
@@ -45,3 +45,10 @@ def headline(result: dict[str, Any]) -> str:
     if "weight_std" in result:
         words += f", weights {result['weight_mean']:.2f} +- {result['weight_std']:.3f}"
     return words
+
+
+def _contamination(result: dict[str, Any]) -> str:
+    words = [f"{result['contaminated']} of {result['questions']} questions in training text"]
+    if result["not_checked"]:
+        words.append(f"{', '.join(result['not_checked'])} not checked")
+    return ", ".join([*words, f"{result['megabytes_per_second']:.3g} MB/s"])

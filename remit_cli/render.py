@@ -175,8 +175,8 @@ class Screen:
 
     def no_report(self, run: RunDir, error: Exception) -> None:
         self.errors.print(
-            f"[bold red]no report:[/] {escape(f'{type(error).__name__}: {error}')}. The run itself "
-            f"is complete; try again with: remit report {escape(str(run.root))}"
+            f"[bold red]no report:[/] {escape(f'{type(error).__name__}: {error}')}. What the "
+            f"stages made stays; try again with: remit report {escape(str(run.root))}"
         )
 
     def status(self, run: RunDir, *, once: bool) -> None:

@@ -27,8 +27,6 @@ from pipelines.runner import (
 )
 from remit_cli import render
 
-CHAT_KINDS = ("sft", "dpo", "rlvr")
-
 
 @dataclass
 class Session:
@@ -105,7 +103,7 @@ class Session:
     def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
         found = checkpoint.find_checkpoint(model, "--model")
         if chat is None:
-            chat = checkpoint.stage_kind(found) in CHAT_KINDS
+            chat = checkpoint.stage_kind(found) in flywheel.CHAT_KINDS
         return flywheel.plan_eval(self.config, found, chat)
 
     def plan_contamination(self) -> list[Stage]:
@@ -246,6 +244,9 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
         sys.exit(2)
     try:
         screen.status(run, once=once or json)
+    except UserError as error:
+        screen.user_error(str(error))
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

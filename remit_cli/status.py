@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import ledger, summary
-from pipelines.progress import read_progress
+from pipelines.progress import read_progress, stage_state
 from pipelines.quantities import duration
 from pipelines.run_dir import RunDir, lock_holder
 from remit_cli.headline import headline
@@ -52,13 +52,10 @@ def _stage_status(
     run: RunDir, name: str, entry: dict[str, Any], running: bool
 ) -> tuple[str, float, str]:
     stage_dir = run.stage(name)
+    state = stage_state(stage_dir, entry["event"], running=running)
     if stage_dir.is_complete():
         result = stage_dir.read_result()
-        state = "no signal" if result.get("status") == "no signal" else "done"
         return state, result["seconds"], headline(result)
     if entry["event"] in ("start", "resume"):
-        state = "running" if running else "ended without a word"
-        words = str(read_progress(stage_dir) or "no steps yet")
-        return state, time.time() - entry["time"], words
-    states = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
-    return states[entry["event"]], 0.0, str(stage_dir.log)
+        return state, time.time() - entry["time"], str(read_progress(stage_dir) or "no steps yet")
+    return state, 0.0, str(stage_dir.log)

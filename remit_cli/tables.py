@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
@@ -35,7 +36,7 @@ def score_table(columns: list[summary.Column]) -> Table:
         table.add_row(
             f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
         )
-    table.caption = _not_asked(columns)
+    table.caption = _notes(columns)
     return table
 
 
@@ -43,10 +44,10 @@ def _percent(column: summary.Column, key: str) -> str:
     return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
 
 
-def _not_asked(columns: list[summary.Column]) -> str | None:
-    """Benchmarks that could not be asked, with the reason."""
-    reasons = {k: why for c in columns for k, why in c.result.get("not_asked", {}).items()}
-    return "\n".join(f"not asked: {name}: {why}" for name, why in reasons.items()) or None
+def _notes(columns: list[summary.Column]) -> str | None:
+    missing = summary.not_asked(columns).items()
+    lines = [*summary.score_notes(columns), *(f"not asked: {k}: {why}" for k, why in missing)]
+    return escape("\n".join(lines)) or None
 
 
 def task_table(column: summary.Column) -> Table:
@@ -65,7 +66,7 @@ def task_table(column: summary.Column) -> Table:
         table.add_row("average", f"{column.result['average']:.1%}", f"+- {half:.1%}", "")
     for domain, value in column.result["bits_per_byte"].items():
         table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
-    table.caption = _not_asked([column])
+    table.caption = _notes([column])
     return table
 
 

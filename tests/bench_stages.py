@@ -43,6 +43,7 @@ STEPS = 100
 BLOCK = 20
 BATCH = 64
 SAVED_AT = 5
+FAR_STEPS = 40
 # What the CLI's process and the rank of a mid-training import, DeepSpeed's optimizer included.
 IMPORTS = (
     "import typer, rich.live, omegaconf, datasets; import torch, deepspeed, transformers.trainer; "
@@ -223,22 +224,29 @@ class Clock(TrainerCallback):
         self.ended.append(time.process_time())
 
 
-def measure_offset(stage: Path, step: int) -> None:
-    """In a process of its own: resume after `step`, 200 steps; prints seconds and a rate."""
+def measure_offsets(stage: Path, steps: list[int]) -> None:
+    """In one process: resume after each of `steps` and train on; prints seconds and rates.
+
+    The first of them is resumed once before, since the first training of a process is slower.
+    """
+    measured: list[tuple[float, float]] = []
+    coming = iter((steps[0], *steps))
 
     def train(trainer: Any, stage_dir: StageDir, settings: Any) -> None:
-        clock = Clock()
+        step, clock = next(coming), Clock()
         trainer.add_callback(clock)
-        trainer.args.max_steps = step + 200
+        trainer.args.max_steps = step + FAR_STEPS
         _checkpoint_after(step, stage, stage_dir)
         start = time.process_time()
         engine_train(trainer, stage_dir, replace(settings, save_every_steps=0))
         rate = (len(clock.ended) - 1) / (clock.ended[-1] - clock.ended[0])
-        print(json.dumps([clock.ended[0] - start, rate]))
+        measured.append((clock.ended[0] - start, rate))
 
     engine_train = engine.train
     with training_replaced(train):
-        mid_train.run(again(stage))
+        for _ in range(1 + len(steps)):
+            mid_train.run(again(stage))
+    print(json.dumps(measured[1:]))
 
 
 def _checkpoint_after(step: int, stage: Path, stage_dir: StageDir) -> None:
@@ -253,7 +261,7 @@ def _checkpoint_after(step: int, stage: Path, stage_dir: StageDir) -> None:
     marker.write_text(json.dumps(facts))
 
 
-def bench_offsets(run: Path, tokens: int, repeats: int = 8) -> None:
+def bench_offsets(run: Path, tokens: int, repeats: int = 12) -> None:
     """Steps from several positions of one packed file, after a resume to each of them."""
     stage = run / "mid-train-far"
     saved = stage / "checkpoints" / f"checkpoint-{SAVED_AT}" / "complete.json"
@@ -267,19 +275,22 @@ def bench_offsets(run: Path, tokens: int, repeats: int = 8) -> None:
         time.sleep(0.1)
     process.terminate()
     process.wait()
-    offsets = [n for n in (0, 10**6, 10**7, 10**8) if n + 200 * 2048 <= tokens]
+    offsets = [n for n in (0, 10**6, 10**7, 10**8) if n + FAR_STEPS * 2048 <= tokens]
     waits: dict[int, list[float]] = {offset: [] for offset in offsets}
     rates: dict[int, list[float]] = {offset: [] for offset in offsets}
-    for _ in range(repeats):
-        for offset in offsets:
-            step = max(SAVED_AT, offset // 2048)
-            printed = in_stage_environment("offset", str(stage), str(step)).splitlines()[-1]
-            wait, rate = json.loads(printed)
+    for repeat in range(repeats):
+        # Each position comes first, second, ... equally often.
+        turn = repeat % len(offsets)
+        order = [*offsets[turn:], *offsets[:turn]]
+        steps = [str(max(SAVED_AT, offset // 2048)) for offset in order]
+        printed = in_stage_environment("offset", str(stage), *steps).splitlines()[-1]
+        for offset, (wait, rate) in zip(order, json.loads(printed), strict=True):
             waits[offset].append(wait)
             rates[offset].append(rate)
     for offset in offsets[1:]:
         ratio(f"steps at {offset:,} tokens / first steps", "0.97 to 1.03", rates[offset], rates[0])
         ratio(f"resume at {offset:,} tokens / at the start", "1.03", waits[offset], waits[0])
+    print(f"  a resume takes {sum(waits[0]) / repeats:.2f} CPU seconds")
 
 
 def main() -> None:
@@ -288,7 +299,7 @@ def main() -> None:
     elif sys.argv[1:2] == ["scoring"]:
         bench_scoring(Path(sys.argv[2]), int(sys.argv[3]))
     elif sys.argv[1:2] == ["offset"]:
-        measure_offset(Path(sys.argv[2]), int(sys.argv[3]))
+        measure_offsets(Path(sys.argv[2]), [int(step) for step in sys.argv[3:]])
     else:
         os.chdir(Path(__file__).parent.parent)
         with tempfile.TemporaryDirectory() as folder:

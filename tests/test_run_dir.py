@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
 from pipelines.run_dir import RunDir, RunLock, read_json, write_json
 
 HOLD = """
@@ -62,8 +62,9 @@ def test_paths(tmp_path: Path) -> None:
 def test_complete_is_having_a_result(tmp_path: Path) -> None:
     stage = RunDir(tmp_path).stage("base")
     assert not stage.is_complete()
-    write_json(stage.result, {"loss": 1.5})
-    assert stage.is_complete() and stage.read_result() == {"loss": 1.5}
+    result = {"kind": "dpo", "seconds": 1.5}
+    write_json(stage.result, result)
+    assert stage.is_complete() and stage.read_result() == result
 
 
 def test_write_leaves_one_whole_file(tmp_path: Path) -> None:
@@ -81,6 +82,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, bad: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         write_json(path, {"a": bad})
     assert read_json(path) == {"a": 1}
+
+
+def test_a_write_that_cannot_be_renamed_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_json(tmp_path / "folder", {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("text", ['{"kind": "dp', "[1]", '{"kind": "dpo"}', "\0", ""])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    stage = RunDir(tmp_path).stage("sft")
+    stage.root.mkdir()
+    for path, read in ((stage.result, stage.read_result), (stage.config, stage.read_config)):
+        path.write_text(text)
+        with pytest.raises(DamagedFile, match=f"{path} is damaged: .+ Remove it, and run"):
+            read()
 
 
 def test_readers_never_see_a_part(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ class TrainingText:
         """The domain of each token."""
         return [span.domain for span in self.spans for _ in range(span.start, span.stop)]
 
+    def published(self, sources: Mapping[str, SourceConfig]) -> np.ndarray:
+        """Whether each token is of a source whose text may be shown, bool [tokens]."""
+        lengths = [span.stop - span.start for span in self.spans]
+        return np.repeat([sources[span.source].publish for span in self.spans], lengths)
+
 
 def read_training_text(
     dataset: PackedDataset,

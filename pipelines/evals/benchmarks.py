@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +125,9 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     from lm_eval.tasks._index import TaskIndex
 
     tasks = TaskManager(include_path=settings.task_folder or None)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Those of an earlier start may be of other files.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for name, benchmark in asked_here(settings, data_root).items():
         for task, entry in _leaves(benchmark.task or name, tasks):
             changed = _changes(task, entry, benchmark, Path(data_root))

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,43 @@ class Decoding:
     top_p: float = 1.0
 
 
+class SeededDraw(LogitsProcessor):
+    """Leaves of the next token's distribution the one token that a given number draws.
+
+    The number is uniform in [0, 1), and the token the first whose cumulated probability is above
+    it. So a draw belongs to its prompt, whatever else is in the batch and on however many ranks.
+
+    Args:
+        uniforms: float64 [rows, new tokens].
+        prompt_length: tokens of the padded prompts.
+    """
+
+    def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
+        self.uniforms = uniforms
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_length
+        cumulated = scores.double().softmax(-1).cumsum(-1)
+        sought = self.uniforms[:, step : step + 1].to(scores.device) * cumulated[:, -1:]
+        drawn = torch.searchsorted(cumulated, sought, right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
+    """Draws of `num_samples` answers to each prompt, from a generator for each answer."""
+    uniforms = [
+        np.random.default_rng([seed, number]).random(decoding.max_new_tokens)
+        for seed in seeds
+        for number in range(decoding.num_samples)
+    ]
+    return LogitsProcessorList([
+        TemperatureLogitsWarper(float(decoding.temperature)),
+        TopPLogitsWarper(min(1.0, decoding.top_p)),
+        SeededDraw(torch.from_numpy(np.stack(uniforms)), prompt_length),
+    ])  # fmt: skip
+
+
 @torch.inference_mode()
 def generate_answers(
     model: Any,
@@ -36,27 +81,21 @@ def generate_answers(
     decoding: Decoding,
     *,
     batch_size: int,
+    seeds: Sequence[int] = (),
 ) -> list[list[str]]:
     """The continuations of each prompt, in the order of the prompts.
 
     Args:
         prompts: token ids of each prompt.
+        seeds: of the draws, one for each prompt; unused where decoding is greedy.
         batch_size: sequences generated together; halved where they do not fit into memory.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     stop = decoding.stop
     stop_ids = tokenizer(stop, add_special_tokens=False).input_ids if stop else []
     each = max(1, decoding.num_samples)
-    options: dict[str, Any] = {"do_sample": False}
-    if decoding.num_samples:
-        options = {
-            "do_sample": True,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": 0,
-            "num_return_sequences": each,
-        }
-    options |= {
+    options: dict[str, Any] = {
+        "do_sample": False,
         "max_new_tokens": decoding.max_new_tokens,
         "eos_token_id": [tokenizer.eos_token_id, *(stop_ids if len(stop_ids) == 1 else [])],
         "pad_token_id": tokenizer.pad_token_id,
@@ -67,8 +106,12 @@ def generate_answers(
     while start < len(order):
         chosen = order[start : start + size]
         batch = tokenizer.pad(
-            {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+            {"input_ids": [prompts[i] for i in chosen for _ in range(each)]},
+            padding_side="left", return_tensors="pt",
+        ).to(model.device)  # fmt: skip
+        length = batch["input_ids"].shape[1]
+        if decoding.num_samples:
+            options["logits_processor"] = _draws(decoding, [seeds[i] for i in chosen], length)
         try:
             generated = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
@@ -79,7 +122,7 @@ def generate_answers(
             size = len(chosen) // 2
             print(f"{len(chosen)} prompts do not fit: {size} from here on", flush=True)
             continue
-        new_ids = generated[:, batch["input_ids"].shape[1] :]
+        new_ids = generated[:, length:]
         texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         for place, text in enumerate(texts):
             answers[chosen[place // each]].append(text.split(stop)[0] if stop else text)

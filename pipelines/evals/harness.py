@@ -164,11 +164,16 @@ def _settings(
         "metric": benchmark.metric,
         "shots": outcome["n-shot"][leaf],
         "chat": chat,
-        "data": config.get("dataset_kwargs", {}).get("data_files") or config["dataset_path"],
+        "data": benchmark.files if _reads_files(config) else config["dataset_path"],
         "generation": config.get("generation_kwargs", {}),
         # Of the first question of the first task.
         "prompt_sha256": hashlib.sha256(_prompt(samples[0]).encode()).hexdigest(),
     }
+
+
+def _reads_files(config: dict[str, Any]) -> bool:
+    """Whether a task reads the local files of its benchmark."""
+    return "data_files" in (config.get("dataset_kwargs") or {})
 
 
 def _check_version(

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 
 from pipelines.data import templates
-from pipelines.data.sources import Record, is_endless, open_source
+from pipelines.data.sources import Record, Records, is_endless, open_source
 from pipelines.errors import UserError
 from pipelines.evals.contamination import Passage
 from pipelines.evals.questions import characters_per_token
@@ -53,10 +53,15 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
             text, parts = view(record, source)
         except UserError as error:
             raise UserError(f"source '{name}', {records.locate(index)}: {error}") from error
-        yield Passage(text, partial(records.locate, index), parts)
+        yield Passage(text, partial(_place, records, index, config.data_root), parts)
         read += len(text)
         if characters is not None and read >= characters:
             return
+
+
+def _place(records: Records, index: int, data_root: str) -> str:
+    """File and line of a record; the file by its path below the data root."""
+    return records.locate(index).replace(f"{data_root}/", "")
 
 
 def training_source(config: Config, key: str) -> SourceConfig:

@@ -112,7 +112,7 @@ class DotPlot:
 @dataclass(frozen=True)
 class WheelStage:
     """Attributes:
-    state: done, running, failed, interrupted, ended without a word, no signal, or to do.
+    state: see `pipelines.progress.stage_state`.
     time, score: as shown; empty where there is none.
     """
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines import ledger, summary
-from pipelines.arms import FOLDER
-from pipelines.config import from_dict, read_yaml
+from pipelines import ledger, rows, summary
+from pipelines.arms import CHECK, FOLDER
+from pipelines.config import from_dict
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage
+from pipelines.flywheel import ANALYSIS, CONTAMINATION, Stage
+from pipelines.progress import stage_state
 from pipelines.rows import Row
-from pipelines.run_dir import RunDir, lock_holder, read_json
+from pipelines.run_dir import RunDir, lock_holder
 from pipelines.schema import Config
 
 ROUND = re.compile(r"round-(\d+)/")
@@ -37,7 +38,7 @@ class StageRecord:
     """One stage as its folder and the ledger tell it.
 
     Attributes:
-        state: done, no signal, running, failed, interrupted, ended without a word, or to do.
+        state: see `stage_state`.
         result: of a complete stage, else empty.
         spec: the stage's config.yaml; empty where it never started.
         start: the newest ledger line of a start or resume; empty where it never started.
@@ -116,12 +117,12 @@ def read_record(run: RunDir) -> Record:
     """Everything that a report tells, read from the run directory alone.
 
     Raises:
-        UserError: no run directory, or a file of it that is no JSON.
+        UserError: no run directory, or a damaged file in it.
     """
     if not run.ledger.is_file():
         raise UserError(f"{run.root}: no run directory (it has no ledger.jsonl).")
     entries = list(ledger.read(run.ledger))
-    plans = [read_yaml(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
+    plans = [run.read_plan(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
     names = {stage["name"]: stage["kind"] for plan in plans for stage in plan["stages"]}
     names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
     running = bool(lock_holder(run))
@@ -129,12 +130,10 @@ def read_record(run: RunDir) -> Record:
     configs = [plan["config"] for plan in plans]
     configs += [stage.spec["config"] for stage in stages.values() if stage.spec]
     rows_path = run.root / FOLDER / "rows.jsonl"
-    rows = [Row(**line) for line in _json_lines(rows_path)]
+    compared = rows.parsed(rows_path, str(rows_path)) if rows_path.is_file() else []
     return Record(
-        run, stages, entries, configs[0] if configs else {}, rows,
-        _optional(run.root / "analysis" / "result.json"),
-        _optional(run.stage("contamination").result)
-        or _optional(run.stage(f"{FOLDER}/contamination").result),
+        run, stages, entries, configs[0] if configs else {}, compared,
+        _result(run, ANALYSIS), _result(run, CONTAMINATION) or _result(run, CHECK),
     )  # fmt: skip
 
 
@@ -149,26 +148,14 @@ def _stage(
         finish = [e for e in own if e["event"] == "finish"]
         result = {k: v for k, v in (finish[-1:] or [{}])[0].items() if k == "wall_seconds"}
         result |= folder.read_result()
-    spec = read_yaml(folder.config) if folder.config.is_file() else {}
-    state = _state(result, own[-1]["event"] if own else "", running)
+    spec = folder.read_config() if folder.config.is_file() else {}
+    state = stage_state(folder, own[-1]["event"] if own else "", running=running)
     return StageRecord(name, kind, state, result, spec, (starts[-1:] or [{}])[0], folder.metrics)
 
 
-def _state(result: dict[str, Any], last_event: str, running: bool) -> str:
-    if result:
-        return "no signal" if result.get("status") == "no signal" else "done"
-    if last_event in ("start", "resume"):
-        return "running" if running else "ended without a word"
-    return {"fail": "failed", "interrupt": "interrupted"}.get(last_event, "to do")
-
-
-def _optional(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_json(path)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error}). Remove it and make it anew.") from error
+def _result(run: RunDir, name: str) -> dict[str, Any] | None:
+    stage = run.stage(name)
+    return stage.read_result() if stage.is_complete() else None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,10 +18,11 @@ from pipelines.report.blocks import (
     Section,
     Series,
     Table,
+    Text,
 )
 from pipelines.report.record import Record
 from pipelines.report.verdict import AFTER, points
-from pipelines.summary import Column
+from pipelines.summary import Column, not_asked, score_notes
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
 
@@ -35,7 +36,10 @@ def section(record: Record) -> Section:
             "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
         )
         return Section("scores", "Scores", lead, [missing])
-    blocks = [_table(models), *_not_asked(models), *_through_rounds(models), _drawn(models)]
+    blocks = [
+        _table(models), *map(Text, score_notes(models)), *_not_asked(models),
+        *_through_rounds(models), _drawn(models),
+    ]  # fmt: skip
     return Section("scores", "Scores", lead, blocks)
 
 
@@ -80,11 +84,9 @@ def _bits(model: Column, domain: str) -> Cell:
 
 
 def _not_asked(models: list[Column]) -> list[Block]:
-    """Benchmarks that could not be asked, with the reason."""
-    reasons = {k: why for m in models for k, why in m.result.get("not_asked", {}).items()}
-    if not reasons:
+    rows = [[Cell(name), Cell(why)] for name, why in not_asked(models).items()]
+    if not rows:
         return []
-    rows = [[Cell(name), Cell(why)] for name, why in reasons.items()]
     return [Table("Not asked", ["benchmark", "reason"], rows)]
 
 

@@ -105,7 +105,8 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
     for part in _rounds(record):
         name = _round_name(part)
         for title, key in (("domain", "domains"), ("class of token", "classes")):
-            blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}))
+            at_end = part.get("at_end", {}).get(key, {})
+            blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}), at_end)
         blocks += _extremes(name, part, with_text)
     blocks += _gaps(record.analysis)
     blocks += _movement(record.analysis.get("movement", []))
@@ -113,7 +114,9 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
     return Section("dynamics", "What is up-weighted", lead, blocks)
 
 
-def _weights_by(title: str, groups: dict[str, dict[str, Any]]) -> list[Block]:
+def _weights_by(
+    title: str, groups: dict[str, dict[str, Any]], at_end: dict[str, dict[str, Any]]
+) -> list[Block]:
     known = {k: g for k, g in groups.items() if g["tokens"] and g["mean_weight"] is not None}
     ordered = sorted(known.items(), key=lambda item: -item[1]["mean_weight"])
     if not ordered:
@@ -121,21 +124,22 @@ def _weights_by(title: str, groups: dict[str, dict[str, Any]]) -> list[Block]:
     dots = [
         Dot(
             name, group["mean_weight"], None,
-            f"{group['mean_weight']:.3f}", 2 if group["mean_weight"] >= 1 else 1,
+            f"{group['mean_weight']:.3f}"
+            + (f", then {at_end[name]['mean_weight']:.3f}" if name in at_end else ""),
+            2 if group["mean_weight"] >= 1 else 1,
         )
         for name, group in ordered
     ]  # fmt: skip
     clipped = max(g["clipped_low"] + g["clipped_high"] for g in known.values())
     tokens = sum(group["tokens"] for group in known.values())
     note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are at the clip."
+    if at_end:
+        note += " Drawn with the base as the learner; then: with the model that the round ends in."
     return [DotPlot(title, "mean weight", dots, 1.0, note)]
 
 
 def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:
-    highest, lowest = (
-        [entry for entry in part.get(key, []) if entry.get("publish", True)]
-        for key in ("highest", "lowest")
-    )
+    highest, lowest = part.get("highest", []), part.get("lowest", [])
     if not highest and not lowest:
         return []
     if not with_text:
@@ -220,7 +224,36 @@ def _movement(movement: list[dict[str, Any]]) -> list[Block]:
     if not dots:
         return []
     note = "Divergence between the two models on held-out text, with 95% intervals."
-    return [DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note)]
+    return [
+        DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note),
+        *_movement_by_domain(movement),
+    ]
+
+
+def _movement_by_domain(movement: list[dict[str, Any]]) -> list[Block]:
+    moved = {
+        f"{start} to {end}, round {entry['round']}": entry[key]["domains"]
+        for entry in movement
+        for start, end in (("base", "mid"), ("mid", "post"))
+        if (key := f"{start}_to_{end}") in entry
+    }
+    domains = list(dict.fromkeys(domain for of in moved.values() for domain in of))
+    if len(domains) < 2:
+        return []
+    rows = [[Cell(name), *(_kl(of.get(domain)) for domain in domains)]
+            for name, of in moved.items()]  # fmt: skip
+    return [Table("The same by domain, KL in nats per token", ["part", *domains], rows)]
+
+
+def _kl(moved: dict[str, Any] | None) -> Cell:
+    if moved is None:
+        return NO_VALUE
+    half = (
+        ""
+        if moved["half_interval"] is None
+        else f"\N{PLUS-MINUS SIGN} {moved['half_interval']:.3f}"
+    )
+    return Cell(f"{moved['kl']:.3f}", half, moved["kl"])
 
 
 def _with_half(value: float, half: float | None) -> str:
@@ -252,6 +285,9 @@ def contamination_section(record: Record, with_text: bool) -> Section:
         examples += _examples(task, given, with_text)
     columns = ["task", "questions", "contaminated", "percent", "whole question", "found in"]
     blocks: list[Block] = [Table("Questions found in the training text", columns, rows)]
+    if found.get("not_checked"):
+        reasons = [[Cell(name), Cell(why)] for name, why in found["not_checked"].items()]
+        blocks.append(Table("Not checked", ["benchmark", "reason"], reasons))
     if examples:
         columns = ["task", "question", "sha256", "found in", "text"]
         blocks.append(Table("Examples", columns, examples[:40]))

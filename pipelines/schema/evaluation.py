@@ -23,6 +23,9 @@ class TaskConfig:
     samples: int = setting(
         0, "answers drawn for each question besides, for pass@k, mean@n and entropy", low=0
     )
+    sampled_questions: int = setting(
+        0, "questions of each family with drawn answers, the first; 0: all", low=0
+    )
     temperature: float = setting(1.0, "of the draws", above=0)
     top_p: float = setting(1.0, "of the draws: least set of tokens with this much mass", above=0)
 

@@ -30,9 +30,8 @@ from pipelines.analysis.training_text import (
     target_rows,
 )
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.records import documents
 from pipelines.data.tokenizer import load_tokenizer
-from pipelines.evals.questions import QUESTION_ORDER_SEED
+from pipelines.evals.questions import heldout_text
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
@@ -131,13 +130,12 @@ class Analysis:
         return {
             name: held.read_heldout(
                 self.tokenizer,
-                (d.text for d in documents({name: source}, self.config.data_root,
-                                           QUESTION_ORDER_SEED, repeat=False)),
+                heldout_text(name, source, self.config.data_root),
                 context_length=self.config.context_length,
                 max_tokens=settings.heldout_tokens,
             )
             for name, source in self.config.eval.bits_per_byte.items()
-        }  # fmt: skip
+        }
 
     @cached_property
     def dataset(self) -> PackedDataset:
@@ -230,7 +228,8 @@ class Analysis:
         mid, reference = self.models.mids[number], str(self.models.reference(number))
         values = self._token_values(BASE, reference)
         text = TokenText(self.tokenizer)
-        high, low = extremes(values["weights"], self.text.ids)
+        published = self.text.published(self.config.mid_train.sources)
+        high, low = extremes(np.where(published, values["weights"], np.nan), self.text.ids)
         return {
             "round": number,
             "mid": mid,

@@ -22,7 +22,7 @@ from pipelines.evals.benchmarks import asked_here, refusal, task_manager, unavai
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
-from pipelines.evals.questions import QUESTION_ORDER_SEED, family_of, heldout_text, task_problems
+from pipelines.evals.questions import family_of, heldout_text, task_problems
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.rewards import judge_all
@@ -94,33 +94,35 @@ def _task_scores(
     batch_size = config.eval.batch_size
     decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
     answers = generate_answers(model, tokenizer, prompts, decoding, batch_size=batch_size)
-    bits = _right(task, answers, mine)
-    found: list[Any] = [(*bit, None, None) for bit in bits]
+    found: list[Any] = [(*bit, None, None) for bit in _right(task, answers, mine)]
+    families: dict[str, list[int]] = {}
+    for i, problem in enumerate(asked):
+        families.setdefault(family_of(problem, name, task), []).append(i)
     if task.samples:
-        torch.manual_seed(QUESTION_ORDER_SEED + rank)
-        drawing = replace(
-            decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
-        )
-        drawn = generate_answers(model, tokenizer, prompts, drawing, batch_size=batch_size)
-        found = [
-            (*bit, sum(correct), _answer_entropy(given))
-            for bit, correct, given in zip(bits, _right(task, drawn, mine), drawn, strict=True)
-        ]
+        numbers = [i for own in families.values() for i in own[: task.sampled_questions or None]]
+        places = sorted(i // world for i in numbers if i % world == rank)
+        drawn = generate_answers(
+            model, tokenizer, [prompts[place] for place in places],
+            replace(
+                decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
+            ),
+            batch_size=batch_size, seeds=[rank + place * world for place in places],
+        )  # fmt: skip
+        right = _right(task, drawn, [mine[place] for place in places])
+        for place, correct, given in zip(places, right, drawn, strict=True):
+            found[place] = (found[place][0], sum(correct), _answer_entropy(given))
     gathered = [found]
     if world > 1:
         gathered = [[] for _ in range(world)]
         dist.all_gather_object(gathered, found)
-    families: dict[str, list[Any]] = {}
-    for i, problem in enumerate(asked):
-        family = family_of(problem, name, task)
-        families.setdefault(family, []).append(gathered[i % world][i // world])
+    rows = {f: [gathered[i % world][i // world] for i in own] for f, own in families.items()}
     if "contamination" not in job.inputs:
-        return {family: _score(rows, task) for family, rows in families.items()}
+        return {family: _score(own, task) for family, own in rows.items()}
     contaminated = contaminated_bits(job.inputs["contamination"])
     scores = {}
-    for family, rows in families.items():
-        kept = clean(family, rows, contaminated[family])
-        scores[family] = {**_score(kept, task), "left_out": len(rows) - len(kept)}
+    for family, own in rows.items():
+        kept = clean(family, own, contaminated[family])
+        scores[family] = {**_score(kept, task), "left_out": len(own) - len(kept)}
     return scores
 
 
@@ -156,10 +158,12 @@ def _answer_entropy(answers: list[str]) -> float:
 
 
 def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
-    bits, correct, entropies = (list(column) for column in zip(*rows, strict=True))
-    score = task_score(bits)
-    if task.samples:
+    score = task_score([bit for bit, _, _ in rows])
+    drawn = [(correct, spread) for _, correct, spread in rows if correct is not None]
+    if drawn:
+        correct, entropies = (list(column) for column in zip(*drawn, strict=True))
         score["sampled"] = sampled_scores(correct, task.samples, entropies)
+        score["sampled_questions"] = len(drawn)
     return score
 
 
@@ -219,8 +223,18 @@ def _refusal(own: str) -> str:
 
 def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
     """The score of a benchmark on the questions that do not stand in training text."""
-    kept = clean(name, [int(bit) for bit in score["bits"]], contaminated)
-    return {**score, **task_score(kept), "left_out": score["questions"] - len(kept)}
+    bits = [int(bit) for bit in score["bits"]]
+    kept = clean(name, bits, contaminated)
+    cleaned = {**score, **task_score(kept), "left_out": len(bits) - len(kept)}
+    if "families" in score:
+        start, families = 0, {}
+        for family, whole in score["families"].items():
+            own = range(start, start := start + whole["questions"])
+            left = [bits[i] for i in own if contaminated[i] == "0"]
+            accuracy = sum(left) / len(left) if left else None
+            families[family] = {"accuracy": accuracy, "questions": len(left)}
+        cleaned["families"] = families
+    return cleaned
 
 
 def _asked_model(job: StageJob, model: Any, tokenizer: Any) -> Any:

@@ -182,9 +182,15 @@ def test_a_suite_takes_the_place_of_what_a_recipe_measures(tmp_path: Path) -> No
     added = config.load("olmo2-1b").eval
     assert tuple(added.benchmarks) == TEN and "wikitext" in added.bits_per_byte
     own = tmp_path / "own.yaml"
-    own.write_text("batch_size: 3\n")
-    with pytest.raises(UserError, match="a suite has no key 'batch_size'"):
-        config.load("world", [f"eval.suite={own}"])
+    for text, words in (
+        ("batch_size: 3", "a suite has no key 'batch_size'"),
+        ("- gsm8k", "a suite is a mapping"),
+        ("{}", "an empty suite"),
+        ("tasks: {a: {limit: -1}}", f"^{own}: eval.tasks.a.limit = -1 must be"),
+    ):
+        own.write_text(f"{text}\n")
+        with pytest.raises(UserError, match=words):
+            config.load("world", [f"eval.suite={own}"])
     with pytest.raises(UserError, match="Did you mean 'paper10'"):
         config.load("world", ["eval.suite=paper"])
 

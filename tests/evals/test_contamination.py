@@ -207,12 +207,12 @@ def test_the_stage_through_the_files(planted: Path, remit: Any, tmp_path: Path) 
     exam = result["evals"]["exam"]
     assert (sorted(exam["bits"]), exam["contaminated"], exam["exact"]) == ([*"0011"], 2, 1)
     (example,) = exam["sources"]["sft.sources.files"]["examples"]
-    assert example["question"] == "sort 312" and example["where"].endswith("chat.jsonl, line 1")
+    assert example["question"] == "sort 312" and example["where"] == "chat.jsonl, line 1"
     assert exam["bits"][int(example["id"].removeprefix("exam/"))] == "1"
     (example,) = exam["sources"]["mid_train.sources.files"]["examples"]
     assert example["question"] == f"say {SENTENCE} and more"
     assert example["ngram"] == " ".join([*WORDS[4:], "and", "more"])
-    assert example["where"].endswith("text.jsonl, line 41")
+    assert example["where"] == "text.jsonl, line 41"
     assert exam["sources"]["pretrain.sources.world"] == {"ngram": 0, "exact": 0, "examples": []}
     assert result["sources"]["mid_train.sources.files"]["passages"] == 41
     texts = {name for name, value in result["evals"].items() if value["kind"] == "text"}

@@ -206,12 +206,33 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
     assert done.stdout == f"report: {tmp_path / 'r.md'}\n"
     assert (tmp_path / "r.md").read_text().startswith("# ")
     for args, words in (
-        ((tmp_path,), "no run directory"),
+        ((tmp_path / "nowhere",), "no run directory"),
         ((analyzed_run, "--format", "pdf"), "there are html, md, json"),
         ((analyzed_run, "--output", tmp_path), "cannot be written"),
     ):
         wrong = remit("report", *args)
         assert wrong.returncode == 2 and words in wrong.stderr.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.md"]
+
+
+def test_damaged_files_are_named(remit: Callable[..., Any], tiny_run: Any, tmp_path: Path) -> None:
+    for number, (name, commands) in enumerate({
+        "round-0/15-eval/result.json": ("report", "status"),
+        "round-0/15-eval/config.yaml": ("report",),
+        "flywheel.yaml": ("report", "analyze"),
+    }.items()):  # fmt: skip
+        run = shutil.copytree(tiny_run.root, tmp_path / str(number))
+        text = (run / name).read_text()
+        (run / name).write_text(text[: len(text) // 2])
+        for command in commands:
+            wrong = remit(command, run)
+            assert wrong.returncode == 2 and f"{run / name} is damaged" in wrong.stderr
+            assert "Traceback" not in wrong.stderr
+    (run / "flywheel.yaml").write_text(text)
+    (run / "compare").mkdir()
+    (run / "compare" / "rows.jsonl").write_text('{"arm": "ntp"}\n')
+    wrong = remit("report", run)
+    assert wrong.returncode == 2 and "rows.jsonl, line 1: no row" in wrong.stderr
 
 
 def test_a_finished_run_has_a_report_and_stays_finished_without(
