@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class MidTrainer(Trainer):
         score_tokens_in_forward(
             model, num_tokens, ref_head if self.objective.uses_kl else None, chunk_bytes
         )
+        # The sampler begins where the training does: Trainer would draw and drop all before it.
+        args.ignore_data_skip = True
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
         )
@@ -53,14 +55,18 @@ class MidTrainer(Trainer):
         self.reference = reference
         self.weight_sums = WeightSums(self.objective.eps, args.device)
         self.step_divisor: float | None = None
-        sequences = (
+        self.sequences_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
-        self.tokens_per_step = sequences * len(train_dataset[0]["input_ids"])
+        self.tokens_per_step = self.sequences_per_step * len(train_dataset[0]["input_ids"])
         self.logged_at = (time.monotonic(), 0)
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        return SequenceOrder(len(self.train_dataset), self.args.seed)  # type: ignore[arg-type]
+        return SequenceOrder(
+            len(self.train_dataset),  # type: ignore[arg-type]
+            self.args.seed,
+            begin=lambda: self.state.global_step * self.sequences_per_step,
+        )
 
     def compute_loss(
         self,
@@ -146,6 +152,8 @@ class MidTrainer(Trainer):
         return hidden
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # The loop counts from where the sampler began.
+        self.state.epoch = self.state.global_step / self.state.max_steps
         if "loss" in logs:
             logs = {**logs, **self._rate()}
         if self.objective.uses_weights and "loss" in logs:
@@ -174,12 +182,16 @@ def _over_ranks(rows: Tensor) -> Tensor:
 class SequenceOrder(Sampler[int]):
     """A seeded permutation of the packed sequences: sequence = f(seed, position).
 
-    Neighbours in a packed file often come from one long document. A resume is a jump to a position.
+    Neighbours in a packed file often come from one long document.
+
+    Args:
+        begin: the position to begin at, asked when the training begins; a resume jumps there.
     """
 
-    def __init__(self, num_sequences: int, seed: int) -> None:
+    def __init__(self, num_sequences: int, seed: int, begin: Callable[[], int]) -> None:
         self.num_sequences = num_sequences
         self.seed = seed
+        self.begin = begin
 
     def __len__(self) -> int:
         return self.num_sequences
@@ -188,7 +200,7 @@ class SequenceOrder(Sampler[int]):
         order = np.random.default_rng([self.seed, self.num_sequences]).permutation(
             self.num_sequences
         )
-        return (int(index) for index in order)
+        return (int(index) for index in order[self.begin() :])
 
 
 class WeightSums:
