@@ -48,6 +48,13 @@ class Column:
     def accuracy(self, task: str) -> float:
         return float(self.result["tasks"][task]["accuracy"])
 
+    def asked(self) -> dict[str, tuple[int, str]]:
+        """Per task the number of its questions and their hash: equal for the same questions."""
+        return {
+            name: (task["questions"], task.get("questions_sha256", ""))
+            for name, task in self.result["tasks"].items()
+        }
+
     def bits(self) -> dict[str, list[int]]:
         """Per task, 1 for each question answered right, else 0."""
         return {
@@ -81,15 +88,13 @@ def not_asked(columns: Sequence[Column]) -> dict[str, str]:
 def score_notes(columns: Sequence[Column]) -> list[str]:
     """What a reader of the averages of some models must know, a sentence each."""
     notes = []
-    asked: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    asked: dict[tuple[tuple[str, tuple[int, str]], ...], list[str]] = {}
     for column in columns:
-        tasks = column.result["tasks"].items()
-        if tasks:
-            key = tuple(sorted((name, task["questions"]) for name, task in tasks))
-            asked.setdefault(key, []).append(column.title)
+        if tasks := column.asked():
+            asked.setdefault(tuple(sorted(tasks.items())), []).append(column.title)
     if len(asked) > 1:
         sets = (
-            f"{', '.join(titles)}: {sum(count for _, count in key):,} questions of "
+            f"{', '.join(titles)}: {sum(count for _, (count, _) in key):,} questions of "
             f"{len(key)} {'task' if len(key) == 1 else 'tasks'}"
             for key, titles in asked.items()
         )

@@ -15,7 +15,7 @@ import pytest
 from pipelines import config as recipes
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_tokenizers
-from pipelines.run_dir import RunDir, RunLock
+from pipelines.run_dir import RunDir, RunLock, write_yaml
 
 TINY = ("--config", "world-tiny")
 Refuse = Callable[..., str]
@@ -422,7 +422,7 @@ def test_stage_made_with_another_config(refuse: Refuse, tmp_path: Path) -> None:
     stage = RunDir(run).stage("base")
     stage.root.mkdir(parents=True)
     fields = identity_fields("pretrain", recipes.load("world-tiny", ["seed=5"]), {})
-    recipes.write_yaml({"identity_fields": fields}, stage.config)
+    write_yaml({"identity_fields": fields, "config": {}, "inputs": {}}, stage.config)
     for command in ("pretrain-ckpt", "flywheel"):
         said = refuse(command, *TINY, "--run-dir", run, words=[str(stage.root), "seed: 5 -> 0"])
         assert "--run-dir" in said and "remove" in said

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import config as recipes
 from pipelines.errors import UserError
+from pipelines.run_dir import read_yaml, write_yaml
 from pipelines.schema import Config, SourceConfig
 
 
@@ -52,8 +53,8 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     loaded = recipes.load(name)
     values = recipes.to_dict(loaded)
     assert recipes.from_dict(values) == loaded
-    recipes.write_yaml(values, tmp_path / "config.yaml")
-    assert recipes.from_dict(recipes.read_yaml(tmp_path / "config.yaml")) == loaded
+    write_yaml(values, tmp_path / "config.yaml")
+    assert recipes.from_dict(read_yaml(tmp_path / "config.yaml")) == loaded
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -17,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipelines.batches import in_batches
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -90,6 +92,7 @@ def generate_answers(
         seeds: of the draws, one for each prompt; unused where decoding is greedy.
         batch_size: sequences generated together; halved where they do not fit into memory.
     """
+    # The longest first: what fits then, fits later.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     stop = decoding.stop
     stop_ids = tokenizer(stop, add_special_tokens=False).input_ids if stop else []
@@ -100,31 +103,23 @@ def generate_answers(
         "eos_token_id": [tokenizer.eos_token_id, *(stop_ids if len(stop_ids) == 1 else [])],
         "pad_token_id": tokenizer.pad_token_id,
     }
-    answers: list[list[str]] = [[] for _ in prompts]
-    size = max(1, batch_size // each)
-    start = 0
-    while start < len(order):
-        chosen = order[start : start + size]
+
+    def generate(chosen: Sequence[int]) -> list[list[str]]:
         batch = tokenizer.pad(
             {"input_ids": [prompts[i] for i in chosen for _ in range(each)]},
             padding_side="left", return_tensors="pt",
         ).to(model.device)  # fmt: skip
         length = batch["input_ids"].shape[1]
+        draws = None
         if decoding.num_samples:
-            options["logits_processor"] = _draws(decoding, [seeds[i] for i in chosen], length)
-        try:
-            generated = model.generate(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
-            )
-        except torch.OutOfMemoryError:
-            if len(chosen) == 1:
-                raise
-            size = len(chosen) // 2
-            print(f"{len(chosen)} prompts do not fit: {size} from here on", flush=True)
-            continue
-        new_ids = generated[:, length:]
-        texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        for place, text in enumerate(texts):
-            answers[chosen[place // each]].append(text.split(stop)[0] if stop else text)
-        start += len(chosen)
-    return answers
+            draws = _draws(decoding, [seeds[i] for i in chosen], length)
+        generated = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+            logits_processor=draws, **options,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
+        cut = [text.split(stop)[0] if stop else text for text in texts]
+        return [cut[i : i + each] for i in range(0, len(cut), each)]
+
+    answers = in_batches(order, max(1, batch_size // each), generate, "prompts")
+    return [given for _, given in sorted(zip(order, answers, strict=True))]

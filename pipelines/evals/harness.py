@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import leaves
-from pipelines.evals.intervals import task_score
+from pipelines.evals.intervals import digest_of, task_score
 from pipelines.schema import BenchmarkConfig
 
 
@@ -142,6 +142,9 @@ def _score(
     _check_version(where, benchmark, outcome["versions"], list(outcome["samples"]))
     found = {leaf: _bits(where, s, benchmark.metric) for leaf, s in outcome["samples"].items()}
     score = task_score([bit for bits in found.values() for bit in bits])
+    score["questions_sha256"] = digest_of(
+        sample["doc_hash"] for samples in outcome["samples"].values() for sample in samples
+    )
     if len(found) > 1:
         score["families"] = {
             leaf: {"accuracy": sum(bits) / len(bits), "questions": len(bits)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def task_score(bits: Sequence[int]) -> dict[str, Any]:
         "questions": len(bits),
         "bits": "".join(map(str, bits)),
     }
+
+
+def digest_of(questions: Iterable[str]) -> str:
+    """SHA-256 of some questions in their order: equal only where the same ones were asked."""
+    combined = hashlib.sha256()
+    for question in questions:
+        combined.update(hashlib.sha256(question.encode()).digest())
+    return combined.hexdigest()
 
 
 def macro_average(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:

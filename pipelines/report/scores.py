@@ -6,6 +6,7 @@ import math
 
 from pipelines import comparison
 from pipelines.comparison import Cell as Mean
+from pipelines.evals.intervals import paired_difference
 from pipelines.report.blocks import (
     NO_VALUE,
     Block,
@@ -38,7 +39,7 @@ def section(record: Record) -> Section:
         return Section("scores", "Scores", lead, [missing])
     blocks = [
         _table(models), *map(Text, score_notes(models)), *_not_asked(models),
-        *_through_rounds(models), _drawn(models),
+        *_through_rounds(models), *_differences(models), _drawn(models),
     ]  # fmt: skip
     return Section("scores", "Scores", lead, blocks)
 
@@ -88,6 +89,37 @@ def _not_asked(models: list[Column]) -> list[Block]:
     if not rows:
         return []
     return [Table("Not asked", ["benchmark", "reason"], rows)]
+
+
+def _differences(models: list[Column]) -> list[Block]:
+    """Every model less every one before it, where both were asked the same questions."""
+    bits = [model.bits() for model in models]
+    asked = [model.asked() for model in models]
+    rows = [
+        [
+            Cell(model.title),
+            *(
+                _difference(bits[j], bits[i]) if j < i and asked[j] == asked[i] else NO_VALUE
+                for j in range(len(models) - 1)
+            ),
+        ]
+        for i, model in enumerate(models)
+        if i and asked[i] and asked[i] in asked[:i]
+    ]
+    if not rows:
+        return []
+    return [
+        Table(
+            "Differences, row less column", ["", *(model.title for model in models[:-1])], rows,
+            note="Of the average accuracy, in percentage points, with 95% intervals of a bootstrap "
+            "that pairs the questions. One of twenty true zeros lies outside of its interval.",
+        )
+    ]  # fmt: skip
+
+
+def _difference(first: dict[str, list[int]], second: dict[str, list[int]]) -> Cell:
+    mean, half = paired_difference(first, second)
+    return Cell(f"{100 * mean:+.1f}", f"\N{PLUS-MINUS SIGN} {100 * half:.1f}", mean)
 
 
 def _drawn(models: list[Column]) -> Block:

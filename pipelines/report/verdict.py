@@ -71,15 +71,14 @@ def gains(record: Record) -> list[Gain]:
         plain = models.get(f"{part}-0")
         if part not in AFTER or number == "0" or plain is None:
             continue
-        ours, theirs = column.bits(), plain.bits()
-        sizes = {task: len(bits) for task, bits in ours.items()}
-        if not sizes or sizes != {task: len(bits) for task, bits in theirs.items()}:
+        asked = column.asked()
+        if not asked or asked != plain.asked():
             continue
-        difference, half = paired_difference(theirs, ours)
+        difference, half = paired_difference(plain.bits(), column.bits())
         found.append(
             Gain(
                 int(number), part, column.result["average"], plain.result["average"],
-                difference, half, sum(sizes.values()),
+                difference, half, sum(count for count, _ in asked.values()),
             )
         )  # fmt: skip
     return sorted(found, key=lambda gain: (gain.number, gain.part))

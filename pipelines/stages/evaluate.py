@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.evals.benchmarks import asked_here, refusal, task_manager, unavailable
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
-from pipelines.evals.intervals import macro_average, task_score
+from pipelines.evals.intervals import digest_of, macro_average, task_score
 from pipelines.evals.questions import family_of, heldout_text, task_problems
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.objectives.token_nll import score_tokens_in_forward
@@ -115,7 +115,10 @@ def _task_scores(
     if world > 1:
         gathered = [[] for _ in range(world)]
         dist.all_gather_object(gathered, found)
-    rows = {f: [gathered[i % world][i // world] for i in own] for f, own in families.items()}
+    rows = {
+        family: [(asked[i], *gathered[i % world][i // world]) for i in own]
+        for family, own in families.items()
+    }
     if "contamination" not in job.inputs:
         return {family: _score(own, task) for family, own in rows.items()}
     contaminated = contaminated_bits(job.inputs["contamination"])
@@ -158,8 +161,9 @@ def _answer_entropy(answers: list[str]) -> float:
 
 
 def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
-    score = task_score([bit for bit, _, _ in rows])
-    drawn = [(correct, spread) for _, correct, spread in rows if correct is not None]
+    score = task_score([bit for _, bit, _, _ in rows])
+    score["questions_sha256"] = digest_of(f"{p.prompt}\n{p.answer}" for p, *_ in rows)
+    drawn = [(correct, spread) for _, _, correct, spread in rows if correct is not None]
     if drawn:
         correct, entropies = (list(column) for column in zip(*drawn, strict=True))
         score["sampled"] = sampled_scores(correct, task.samples, entropies)
@@ -226,6 +230,7 @@ def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, A
     bits = [int(bit) for bit in score["bits"]]
     kept = clean(name, bits, contaminated)
     cleaned = {**score, **task_score(kept), "left_out": len(bits) - len(kept)}
+    cleaned["questions_sha256"] = digest_of([score["questions_sha256"], contaminated])
     if "families" in score:
         start, families = 0, {}
         for family, whole in score["families"].items():

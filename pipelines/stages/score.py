@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from pipelines.batches import in_batches
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import ScoreCache, ScoreKey
 from pipelines.data.tokenizer import load_tokenizer
@@ -112,23 +114,12 @@ def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
 
 @torch.inference_mode()
 def score(model: Any, dataset: PackedDataset, sequences: range, batch_size: int) -> np.ndarray:
-    """Log-probabilities of the targets of some sequences, fp32 [sequences, context].
+    """Log-probabilities of the targets of some sequences, fp32 [sequences, context]."""
 
-    A batch that does not fit into memory is halved, and so are those after it.
-    """
-    found: list[np.ndarray] = []
-    start = sequences.start
-    while start < sequences.stop:
-        rows = range(start, min(start + batch_size, sequences.stop))
+    def log_probabilities(rows: Sequence[int]) -> list[np.ndarray]:
         batch = dataset.collate([dataset[index] for index in rows])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-        try:
-            found.append(-model(**inputs)["nll"].float().cpu().numpy())
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-            batch_size = len(rows) // 2
-            print(f"{len(rows)} sequences do not fit: {batch_size} from here on", flush=True)
-            continue
-        start = rows.stop
-    return np.concatenate(found)
+        return [*-model(**inputs)["nll"].float().cpu().numpy()]
+
+    rows = in_batches(sequences, batch_size, log_probabilities, "sequences")
+    return np.stack(rows)

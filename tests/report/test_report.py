@@ -15,7 +15,7 @@ from inputs import HOSTILE, sequence, with_inputs
 from pipelines import ledger
 from pipelines.errors import UserError
 from pipelines.report import charts, compose, write_report
-from pipelines.report.blocks import DotPlot, LineChart, Missing, Section, Table, Wheel
+from pipelines.report.blocks import DotPlot, LineChart, Missing, Section, Table, Text, Wheel
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
@@ -76,6 +76,21 @@ def test_a_worse_round_is_called_worse(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "1" * 60 + "0" * 40, "round-2/50-eval": "1" * 40 + "0" * 60}
     headline = compose(read_record(evaluated(tmp_path / "run", bits))).headline
     assert headline.startswith("ReMiT round 2 is 20.0 ") and "points below plain" in headline
+
+
+def test_every_pair_of_models_has_its_difference(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "0011", "eval-b": "0111", "eval-c": "00111"})
+    (table,) = (
+        block for block in sections(run)["scores"].blocks
+        if isinstance(block, Table) and block.title.startswith("Differences")
+    )  # fmt: skip
+    assert table.columns == ["", "eval", "eval-b"]
+    (row,) = table.rows
+    assert [cell.text for cell in row] == ["eval-b", "+25.0", "\N{EN DASH}"]
+    # One of four questions turned right: a draw is Binomial(4, 1 / 4) / 4, its ends 0 and 3 / 4.
+    assert row[1].interval == "\N{PLUS-MINUS SIGN} 37.5"
+    notes = [block.text for block in sections(run)["scores"].blocks if isinstance(block, Text)]
+    assert "over different questions" in notes[0] and "eval-c: 5 questions of 1 task" in notes[0]
 
 
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
@@ -213,6 +228,11 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
         wrong = remit("report", *args)
         assert wrong.returncode == 2 and words in wrong.stderr.replace("\n", " ")
     assert [path.name for path in tmp_path.iterdir()] == ["r.md"]
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    remit("report", analyzed_run, "--open", env={"BROWSER": str(browser)}, check=True)
+    assert (tmp_path / "opened").read_text().strip().endswith("/report/index.html")
 
 
 def test_damaged_files_are_named(remit: Callable[..., Any], tiny_run: Any, tmp_path: Path) -> None:
