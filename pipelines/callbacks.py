@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
 
 from pipelines.checkpoint import file_sha256
 from pipelines.errors import DamagedFile, UserError
+from pipelines.fail_points import fail_point
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
 
 MARKER = "complete.json"
@@ -166,8 +168,11 @@ class CheckpointMarker(TrainerCallback):
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
+            fail_point("all ranks saved, before the marker")
             folder = self.checkpoints / f"checkpoint-{state.global_step}"
             files = sorted(p for p in folder.rglob("*") if p.is_file())
+            for path in files:
+                _fsync(path)
             write_json(
                 folder / MARKER,
                 {
@@ -181,10 +186,23 @@ class CheckpointMarker(TrainerCallback):
                 },
             )
             fsync_dir(self.checkpoints)
+            fail_point("after the marker, before pruning")
             for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
-                shutil.rmtree(old)
+                _remove(old)
         if dist.is_initialized():
             dist.barrier()
+
+
+def _fsync(path: Path) -> None:
+    """Make a file durable: the marker must not outlive a power loss that its files do not."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, its marker first: what is half removed must not count."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
@@ -194,7 +212,10 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
-    """The newest checkpoint whose files are what its marker says; the main rank removes others."""
+    """The newest checkpoint whose files are what its marker says.
+
+    The main rank removes newer ones and those without a marker; older complete ones stay.
+    """
     main_rank = not dist.is_initialized() or dist.get_rank() == 0
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
@@ -205,8 +226,10 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
+            _remove(folder)
+        whole = complete_checkpoints(stage_dir.checkpoints)
         for folder in stage_dir.checkpoints.glob("checkpoint-*"):
-            if str(folder) != chosen[0]:
+            if folder not in whole:
                 shutil.rmtree(folder)
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)

@@ -14,6 +14,7 @@ from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.evals.benchmarks import needs_hub
+from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.progress import tail
@@ -192,6 +193,7 @@ class Runner:
         return result
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        fail_point("before the finish line")
         facts = {k: v for k, v in result.items() if k not in NOT_IN_LEDGER}
         ledger.append(
             self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts

@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.checkpoint import content_hash
 from pipelines.config import from_dict
 from pipelines.errors import WRONG_INPUT_CODE, UserError
+from pipelines.fail_points import fail_point
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
 from pipelines.stages import MODULES, StageJob
@@ -47,6 +48,7 @@ def run_job(stage_dir: StageDir) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         if stage_dir.model.is_dir():
             result["model_sha256"] = content_hash(stage_dir.model)
+        fail_point("before the result")
         write_json(
             stage_dir.result,
             {
@@ -58,6 +60,7 @@ def run_job(stage_dir: StageDir) -> None:
                 **result,
             },
         )
+        fail_point("after the result")
 
 
 def environment() -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipelines.data.packed_set import MARKER, SOURCE_TYPE, START_TYPE, PackedDat
 from pipelines.data.records import Document, document_streams, interleave
 from pipelines.data.tokenizer import encoding_fingerprint
 from pipelines.errors import UserError
+from pipelines.fail_points import fail_point
 from pipelines.schema import SourceConfig
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def pack(
             writer = _Writer(temporary, tokenizer, context_length, num_tokens, list(live))
             streams = document_streams(live, data_root, seed)
             writer.write(streams, {name: source.weight for name, source in live.items()})
+            fail_point("before packed data is renamed")
             _publish(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -195,6 +197,7 @@ class _Writer:
                 ids[: self.total - written].tofile(tokens_file)
                 starts[filled].astype(START_TYPE).tofile(starts_file)
                 sources[filled].tofile(sources_file)
+                fail_point("while packed data is written")
                 self._count(sources, ends - starts)
                 written = int(ends[-1])
                 buffer, origins, pending = [], [], 0

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from pipelines.data.packed_set import PackedDataset
 from pipelines.errors import UserError
+from pipelines.fail_points import fail_point
 from pipelines.run_dir import fsync_dir, read_json, write_json
 
 SCORE_VERSION = 1
@@ -100,6 +101,7 @@ class ScoreCache:
         with os.fdopen(handle, "wb") as stream:
             np.save(stream, logprobs.astype(np.float16))
             stream.flush()
+            fail_point("before a score shard is renamed")
             os.fsync(stream.fileno())
         os.replace(temporary, self.path(shard))
         fsync_dir(self.folder)
@@ -109,6 +111,7 @@ class ScoreCache:
         files = {
             self.path(shard).name: _facts(self.path(shard)) for shard in range(self.num_shards)
         }
+        fail_point("before the marker of scores")
         write_json(
             self.folder / _MARKER,
             {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
