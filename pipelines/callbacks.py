@@ -22,11 +22,20 @@ from transformers import (
 )
 
 from pipelines.checkpoint import file_sha256
-from pipelines.errors import DamagedFile, UserError
+from pipelines.disk import require_space
+from pipelines.errors import DamagedFile
 from pipelines.fail_points import fail_point
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
+from pipelines.saved_state import (
+    MARKER,
+    check_split,
+    complete_checkpoints,
+    package_versions,
+    remove_checkpoint,
+)
 
-MARKER = "complete.json"
+# Of a checkpoint, for each parameter: fp32 master weight and two moments.
+OPTIMIZER_BYTES = 12
 
 
 class MetricsWriter(TrainerCallback):
@@ -152,6 +161,39 @@ class CheckpointClock(TrainerCallback):
         return due
 
 
+class SpaceCheck(TrainerCallback):
+    """Refuse a save that cannot fit, before a byte of it is written; added after all who ask.
+
+    The main rank looks; where it stops, the launcher ends the others.
+    """
+
+    def __init__(self, stage_dir: StageDir) -> None:
+        self.checkpoints = stage_dir.checkpoints
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        if control.should_save and state.is_world_process_zero and model is not None:
+            needed = model_bytes(model) + OPTIMIZER_BYTES * num_parameters(model)
+            what = f"a checkpoint at step {state.global_step}"
+            require_space(self.checkpoints, needed, what)
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """Parameters of a model, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+
+
 class CheckpointMarker(TrainerCallback):
     """A checkpoint exists only when its marker does: written last, after all ranks have saved.
 
@@ -179,6 +221,7 @@ class CheckpointMarker(TrainerCallback):
                     "step": state.global_step,
                     "world_size": args.world_size,
                     "zero_stage": args.deepspeed["zero_optimization"]["stage"],
+                    "versions": package_versions(),
                     "files": {
                         str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)]
                         for p in files
@@ -188,7 +231,7 @@ class CheckpointMarker(TrainerCallback):
             fsync_dir(self.checkpoints)
             fail_point("after the marker, before pruning")
             for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
-                _remove(old)
+                remove_checkpoint(old)
         if dist.is_initialized():
             dist.barrier()
 
@@ -197,18 +240,6 @@ def _fsync(path: Path) -> None:
     """Make a file durable: the marker must not outlive a power loss that its files do not."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, its marker first: what is half removed must not count."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
-
-
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders with a marker, oldest first."""
-    found = [p for p in checkpoints.glob("checkpoint-*") if (p / MARKER).is_file()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
 def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
@@ -222,11 +253,11 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     if main_rank:
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
-                _check_split(folder, ranks, zero_stage)
+                check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
-            _remove(folder)
+            remove_checkpoint(folder)
         whole = complete_checkpoints(stage_dir.checkpoints)
         for folder in stage_dir.checkpoints.glob("checkpoint-*"):
             if folder not in whole:
@@ -234,17 +265,6 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
     return Path(chosen[0]) if chosen[0] else None
-
-
-def _check_split(folder: Path, ranks: int, zero_stage: int) -> None:
-    marker = read_json(folder / MARKER)
-    saved = (marker["world_size"], marker["zero_stage"])
-    if saved != (ranks, zero_stage):
-        raise UserError(
-            f"{folder} was saved by {saved[0]} ranks under ZeRO-{saved[1]}, and this start has "
-            f"{ranks} ranks under ZeRO-{zero_stage}: the optimizer state is split otherwise. Go on "
-            "as it was saved, or remove the stage's checkpoints folder to start the stage anew."
-        )
 
 
 def _is_intact(folder: Path) -> bool:

@@ -23,7 +23,15 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from pipelines.callbacks import CheckpointClock, CheckpointMarker, MetricsWriter, newest_checkpoint
+from pipelines.callbacks import (
+    CheckpointClock,
+    CheckpointMarker,
+    MetricsWriter,
+    SpaceCheck,
+    model_bytes,
+    newest_checkpoint,
+)
+from pipelines.disk import require_space
 from pipelines.fail_points import armed, fail_point
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig
@@ -184,6 +192,7 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
     trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
     trainer.add_callback(MetricsWriter(stage_dir))
+    trainer.add_callback(SpaceCheck(stage_dir))
     if armed("during a checkpoint write"):
         _fail_inside_saves(trainer)
     checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
@@ -233,6 +242,7 @@ def export(
     temporary = stage_dir.root / "model.tmp"
     if is_main_rank():
         shutil.rmtree(temporary, ignore_errors=True)
+        require_space(stage_dir.root, model_bytes(trainer.model), "the exported model")
     trainer.save_model(str(temporary))
     probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
     in_memory = _logits(trainer.model_wrapped, probe.to(trainer.args.device))

@@ -13,6 +13,7 @@ No test collects it. The seed is printed; it decides targets and instants, not t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -45,6 +46,8 @@ SAVES = [
     *(f"{stage}.keep=2" for stage in ("pretrain", "mid_train", "sft", "dpo", "rlvr")),
 ]  # fmt: skip
 GONE_SECONDS = 30.0
+# A command that is killed, or whose rank is, has ended by then; else it starts stages directly.
+WITHOUT_LAUNCHER_SECONDS = 8.0
 TOO_LONG = 900.0
 
 
@@ -239,28 +242,35 @@ class Soak:
         starts = {name: len(starts_of(run / name)) for name in steps}
         process = start(run, self.options)
         try:
-            if not undisturbed:
-                when = sleep_until_a_random_instant(run, process, self.chance, self.options.longest)
-                if process.poll() is None:
-                    in_work = [
-                        str(s.relative_to(run)) for s in stages_of(run)
-                        if not (s / "result.json").is_file()
-                    ]  # fmt: skip
-                    target = self.chance.choice(TARGETS)
-                    target = kill(target, run, process, self.chance)
-                    self.kills[target] += 1
-                    self.stages_killed[in_work[-1] if in_work else "between stages"] += 1
-                    print(
-                        f"kill {self.kills.total()}: {target} {when}, in {in_work[-1:]}, "
-                        f"{len(completed(run))} stages complete",
-                        flush=True,
-                    )
+            while not undisturbed and process.poll() is None:
+                self.disturb(run, process)
             code = process.wait(timeout=TOO_LONG)
         finally:
             process.kill()
             process.wait()
         self.check(run, before, steps, starts)
         return code
+
+    def disturb(self, run: Path, process: subprocess.Popen[bytes]) -> None:
+        """Kill something at a random instant. The command may go on without its launcher."""
+        when = sleep_until_a_random_instant(run, process, self.chance, self.options.longest)
+        if process.poll() is not None:
+            return
+        in_work = [
+            str(stage.relative_to(run))
+            for stage in stages_of(run)
+            if not (stage / "result.json").is_file()
+        ]
+        target = kill(self.chance.choice(TARGETS), run, process, self.chance)
+        self.kills[target] += 1
+        self.stages_killed[in_work[-1] if in_work else "between stages"] += 1
+        print(
+            f"kill {self.kills.total()}: {target} {when}, in {in_work[-1:]}, "
+            f"{len(completed(run))} stages complete",
+            flush=True,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=WITHOUT_LAUNCHER_SECONDS)
 
     def flywheel(self, run: Path) -> None:
         """Kill until it ends by itself, or the kills are enough; then let it end."""
