@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines import ledger
 from pipelines.checkpoint import check_made_model, content_hash
 from pipelines.config import load
 from pipelines.errors import UserError
@@ -133,3 +134,21 @@ def test_a_disk_without_room_names_both_numbers(
     monkeypatch.setattr("pipelines.preflight.free_bytes", lambda folder: 12_345)
     with pytest.raises(UserError, match=r"up to \d{6,7} bytes more .* 12345 bytes \(12.3kB\) free"):
         check_disk(stages, RunDir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("instant", "words"),
+    [
+        ("half a ledger line:no-space", r"its disk has \d+ bytes .* free"),
+        ("before a file is renamed:read-only", "its file system is read-only"),
+        ("a day off", "no such instant"),
+    ],
+)
+def test_a_command_that_cannot_write_says_why(
+    instant: str, words: str, tmp_path: Path, remit: Remit
+) -> None:
+    run = tmp_path / "run"
+    done = remit(*BASE, "--run-dir", run, env={"REMIT_FAIL_AT": instant})
+    assert done.returncode == 2 and re.search(words, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not [entry["event"] for entry in ledger.read(run / "ledger.jsonl")]
