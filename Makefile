@@ -23,7 +23,7 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 endef
 export PREBUILD
 
-.PHONY: help install flywheel test lint types check bench gold clean
+.PHONY: help install flywheel test lint types check bench gold soak clean
 
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
@@ -36,6 +36,8 @@ help:
 	@echo "make check      test, lint, types"
 	@echo "make bench      speed and memory of packing, losses and stages, as ratios; half an hour"
 	@echo "make gold       every benchmark of REMIT_DATA, asked with its own answers: must be 100%"
+	@echo "make soak       kill a small flywheel at random instants, KILLS=100 times, and compare what"
+	@echo "                comes out with an undisturbed run; SEED=0 and RANKS choose; half an hour"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -88,6 +90,9 @@ bench: install
 
 gold: install
 	PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python tests/evals/gold_answers.py
+
+soak: install
+	$(BIN)/python tests/soak.py --kills $(or $(KILLS),100) --seed $(or $(SEED),0) --ranks $(RANKS) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

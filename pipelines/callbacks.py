@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -21,10 +22,20 @@ from transformers import (
 )
 
 from pipelines.checkpoint import file_sha256
-from pipelines.errors import DamagedFile, UserError
+from pipelines.disk import require_space
+from pipelines.errors import DamagedFile
+from pipelines.fail_points import fail_point
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
+from pipelines.saved_state import (
+    MARKER,
+    check_split,
+    complete_checkpoints,
+    package_versions,
+    remove_checkpoint,
+)
 
-MARKER = "complete.json"
+# Of a checkpoint, for each parameter: fp32 master weight and two moments.
+OPTIMIZER_BYTES = 12
 
 
 class MetricsWriter(TrainerCallback):
@@ -150,6 +161,39 @@ class CheckpointClock(TrainerCallback):
         return due
 
 
+class SpaceCheck(TrainerCallback):
+    """Refuse a save that cannot fit, before a byte of it is written; added after all who ask.
+
+    The main rank looks; where it stops, the launcher ends the others.
+    """
+
+    def __init__(self, stage_dir: StageDir) -> None:
+        self.checkpoints = stage_dir.checkpoints
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        if control.should_save and state.is_world_process_zero and model is not None:
+            needed = model_bytes(model) + OPTIMIZER_BYTES * num_parameters(model)
+            what = f"a checkpoint at step {state.global_step}"
+            require_space(self.checkpoints, needed, what)
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """Parameters of a model, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+
+
 class CheckpointMarker(TrainerCallback):
     """A checkpoint exists only when its marker does: written last, after all ranks have saved.
 
@@ -166,14 +210,18 @@ class CheckpointMarker(TrainerCallback):
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
+            fail_point("all ranks saved, before the marker")
             folder = self.checkpoints / f"checkpoint-{state.global_step}"
             files = sorted(p for p in folder.rglob("*") if p.is_file())
+            for path in files:
+                _fsync(path)
             write_json(
                 folder / MARKER,
                 {
                     "step": state.global_step,
                     "world_size": args.world_size,
                     "zero_stage": args.deepspeed["zero_optimization"]["stage"],
+                    "versions": package_versions(),
                     "files": {
                         str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)]
                         for p in files
@@ -181,47 +229,42 @@ class CheckpointMarker(TrainerCallback):
                 },
             )
             fsync_dir(self.checkpoints)
+            fail_point("after the marker, before pruning")
             for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
-                shutil.rmtree(old)
+                remove_checkpoint(old)
         if dist.is_initialized():
             dist.barrier()
 
 
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders with a marker, oldest first."""
-    found = [p for p in checkpoints.glob("checkpoint-*") if (p / MARKER).is_file()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+def _fsync(path: Path) -> None:
+    """Make a file durable: the marker must not outlive a power loss that its files do not."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
-    """The newest checkpoint whose files are what its marker says; the main rank removes others."""
+    """The newest checkpoint whose files are what its marker says.
+
+    The main rank removes newer ones and those without a marker; older complete ones stay.
+    """
     main_rank = not dist.is_initialized() or dist.get_rank() == 0
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
     if main_rank:
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
-                _check_split(folder, ranks, zero_stage)
+                check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
+            remove_checkpoint(folder)
+        whole = complete_checkpoints(stage_dir.checkpoints)
         for folder in stage_dir.checkpoints.glob("checkpoint-*"):
-            if str(folder) != chosen[0]:
+            if folder not in whole:
                 shutil.rmtree(folder)
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
     return Path(chosen[0]) if chosen[0] else None
-
-
-def _check_split(folder: Path, ranks: int, zero_stage: int) -> None:
-    marker = read_json(folder / MARKER)
-    saved = (marker["world_size"], marker["zero_stage"])
-    if saved != (ranks, zero_stage):
-        raise UserError(
-            f"{folder} was saved by {saved[0]} ranks under ZeRO-{saved[1]}, and this start has "
-            f"{ranks} ranks under ZeRO-{zero_stage}: the optimizer state is split otherwise. Go on "
-            "as it was saved, or remove the stage's checkpoints folder to start the stage anew."
-        )
 
 
 def _is_intact(folder: Path) -> bool:

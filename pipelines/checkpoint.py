@@ -177,6 +177,27 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     return combined.hexdigest()
 
 
+def check_made_model(folder: Path, digest: str) -> None:
+    """Compare a model that a stage made with what its result recorded.
+
+    Args:
+        digest: its content hash now.
+
+    Raises:
+        UserError: it is another one, with the way to mend it.
+    """
+    result = StageDir(folder.parent).result
+    if folder.name != "model" or not result.is_file():
+        return
+    recorded = read_json(result).get("model_sha256", digest)
+    if recorded != digest:
+        raise UserError(
+            f"{folder} is not what its stage wrote: its checksum differs from the one in {result}. "
+            f"Remove {result} and run the command that made it again: the stage goes on from its "
+            "newest checkpoint and writes the model anew."
+        )
+
+
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -23,7 +23,16 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from pipelines.callbacks import CheckpointClock, CheckpointMarker, MetricsWriter, newest_checkpoint
+from pipelines.callbacks import (
+    CheckpointClock,
+    CheckpointMarker,
+    MetricsWriter,
+    SpaceCheck,
+    model_bytes,
+    newest_checkpoint,
+)
+from pipelines.disk import require_space
+from pipelines.fail_points import armed, fail_point
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig
 
@@ -183,12 +192,26 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
     trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
     trainer.add_callback(MetricsWriter(stage_dir))
+    trainer.add_callback(SpaceCheck(stage_dir))
+    if armed("during a checkpoint write"):
+        _fail_inside_saves(trainer)
     checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
     if is_main_rank():
         print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
     if dist.is_initialized():
         dist.barrier()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _fail_inside_saves(trainer: Trainer) -> None:
+    """Meet a fail point in each save, between the engine's state and the trainer's."""
+    save_rng_state = trainer._save_rng_state
+
+    def fail_then_save(output_dir: str) -> None:
+        fail_point("during a checkpoint write")
+        save_rng_state(output_dir)
+
+    trainer._save_rng_state = fail_then_save
 
 
 def engine_facts(trainer: Trainer) -> dict[str, Any]:
@@ -219,6 +242,7 @@ def export(
     temporary = stage_dir.root / "model.tmp"
     if is_main_rank():
         shutil.rmtree(temporary, ignore_errors=True)
+        require_space(stage_dir.root, model_bytes(trainer.model), "the exported model")
     trainer.save_model(str(temporary))
     probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
     in_memory = _logits(trainer.model_wrapped, probe.to(trainer.args.device))
@@ -231,8 +255,10 @@ def export(
                 f"the exported model differs from the trained one: logits are off by {difference}"
             )
         (temporary / "training_args.bin").unlink(missing_ok=True)
+        fail_point("before model is renamed")
         shutil.rmtree(stage_dir.model, ignore_errors=True)
         temporary.rename(stage_dir.model)
+        fail_point("after model is renamed")
     if dist.is_initialized():
         dist.barrier()
     return {"reload_logits_difference": difference}

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.checkpoint import ModelRef, read_model_config, weight_files
 from pipelines.data.tokenizer import world_vocab_size
+from pipelines.disk import bytes_in
 from pipelines.flywheel import BASE, Stage
 from pipelines.launch import can_fork, num_ranks
 from pipelines.process import num_cores, num_gpus
@@ -26,6 +27,7 @@ START_SECONDS = {"forked": 2.0, "cpu": 10.0, "gpu": 25.0}
 # Generation reads all weights for each token: slower than training at equal FLOPs.
 GENERATION_SLOWDOWN = 6.0
 BYTES = {"fp32": 4, "bf16": 2}
+TRAINING = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
 # Prompt and answer of a conversation, as a share of the context, on average.
 CHAT_FILL = 0.6
 
@@ -38,6 +40,7 @@ class StageEstimate:
         tokens: tokens trained on, or scored and generated.
         flops: floating point operations.
         disk_bytes: what the stage leaves on disk.
+        passing_bytes: what it has on disk besides, for a while: a checkpoint that is being written.
         seconds: predicted wall time with the start.
         state: done, begun or to do.
     """
@@ -49,6 +52,7 @@ class StageEstimate:
     disk_bytes: int
     seconds: float
     state: str
+    passing_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
                 disk_bytes=_disk_bytes(stage, parameters),
                 seconds=start + flops * slowdown / rate,
                 state=_state(run, stage),
+                passing_bytes=_checkpoint_bytes(stage, parameters),
             )
         )
     return Estimate(parameters, found, rate, source)
@@ -215,9 +220,44 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
         return 2 * stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
     config = getattr(stage.config, stage.kind)
     model: int = parameters * BYTES[config.precision]
-    if stage.kind == "pretrain" and stage.name == BASE and stage.inputs:
-        return model
-    # A checkpoint holds the weights and fp32 master weights with two moments.
-    checkpoints: int = config.keep * (model + 12 * parameters)
     points: int = getattr(config, "snapshots", 0) or getattr(config, "keep_points", 0)
-    return (1 + points) * model + checkpoints
+    if not _checkpoint_bytes(stage, parameters):
+        return model if stage.inputs and stage.kind == "pretrain" else (1 + points) * model
+    return (1 + points) * model + int(config.keep) * _checkpoint_bytes(stage, parameters)
+
+
+def _checkpoint_bytes(stage: Stage, parameters: int) -> int:
+    """Bytes of one checkpoint of a stage; 0 where it writes none."""
+    adopts = stage.kind == "pretrain" and stage.name == BASE and bool(stage.inputs)
+    if stage.kind not in TRAINING or adopts:
+        return 0
+    config = getattr(stage.config, stage.kind)
+    # The weights twice (transformers' and the engine's), fp32 master weights and two moments.
+    return parameters * (2 * BYTES[config.precision] + 12)
+
+
+def packed_bytes(stage: Stage) -> int:
+    """Bytes of the packed set that a stage reads; 0 for one that reads none."""
+    if stage.kind == "pretrain" and not stage.inputs:
+        tokens = stage.config.pretrain.tokens
+    elif stage.kind in ("mid_train", "score"):
+        tokens = stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
+    else:
+        return 0
+    # uint16 for vocabularies of up to 65536 tokens, else uint32: taken as the larger.
+    return 4 * tokens
+
+
+def bytes_to_write(predicted: Estimate, stages: list[Stage], run: RunDir) -> int:
+    """What a plan will still add to the disk, at most; what is there already is taken off."""
+    left = passing = 0
+    for stage, cost in zip(stages, predicted.stages, strict=True):
+        if cost.state != "done":
+            left += max(0, cost.disk_bytes - bytes_in(run.stage(stage.name).root))
+            passing = max(passing, cost.passing_bytes)
+    sets: dict[str, int] = {}
+    for stage, cost in zip(stages, predicted.stages, strict=True):
+        if cost.state != "done":
+            which = "pretrain" if stage.kind == "pretrain" else "mid_train"
+            sets[which] = max(sets.get(which, 0), packed_bytes(stage))
+    return left + passing + max(0, sum(sets.values()) - bytes_in(run.data))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.fail_points import armed, fail_point
+
 
 def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
     """Append one durable line: `event` is start, resume, finish, skip, fail or interrupt."""
@@ -22,7 +24,13 @@ def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = "\n" + line
-        os.write(descriptor, line.encode())
+        unwritten = line.encode()
+        if armed("half a ledger line"):
+            unwritten = unwritten[os.write(descriptor, unwritten[: len(unwritten) // 2]) :]
+            fail_point("half a ledger line")
+        # A disk that is nearly full takes a part and says so only at the next write.
+        while unwritten:
+            unwritten = unwritten[os.write(descriptor, unwritten) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

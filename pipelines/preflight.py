@@ -11,13 +11,17 @@ from typing import Any
 from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
+from pipelines.disk import free_bytes
 from pipelines.errors import UserError
+from pipelines.estimate import bytes_to_write, estimate
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
 from pipelines.launch import hosts, num_ranks
 from pipelines.process import num_cores, num_gpus
+from pipelines.quantities import quantity
 from pipelines.rewards import sandbox
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
+from pipelines.saved_state import changed_versions, check_split, complete_checkpoints
 from pipelines.schema import (
     Config,
     LaunchConfig,
@@ -72,7 +76,49 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             facts[key] = SourceFacts([], 0, "weight 0", 0)
     check_unchanged(stages, run)
     _check_reference(stages, run)
+    check_splits(stages, run)
+    check_disk(stages, run)
     return facts
+
+
+def check_splits(stages: list[Stage], run: RunDir) -> None:
+    """The ranks and the ZeRO stage of a begun stage against those of its newest checkpoint."""
+    for stage in stages:
+        stage_dir, settings = run.stage(stage.name), settings_of(stage)
+        if stage_dir.is_complete() or not isinstance(settings, TrainConfig):
+            continue
+        saved = complete_checkpoints(stage_dir.checkpoints)
+        if saved:
+            ranks = num_ranks(stage.config.launch)
+            check_split(saved[-1], ranks, settings.zero_stage, stage.kind)
+
+
+def check_disk(stages: list[Stage], run: RunDir) -> None:
+    """Whether what the plan still writes fits the disk of the run directory."""
+    given = [given for given in stages[0].inputs.values() if isinstance(given, ModelRef)]
+    predicted = estimate(stages, run, given[0] if given else None)
+    needed, free = bytes_to_write(predicted, stages, run), free_bytes(run.root)
+    if needed > free:
+        raise UserError(
+            f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
+            f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
+            "room, choose another disk, or keep less (<stage>.keep, keep_points, snapshots); "
+            "`remit plan` shows the bytes of each stage."
+        )
+
+
+def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
+    """Stages that other package versions made or began: results may differ in their last bits."""
+    by_change: dict[str, list[str]] = {}
+    for stage in stages:
+        changes = ", ".join(changed_versions(run.stage(stage.name)))
+        if changes:
+            by_change.setdefault(changes, []).append(stage.name)
+    return [
+        f"package versions have changed since {', '.join(names)}: {changes}. What follows may "
+        "differ in its last bits from a run with the old ones."
+        for changes, names in by_change.items()
+    ]
 
 
 def _needs_sources(stage: Stage) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import DamagedFile, UserError
+from pipelines.fail_points import fail_point
 
 SNAPSHOT_FACTS = "snapshot.json"
 
@@ -171,6 +172,7 @@ def write_text(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
+        fail_point("before a file is renamed")
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import launch, ledger
-from pipelines.checkpoint import ModelRef, content_hash, find_checkpoint
+from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
 from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
 from pipelines.evals.benchmarks import needs_hub
+from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.progress import tail
@@ -192,6 +193,7 @@ class Runner:
         return result
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        fail_point("before the finish line")
         facts = {k: v for k, v in result.items() if k not in NOT_IN_LEDGER}
         ledger.append(
             self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts
@@ -214,10 +216,14 @@ class Runner:
             if snapshot:
                 kept = made.snapshot(int(snapshot))
                 return {"path": str(kept), "sha256": content_hash(kept)}
-            return {"path": str(made.model), "sha256": made.read_result()["model_sha256"]}
+            digest_now = content_hash(made.model)
+            check_made_model(made.model, digest_now)
+            return {"path": str(made.model), "sha256": digest_now}
         assert given.folder is not None, "hub models are fetched before the first stage starts"
         cache = self.run.root / "data" / "hashes.json"
-        return {"path": str(given.folder), "sha256": content_hash(given.folder, cache)}
+        digest_now = content_hash(given.folder, cache)
+        check_made_model(given.folder, digest_now)
+        return {"path": str(given.folder), "sha256": digest_now}
 
     def _spec(
         self,

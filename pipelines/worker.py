@@ -9,18 +9,18 @@ import importlib
 import os
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import content_hash
 from pipelines.config import from_dict
+from pipelines.disk import explains_failed_writes
 from pipelines.errors import WRONG_INPUT_CODE, UserError
+from pipelines.fail_points import fail_point
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
+from pipelines.saved_state import package_versions
 from pipelines.stages import MODULES, StageJob
-
-VERSIONED = ("torch", "transformers", "trl", "deepspeed", "datasets", "tokenizers", "accelerate")
 
 
 def read_job(stage_dir: StageDir) -> StageJob:
@@ -38,6 +38,7 @@ def read_job(stage_dir: StageDir) -> StageJob:
     )
 
 
+@explains_failed_writes
 def run_job(stage_dir: StageDir) -> None:
     """Run this rank's part of a stage to its end."""
     spec = stage_dir.read_config()
@@ -47,6 +48,7 @@ def run_job(stage_dir: StageDir) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         if stage_dir.model.is_dir():
             result["model_sha256"] = content_hash(stage_dir.model)
+        fail_point("before the result")
         write_json(
             stage_dir.result,
             {
@@ -58,6 +60,7 @@ def run_job(stage_dir: StageDir) -> None:
                 **result,
             },
         )
+        fail_point("after the result")
 
 
 def environment() -> dict[str, Any]:
@@ -65,7 +68,7 @@ def environment() -> dict[str, Any]:
     keys = ("WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DS_ACCELERATOR")
     return {
         "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": package_versions(),
         **{key: os.environ[key] for key in keys if key in os.environ},
     }
 

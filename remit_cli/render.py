@@ -70,6 +70,9 @@ class Screen:
         self.errors.print(f"[bold red]error:[/] {escape(message)}")
         self._emit({"status": "wrong input", "error": message})
 
+    def warning(self, message: str) -> None:
+        self.errors.print(f"[yellow]warning:[/] {escape(message)}")
+
     def stage_failed(self, failed: StageFailed) -> None:
         self.failure(failed)
         self._emit(failure_facts(failed))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import arms, checkpoint, comparison, flywheel, preflight, rows, summary
+from pipelines import arms, checkpoint, comparison, disk, flywheel, preflight, rows, summary
 from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
@@ -136,6 +136,12 @@ def run_and_exit(
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)
+    except OSError as error:
+        why = disk.explained(error, session.run.root)
+        if why is None:
+            raise
+        screen.user_error(str(why))
+        sys.exit(2)
     except StageFailed as failed:
         screen.stage_failed(failed)
         sys.exit(1)
@@ -153,6 +159,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     command = shlex.join(["remit", *sys.argv[1:]])
     # Checked before the run directory is made, so that a mistake leaves nothing behind.
     facts = preflight.check_plan(stages, run)
+    for warning in preflight.version_warnings(stages, run):
+        screen.warning(warning)
     data_sha256 = {key: fact.sha256 for key, fact in facts.items()}
     if session.command == "compare":
         study = rows.Study(stages, data_sha256)

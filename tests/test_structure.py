@@ -25,7 +25,8 @@ SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top)
 # module or package and all below it; the longest name that fits counts.
 LAYERS = [
     {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
-     "pipelines.process", "pipelines.run_dir", "pipelines.quantities",
+     "pipelines.process", "pipelines.fail_points", "pipelines.disk",
+     "pipelines.saved_state", "pipelines.run_dir", "pipelines.quantities",
      "pipelines.progress", "pipelines.ledger", "pipelines.batches"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},

@@ -27,7 +27,9 @@ import numpy as np
 from pipelines.data.packed_set import MARKER, SOURCE_TYPE, START_TYPE, PackedDataset
 from pipelines.data.records import Document, document_streams, interleave
 from pipelines.data.tokenizer import encoding_fingerprint
+from pipelines.disk import require_space
 from pipelines.errors import UserError
+from pipelines.fail_points import fail_point
 from pipelines.schema import SourceConfig
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Ids = list[list[int]]
+
+# Start of the name of a set that is being made; what a killed process left has it too.
+TEMPORARY = ".packing-"
 
 # Raise when the same inputs give other tokens.
 PACKING_VERSION = 1
@@ -63,6 +68,7 @@ def pack(
     data_root: str | Path,
     out_dir: str | Path,
     data_sha256: Mapping[str, str],
+    verify: bool = True,
 ) -> PackedDataset:
     """Pack a mixture by token share, or open what an equal call packed before.
 
@@ -76,6 +82,8 @@ def pack(
         data_root: folder that relative paths start from.
         out_dir: folder of packed sets; this one lies in a folder named by its fingerprint.
         data_sha256: content hash per source, as `inspect_source` gives it.
+        verify: read a set that is there whole and pack it again where a checksum differs. One rank
+            of a stage does it.
 
     Raises:
         UserError: a source that cannot be read or has no text.
@@ -90,15 +98,19 @@ def pack(
         data_sha256=data_sha256,
     )
     folder = Path(out_dir) / fingerprint
+    if verify:
+        _drop_damaged(folder)
     if not _is_complete(folder):
         if tokenizer.eos_token_id is None:
             raise UserError("packing joins documents by EOS, and the tokenizer has no EOS token")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".packing-"))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
         try:
             writer = _Writer(temporary, tokenizer, context_length, num_tokens, list(live))
             streams = document_streams(live, data_root, seed)
+            require_space(folder.parent, writer.total * writer.dtype.itemsize, "the packed data")
             writer.write(streams, {name: source.weight for name, source in live.items()})
+            fail_point("before packed data is renamed")
             _publish(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -195,6 +207,7 @@ class _Writer:
                 ids[: self.total - written].tofile(tokens_file)
                 starts[filled].astype(START_TYPE).tofile(starts_file)
                 sources[filled].tofile(sources_file)
+                fail_point("while packed data is written")
                 self._count(sources, ends - starts)
                 written = int(ends[-1])
                 buffer, origins, pending = [], [], 0
@@ -319,16 +332,36 @@ def _encoding_threads(
 
 
 def _is_complete(folder: Path) -> bool:
-    if not (folder / MARKER).is_file():
-        return False
+    """By sizes alone."""
+    return (folder / MARKER).is_file() and not _damaged(folder, checksums=False)
+
+
+def _damaged(folder: Path, *, checksums: bool) -> list[str]:
+    """Files of a marked set that differ from its marker, or the marker itself."""
     try:
-        facts = json.loads((folder / MARKER).read_text("utf-8"))
-    except ValueError:  # cut off by a power loss
-        return False
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == file["bytes"]
-        for name, file in facts["files"].items()
-    )
+        files = json.loads((folder / MARKER).read_text("utf-8"))["files"]
+        wanted = {name: (facts["bytes"], facts["sha256"]) for name, facts in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # cut off by a power loss
+        return [MARKER]
+    return [
+        name
+        for name, (size, digest) in wanted.items()
+        if not (folder / name).is_file()
+        or (folder / name).stat().st_size != size
+        or (checksums and _sha256(folder / name) != digest)
+    ]
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Remove a set whose files differ from its marker by size or checksum; each is named."""
+    if not (folder / MARKER).is_file():
+        return
+    bad = _damaged(folder, checksums=True)
+    if bad:
+        names = ", ".join(str(folder / name) for name in bad)
+        print(f"{names}: damaged (size or checksum); the set is packed again", flush=True)
+        (folder / MARKER).unlink()
+        shutil.rmtree(folder)
 
 
 def _publish(temporary: Path, folder: Path) -> None:

@@ -21,7 +21,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pipelines.data.packed_set import PackedDataset
-from pipelines.errors import UserError
+from pipelines.disk import require_space
+from pipelines.errors import DamagedFile, UserError
+from pipelines.fail_points import fail_point
 from pipelines.run_dir import fsync_dir, read_json, write_json
 
 SCORE_VERSION = 1
@@ -89,30 +91,53 @@ class ScoreCache:
         return (self.folder / _MARKER).is_file()
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is there; a renamed file is whole."""
-        return self.path(shard).is_file()
+        """Whether a shard is there and is what was written; reads it whole."""
+        facts = _facts(self.path(shard))
+        beside = self._facts_path(shard)
+        if facts is None or not beside.is_file():
+            return False
+        try:
+            return read_json(beside) == facts
+        except DamagedFile:
+            return False
+
+    def _facts_path(self, shard: int) -> Path:
+        """Size and checksum of a shard, until the marker holds those of all."""
+        return self.path(shard).with_suffix(".json")
 
     def write(self, shard: int, logprobs: np.ndarray) -> None:
         """Write a shard, whole or not at all. `logprobs` is [sequences, context]."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        require_space(self.folder, 2 * logprobs.size, f"score shard {shard}")
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".shard-")
         os.fchmod(handle, 0o644)
         with os.fdopen(handle, "wb") as stream:
             np.save(stream, logprobs.astype(np.float16))
             stream.flush()
+            fail_point("before a score shard is renamed")
             os.fsync(stream.fileno())
+        self._facts_path(shard).unlink(missing_ok=True)
+        facts = _facts(Path(temporary))
+        assert facts is not None
         os.replace(temporary, self.path(shard))
         fsync_dir(self.folder)
+        write_json(self._facts_path(shard), facts)
 
     def finish(self) -> None:
         """Write the marker; every shard must be there."""
         files = {
-            self.path(shard).name: _facts(self.path(shard)) for shard in range(self.num_shards)
+            self.path(shard).name: read_json(self._facts_path(shard))
+            for shard in range(self.num_shards)
         }
+        fail_point("before the marker of scores")
         write_json(
             self.folder / _MARKER,
             {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
         )
+        for shard in range(self.num_shards):
+            self._facts_path(shard).unlink()
+        for leftover in self.folder.glob(".shard-*"):
+            leftover.unlink()
 
     def drop_damaged(self) -> list[str]:
         """Remove the marker and the shards that differ from it; their names."""
@@ -121,9 +146,13 @@ class ScoreCache:
         files: dict[str, Any] = read_json(self.folder / _MARKER)["files"]
         bad = [name for name, facts in files.items() if _facts(self.folder / name) != facts]
         if bad:
+            for name, facts in files.items():
+                if name in bad:
+                    (self.folder / name).unlink(missing_ok=True)
+                else:
+                    write_json((self.folder / name).with_suffix(".json"), facts)
+            # Last: a crash before it leaves a marker that names what is not there.
             (self.folder / _MARKER).unlink(missing_ok=True)
-            for name in bad:
-                (self.folder / name).unlink(missing_ok=True)
         return bad
 
     def __getitem__(self, index: int) -> np.ndarray:

@@ -31,7 +31,11 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
         )
         ensure_chat(tokenizer, config.tokenizer.chat_template)
         tokenizer.model_max_length = config.context_length
-        tokenizer.save_pretrained(folder)
+        temporary = folder.with_name("tokenizer.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
     if dist.is_initialized():
         dist.barrier()
     return load_tokenizer(folder)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.packing import pack
+from pipelines.data.packing import TEMPORARY, pack
 from pipelines.engine import is_main_rank
 from pipelines.schema import Config, MidTrainConfig, PretrainConfig
 from pipelines.stages import StageJob
@@ -34,7 +35,7 @@ def packed(
     config = job.config
     budget = num_steps(settings, config) * settings.global_batch * config.context_length
 
-    def load() -> PackedDataset:
+    def load(verify: bool) -> PackedDataset:
         return pack(
             settings.sources,
             tokenizer,
@@ -47,9 +48,14 @@ def packed(
             data_sha256={
                 name: job.data_sha256[f"{key}.sources.{name}"] for name in settings.sources
             },
+            verify=verify,
         )
 
-    dataset = load() if is_main_rank() else None
+    if is_main_rank():
+        # One command writes a run, so what is there was left by one that was killed.
+        for leftover in job.run.data.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(leftover)
+    dataset = load(verify=True) if is_main_rank() else None
     if dist.is_initialized():
         dist.barrier()
-    return dataset or load()
+    return dataset or load(verify=False)

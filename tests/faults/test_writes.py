@@ -1,0 +1,222 @@
+"""Each file that is written: killed in the middle, refused for want of space, damaged later."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import fail_points, ledger
+from pipelines.data.packed_set import PackedDataset
+from pipelines.data.packing import pack
+from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
+from pipelines.data.tokenizer import build_tokenizer
+from pipelines.disk import explained, require_space
+from pipelines.errors import UserError
+from pipelines.run_dir import read_json, write_json
+from pipelines.schema import SourceConfig, TokenizerConfig
+
+KEY = ScoreKey("data", True, "model", 300, "sdpa", "fp32")
+ROWS = np.arange(2 * 4, dtype=np.float32).reshape(2, 4) / 8
+
+
+def killed_at(instant: str, work: Callable[[], Any]) -> None:
+    """Do the work in a forked process, which must be killed at an instant."""
+    child = os.fork()
+    if child == 0:
+        os.environ[fail_points.VARIABLE] = instant
+        try:
+            work()
+        finally:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of a file, and neither its size nor its time of change."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_every_instant_of_the_code_is_named_and_every_name_is_met(checkout: Path) -> None:
+    met = []
+    for path in (checkout / "pipelines").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fail_point":
+                (argument,) = node.args
+                assert isinstance(argument, ast.Constant), path
+                met.append(argument.value)
+    assert sorted(met) == sorted(fail_points.INSTANTS)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("before lunch", "no such instant"),
+        ("after the result:explode", "kind is one of kill, kill-group"),
+        ("after the result:kill:first", "rank and count are numbers"),
+        ("after the result:kill::0", "count from 1"),
+    ],
+)
+def test_an_unknown_fail_point_is_refused(
+    value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fail_points.VARIABLE, value)
+    with pytest.raises(UserError, match=re.escape(words)):
+        fail_points.fail_point("after the result")
+
+
+def test_rank_and_count_choose_the_passing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fail_points, "_passed", fail_points.Counter())
+    monkeypatch.setenv(fail_points.VARIABLE, "before the result:no-space:1:2")
+    for rank in ("0", "1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        fail_points.fail_point("before the result")
+        fail_points.fail_point("after the result")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OSError, match="before the result") as raised:
+        fail_points.fail_point("before the result")
+    assert raised.value.errno == errno.ENOSPC
+    monkeypatch.delenv(fail_points.VARIABLE)
+    fail_points.fail_point("before the result")
+
+
+def test_half_a_ledger_line_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, "start", "base")
+    killed_at("half a ledger line", lambda: ledger.append(path, "finish", "base", loss=1.0))
+    assert not path.read_bytes().endswith(b"\n")
+    ledger.append(path, "resume", "base")
+    assert [entry["event"] for entry in ledger.read(path)] == ["start", "resume"]
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"number": 1})
+    killed_at("before a file is renamed", lambda: write_json(path, {"number": 2}))
+    assert read_json(path) == {"number": 1}
+
+
+def cache_of(folder: Path) -> ScoreCache:
+    return ScoreCache(folder, KEY, 4, shard_sequences=2)
+
+
+def test_a_score_shard_cut_short_is_none(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path)
+    cache.write(0, ROWS)
+    killed_at("before a score shard is renamed", lambda: cache.write(1, ROWS + 1))
+    assert (cache.has(0), cache.has(1)) == (True, False)
+    cache.write(1, ROWS + 1)
+    killed_at("before the marker of scores", cache.finish)
+    assert not cache.is_complete() and cache.has(0) and cache.has(1)
+    cache.finish()
+    opened = open_scores(tmp_path, KEY, 4, "ref")
+    assert opened[3].tolist() == (ROWS + 1)[1].tolist()
+    assert sorted(p.name for p in cache.folder.iterdir()) == [
+        "complete.json", "sequences-000000000-000000002.npy", "sequences-000000002-000000004.npy",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_score_shard_is_named_and_made_again(
+    tmp_path: Path, damage: Callable[[Path], None], finished: bool
+) -> None:
+    cache = cache_of(tmp_path)
+    for shard in (0, 1):
+        cache.write(shard, ROWS)
+    if finished:
+        cache.finish()
+    damage(cache.path(1))
+    if finished:
+        with pytest.raises(UserError, match=cache.path(1).name):
+            open_scores(tmp_path, KEY, 4, "ref")
+    again = cache_of(tmp_path)
+    assert (again.has(0), again.has(1)) == (True, False)
+    again.write(1, ROWS)
+    again.finish()
+    assert open_scores(tmp_path, KEY, 4, "ref")[2].tolist() == ROWS[0].tolist()
+
+
+@pytest.fixture
+def pack_here(tmp_path: Path) -> Callable[[], PackedDataset]:
+    tokenizer = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
+
+    def work() -> PackedDataset:
+        return pack(
+            {"world": SourceConfig(kind="world", stream="mid_train")}, tokenizer,
+            context_length=32, document_mask=True, num_tokens=32 * 20, seed=0, data_root=".",
+            out_dir=tmp_path / "data", data_sha256={"world": ""},
+        )  # fmt: skip
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "instant", ["while packed data is written", "before packed data is renamed"]
+)
+def test_packed_data_cut_short_is_none(
+    instant: str, tmp_path: Path, pack_here: Callable[[], PackedDataset]
+) -> None:
+    killed_at(instant, pack_here)
+    assert [path.name[:9] for path in (tmp_path / "data").iterdir()] == [".packing-"]
+    assert len(pack_here()) == 20
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "starts.bin", "sources.bin", "complete.json"])
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
+def test_damaged_packed_data_is_named_and_made_again(
+    name: str, damage: Callable[[Path], None], pack_here: Callable[[], PackedDataset],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = pack_here().folder
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if name == "complete.json":
+        (folder / name).write_bytes(whole[name][: len(whole[name]) // 2])
+    else:
+        damage(folder / name)
+    pack_here()
+    assert f"{folder / name}: damaged" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_bytes_needed_and_free_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a model: it needs 1000000000000000000 bytes .* bytes .*"):
+        require_space(tmp_path / "not" / "yet", 10**18, "a model")
+    require_space(tmp_path, 1, "a byte")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free"),
+        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed"), "free"),
+        (OSError(errno.EROFS, "Read-only file system"), "read-only"),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (ValueError("no"), None),
+    ],
+)
+def test_failed_writes_are_told_from_other_errors(
+    error: Exception, words: str | None, tmp_path: Path
+) -> None:
+    try:
+        raise RuntimeError("while saving") from error
+    except RuntimeError as raised:
+        why = explained(raised, tmp_path)
+    assert (why is None) == (words is None)
+    assert words is None or words in str(why)
