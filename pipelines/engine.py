@@ -23,9 +23,11 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from pipelines.callbacks import CheckpointClock, CheckpointMarker, MetricsWriter, newest_checkpoint
+from pipelines.callbacks import CheckpointMarker, MetricsWriter, newest_checkpoint
+from pipelines.finite_guard import FiniteGuard
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig
+from pipelines.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
 PATIENCE = timedelta(days=7)
@@ -179,9 +181,18 @@ def load_model(folder: Path, config: Config, precision: str) -> Any:
 
 
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
-    """Run a trainer to its last step, from the newest complete checkpoint if there is one."""
+    """Run a trainer to its last step, from the newest complete checkpoint if there is one.
+
+    Raises:
+        Stopped: a signal came; the checkpoint of the last step done is whole.
+        FloatingPointError: a loss or a gradient is not finite, before the update.
+    """
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
-    trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
+    boundary = StepBoundary(
+        stage_dir, settings.save_every_steps, settings.save_every_seconds, generation_steps(trainer)
+    )
+    trainer.add_callback(boundary)
+    trainer.add_callback(FiniteGuard(trainer, stage_dir))
     trainer.add_callback(MetricsWriter(stage_dir))
     checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
     if is_main_rank():
@@ -189,6 +200,7 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     if dist.is_initialized():
         dist.barrier()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    boundary.raise_if_stopped()
 
 
 def engine_facts(trainer: Trainer) -> dict[str, Any]:
