@@ -113,8 +113,12 @@ def test_poison_on_one_rank_stops_both_before_the_update(
         assert len(told) == 2 and told[0] == told[1], "no update since step 1"
     found = json.loads((folder / "not-finite.json").read_text())
     assert found["step"] == 2 and [rank["rank"] for rank in found["ranks"]] == [0, 1]
-    bad = [(rank["rank"], number) for rank in found["ranks"]
-           for number, part in enumerate(rank["micro_batches"]) if part["loss"] == "nan"]  # fmt: skip
+    bad = [
+        (rank["rank"], number)
+        for rank in found["ranks"]
+        for number, part in enumerate(rank["micro_batches"])
+        if part["loss"] == "nan"
+    ]
     assert bad == ([(1, 1)] if poison == "loss" else [])
     rows = [part["rows"] for rank in found["ranks"] for part in rank["micro_batches"]]
     assert len(rows) == 4 and all(rows)
@@ -122,6 +126,5 @@ def test_poison_on_one_rank_stops_both_before_the_update(
         from pipelines.stages.mid_trainer import SequenceOrder
 
         # Step 2 has the sequences 8 to 15 of the seeded order.
-        order = list(SequenceOrder(160 // 8 * 8, 0))
-        assert len(sum(rows, [])) == 8 == len(set(sum(rows, [])))
-        assert sorted(sum(rows, [])) == sorted(order[8:16])
+        order = list(SequenceOrder(160, 0))
+        assert sorted(row for part in rows for row in part) == sorted(order[8:16])
