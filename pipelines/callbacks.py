@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from pipelines import heartbeat
 from pipelines.checkpoint import file_sha256
 from pipelines.disk import require_space
 from pipelines.errors import DamagedFile
@@ -59,15 +60,7 @@ class MetricsWriter(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        numbers = {k: v for k, v in (logs or {}).items() if _is_number(v)}
-        self._write(state, numbers)
-        if not math.isfinite(numbers.get("loss", 0.0)):
-            # The loss is a mean over the ranks, so all of them stop here.
-            raise FloatingPointError(
-                f"the loss is {numbers['loss']} at step {state.global_step}, and nothing after it "
-                "would be of use. A smaller learning rate or a longer warm-up may help, or the "
-                "input model holds values that are not finite. Earlier checkpoints stay."
-            )
+        self._write(state, {k: v for k, v in (logs or {}).items() if _is_number(v)})
 
     def _write(self, state: TrainerState, values: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
@@ -119,6 +112,7 @@ class SnapshotWriter(TrainerCallback):
                 self._write(number, state.global_step, state.is_world_process_zero)
 
     def _write(self, number: int, step: int, is_main: bool) -> None:
+        heartbeat.mark(heartbeat.SAVING)
         folder = self.stage_dir.snapshot(number)
         temporary = folder.with_name(f"{number}.tmp")
         if is_main:
@@ -130,35 +124,6 @@ class SnapshotWriter(TrainerCallback):
             write_json(temporary / SNAPSHOT_FACTS, {"step": step})
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
-
-
-class CheckpointClock(TrainerCallback):
-    """Ask for a checkpoint every so many steps or seconds; the main rank's clock decides."""
-
-    def __init__(self, every_steps: int, every_seconds: float) -> None:
-        self.every_steps = every_steps
-        self.every_seconds = every_seconds
-        self.last = time.monotonic()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.global_step >= state.max_steps:
-            return
-        if self.every_steps and state.global_step % self.every_steps == 0:
-            control.should_save = True
-        elif self.every_seconds and self._time_is_up(args.device):
-            control.should_save = True
-        if control.should_save:
-            self.last = time.monotonic()
-
-    def _time_is_up(self, device: torch.device) -> bool:
-        due = time.monotonic() - self.last >= self.every_seconds
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            flag = torch.tensor([int(due)], device=device)
-            dist.broadcast(flag, src=0)
-            due = bool(flag.item())
-        return due
 
 
 class SpaceCheck(TrainerCallback):

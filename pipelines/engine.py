@@ -24,7 +24,6 @@ from transformers.integrations.deepspeed import (
 )
 
 from pipelines.callbacks import (
-    CheckpointClock,
     CheckpointMarker,
     MetricsWriter,
     SpaceCheck,
@@ -33,8 +32,10 @@ from pipelines.callbacks import (
 )
 from pipelines.disk import require_space
 from pipelines.fail_points import armed, fail_point
+from pipelines.finite_guard import FiniteGuard
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig
+from pipelines.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
 PATIENCE = timedelta(days=7)
@@ -188,9 +189,18 @@ def load_model(folder: Path, config: Config, precision: str) -> Any:
 
 
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
-    """Run a trainer to its last step, from the newest complete checkpoint if there is one."""
+    """Run a trainer to its last step, from the newest complete checkpoint if there is one.
+
+    Raises:
+        Stopped: a signal came; the checkpoint of the last step done is whole.
+        FloatingPointError: a loss or a gradient is not finite, before the update.
+    """
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
-    trainer.add_callback(CheckpointClock(settings.save_every_steps, settings.save_every_seconds))
+    boundary = StepBoundary(
+        stage_dir, settings.save_every_steps, settings.save_every_seconds, generation_steps(trainer)
+    )
+    trainer.add_callback(boundary)
+    trainer.add_callback(FiniteGuard(trainer, stage_dir))
     trainer.add_callback(MetricsWriter(stage_dir))
     trainer.add_callback(SpaceCheck(stage_dir))
     if armed("during a checkpoint write"):
@@ -201,6 +211,7 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     if dist.is_initialized():
         dist.barrier()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    boundary.raise_if_stopped()
 
 
 def _fail_inside_saves(trainer: Trainer) -> None:

@@ -1,4 +1,6 @@
-"""The two ways a run can end badly: the user's mistake and a failed stage."""
+"""The ways a run can end early: the user's mistake, a failed stage, a signal."""
+
+import signal
 
 # Exit code of a worker that met wrong input; DeepSpeed's launcher passes it on.
 WRONG_INPUT_CODE = 78
@@ -22,19 +24,51 @@ class StageFailed(RuntimeError):
         stage: name of the stage, as in the ledger.
         log_path: the log of the stage.
         last_lines: the end of that log.
+        reason: what went wrong and what to do about it, where that is known; else empty.
     """
 
-    def __init__(self, stage: str, log_path: str, last_lines: str, returncode: int) -> None:
-        super().__init__(f"stage {stage} failed (exit code {returncode}); its log: {log_path}")
+    def __init__(
+        self, stage: str, log_path: str, last_lines: str, returncode: int, reason: str = ""
+    ) -> None:
+        how = reason or f"exit code {returncode}"
+        super().__init__(f"stage {stage} failed ({how}); its log: {log_path}")
         self.stage = stage
         self.log_path = log_path
         self.last_lines = last_lines
         self.returncode = returncode
+        self.reason = reason
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM reached the command: exit code 130 or 143."""
+    """A signal, or the end of the job's time, ended the command: exit code 130 or 143.
 
-    def __init__(self, signum: int) -> None:
+    Attributes:
+        signum: the signal; SIGTERM for the end of the time.
+        step: the optimizer step that was saved; None where nothing more was saved.
+        why: what asked for it where no signal came, such as the end of the job's time; else empty.
+    """
+
+    def __init__(self, signum: int, step: int | None = None, why: str = "") -> None:
         super().__init__(f"interrupted by signal {signum}")
         self.signum = signum
+        self.step = step
+        self.why = why
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT; 143 for all others, also SIGUSR1: what asks for a requeue."""
+        return 128 + (signal.SIGINT if self.signum == signal.SIGINT else signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """Raised in every rank of a stage that was asked to stop, after its checkpoint is whole.
+
+    Attributes:
+        signum: what asked.
+        step: the optimizer step that the checkpoint has.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by signal {signum} after step {step}")
+        self.signum = signum
+        self.step = step

@@ -17,20 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from pipelines.errors import Interrupted, UserError
+from pipelines.heartbeat import Watch
 from pipelines.process import die_with_parent, free_port, num_cores, num_gpus
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
+from pipelines.stop import Noted, Stop, block_signals, interruption
 
 POLL_SECONDS = 0.2
-# Ranks hold nothing that a kill would lose: a checkpoint counts only with its marker.
+# Of a rank that is ended: it holds nothing that a kill would lose, since a checkpoint counts only
+# with its marker.
 GRACE_SECONDS = 5.0
 
 
@@ -133,45 +134,67 @@ def rank_environments(launch: LaunchConfig, port: int) -> list[dict[str, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks of a stage ended.
+
+    Attributes:
+        returncode: negative for a signal.
+        interrupted: how they were interrupted; None where they ended by themselves.
+        hang: which ranks hung, in words; empty where none did.
+        memory: peak memory of the ranks, in words.
+    """
+
+    returncode: int
+    interrupted: Interrupted | None
+    hang: str
+    memory: str
+
+
 def run_stage(
     launch: LaunchConfig,
     stage_dir: StageDir,
+    noted: Noted,
     *,
     offline: bool,
     inherited: tuple[int, ...] = (),
     nursery: Nursery | None = None,
     on_tick: Callable[[], None] = lambda: None,
-) -> int:
+) -> Ended:
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
+        noted: the signals of the command; the ranks are asked to save and stop.
         inherited: descriptors that the launcher keeps open (the run's lock).
         nursery: fork the worker there instead of starting an interpreter.
         on_tick: called a few times a second while the stage runs.
-
-    Returns:
-        The exit code; negative for a signal.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM came; the ranks are gone.
     """
     port = free_port()
     env = environment(launch, port, offline)
-    with signals_raise():
-        process: Launched | None = None
-        if nursery is not None:
-            process = nursery.start(stage_dir, env, rank_environments(launch, port))
-        if process is None:
-            process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
-        try:
-            while process.poll() is None:
-                on_tick()
-                time.sleep(POLL_SECONDS)
-        finally:
-            _end_group(process)
-        returncode = process.poll()
-        assert returncode is not None
-        return returncode
+    stage_dir.clear_traces()
+    watch = Watch(stage_dir, num_ranks(launch), launch.hang_seconds)
+    stop = Stop(launch, stage_dir, noted, watch)
+    process: Launched | None = None
+    hang, overdue = "", False
+    if nursery is not None:
+        process = nursery.start(stage_dir, env, rank_environments(launch, port))
+    if process is None:
+        process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
+    try:
+        while process.poll() is None and not hang and not overdue:
+            on_tick()
+            watch.look()
+            hang = watch.hang()
+            overdue = stop.is_overdue()
+            time.sleep(POLL_SECONDS)
+    finally:
+        _end_group(process)
+    returncode = process.poll()
+    assert returncode is not None
+    interrupted = None
+    if not hang and not stage_dir.is_complete():
+        interrupted = interruption(stage_dir, noted, returncode, escalated=overdue)
+    return Ended(returncode, interrupted, hang, watch.memory())
 
 
 class Launched(Protocol):
@@ -194,8 +217,21 @@ def _spawn(
             env=env,
             start_new_session=True,
             pass_fds=inherited,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=_guarded(os.getpid()),
         )
+
+
+def _guarded(parent: int) -> Callable[[], None]:
+    """What a child does before its program: dies with this process, and hears no signal of ours.
+
+    DeepSpeed's launcher ends its ranks when it hears one. Ranks unblock the signals themselves.
+    """
+
+    def prepare() -> None:
+        die_with_parent(parent)
+        block_signals()
+
+    return prepare
 
 
 class Nursery:
@@ -216,7 +252,7 @@ class Nursery:
             env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
             start_new_session=True,
             pass_fds=inherited,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=_guarded(os.getpid()),
         )
 
     def start(
@@ -302,18 +338,3 @@ def _group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` while a stage runs."""
-
-    def raise_interrupted(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    previous = {s: signal.signal(s, raise_interrupted) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

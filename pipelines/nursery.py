@@ -17,11 +17,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.process import die_with_parent
 from pipelines.run_dir import StageDir
 from pipelines.stages import MODULES
-from pipelines.worker import run_job
+from pipelines.stop import block_signals, unblock_signals
+from pipelines.worker import run_rank
 
 # DeepSpeed imports it when it makes the optimizer, and with it torch's compiler: 2 s a stage.
 LATE_IMPORTS = [
@@ -35,7 +35,7 @@ def num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def run_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> None:
+def become_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> None:
     """In the forked child: become one rank of a stage, in the group of `leader`; never returns."""
     code = 1
     try:
@@ -46,11 +46,8 @@ def run_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(env)
-        run_job(StageDir(Path(request["stage_dir"])))
-        code = 0
-    except UserError as error:
-        print(f"error: {error}", flush=True)
-        code = WRONG_INPUT_CODE
+        unblock_signals()
+        code = run_rank(StageDir(Path(request["stage_dir"])))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -68,8 +65,7 @@ def fork_ranks(request: dict[str, Any]) -> list[int]:
         leader = ranks[0] if ranks else 0
         child = os.fork()
         if child == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            run_rank(request, env, leader)
+            become_rank(request, env, leader)
         # Here too, so that the group is there before the next rank joins it.
         os.setpgid(child, leader)
         ranks.append(child)
@@ -94,8 +90,8 @@ def wait_for(ranks: list[int]) -> int:
 def main() -> None:
     """Import, then serve requests until the launcher closes standard input."""
     die_with_parent()
-    # The launcher ends workers itself; a Ctrl-C in the terminal must not end this process first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The launcher ends workers itself; a signal to all must not end this process first.
+    block_signals()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     # Only answers may reach the launcher: imports that print do it on standard error.
     os.dup2(2, 1)

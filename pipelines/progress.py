@@ -40,7 +40,9 @@ class Progress:
 
 
 def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
-    """done, no signal, running, ended without a word, failed, interrupted, removed, or to do.
+    """done, no signal, running, ended without a word, failed, interrupted, stopped, removed, to do.
+
+    Stopped is interrupted with a checkpoint of the last step done.
 
     Args:
         last_event: of this stage in the ledger, skips aside; empty if it is not there.
@@ -51,6 +53,8 @@ def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
     if last_event in ("start", "resume"):
         return "running" if running else "ended without a word"
     others = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
+    if last_event == "interrupt" and stage_dir.stopped.is_file():
+        return "stopped"
     return others.get(last_event, "to do")
 
 
@@ -95,10 +99,10 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log."""
+def tail(path: Path, lines: int = 15, since: int = 0) -> str:
+    """The last lines of a log, of what was written after its first `since` bytes."""
     if not path.is_file():
         return ""
     with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 16_384))
+        stream.seek(max(since, path.stat().st_size - 16_384))
         return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -99,6 +100,32 @@ class StageDir:
         kept = (self.root / "snapshots").glob(f"*/{SNAPSHOT_FACTS}")
         numbered = [path.parent for path in kept if path.parent.name.isdigit()]
         return sorted(numbered, key=lambda folder: int(folder.name))
+
+    @property
+    def stop(self) -> Path:
+        """Asks the ranks to save and stop; written by the launcher side."""
+        return self.root / "stop"
+
+    @property
+    def stopped(self) -> Path:
+        """What the ranks say when they have stopped: the signal and the step that was saved."""
+        return self.root / "stopped.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        """One file for each rank: where it is."""
+        return self.root / "heartbeats"
+
+    @property
+    def not_finite(self) -> Path:
+        """The batch whose loss or gradient was not finite."""
+        return self.root / "not-finite.json"
+
+    def clear_traces(self) -> None:
+        """Remove what the last start said about its end."""
+        shutil.rmtree(self.heartbeats, ignore_errors=True)
+        for path in (self.stop, self.stopped, self.not_finite):
+            path.unlink(missing_ok=True)
 
     @property
     def result(self) -> Path:

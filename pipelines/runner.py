@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import launch, ledger
+from pipelines import launch, ledger, memory
 from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
 from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
@@ -17,9 +18,11 @@ from pipelines.evals.benchmarks import needs_hub
 from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
+from pipelines.process import num_gpus
 from pipelines.progress import tail
-from pipelines.run_dir import RunDir, RunLock, StageDir, write_yaml
+from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_yaml
 from pipelines.schema import Config
+from pipelines.stop import Noted, seconds_of_job, signals_noted
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
 NOT_IN_LEDGER = ("stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement")
@@ -97,7 +100,7 @@ class Runner:
         Raises:
             UserError: a stage folder was made with other inputs.
             StageFailed: a stage's process failed; what it saved stays.
-            Interrupted: a signal came.
+            Interrupted: a signal came, or the end of the job is near.
         """
         self.stages = stages
         results: dict[str, dict[str, Any]] = {}
@@ -144,14 +147,20 @@ class Runner:
                 return result
             else:
                 how = "resume"
-        stage_dir.root.mkdir(parents=True, exist_ok=True)
-        write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
-        ledger.append(
-            self.run.ledger, how, stage.name, kind=stage.kind, identity=digest(fields),
-            inputs=inputs, command=self.command,
-        )  # fmt: skip
-        self.observer.started(stage, how)
-        return self._launch(stage, stage_dir, fields)
+        if seconds_of_job(stage.config.launch) <= 0:
+            raise Interrupted(signal.SIGTERM, why="the end of the SLURM job")
+        with signals_noted() as noted:
+            stage_dir.root.mkdir(parents=True, exist_ok=True)
+            write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
+            ledger.append(
+                self.run.ledger, how, stage.name, kind=stage.kind, identity=digest(fields),
+                inputs=inputs, command=self.command,
+            )  # fmt: skip
+            self.observer.started(stage, how)
+            result = self._launch(stage, stage_dir, fields, noted)
+        # One that came too late to stop the stage stops the plan after it.
+        noted.raise_if_any()
+        return result
 
     def _nursery(self, stage: Stage) -> launch.Nursery | None:
         """Where stages are forked from, made when the first one runs; None where they cannot be."""
@@ -163,34 +172,68 @@ class Runner:
             self.nursery = launch.Nursery(stage.config.launch, offline, (self.lock.descriptor,))
         return self.nursery
 
-    def _launch(self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any]) -> dict[str, Any]:
-        started = time.monotonic()
-        try:
-            returncode = launch.run_stage(
-                stage.config.launch,
-                stage_dir,
-                offline=is_offline(stage),
-                inherited=(self.lock.descriptor,),
-                nursery=self._nursery(stage),
-                on_tick=lambda: self.observer.tick(stage),
-            )
-        except Interrupted as interrupted:
-            ledger.append(self.run.ledger, "interrupt", stage.name, signal=interrupted.signum)
-            raise
+    def _launch(
+        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], noted: Noted
+    ) -> dict[str, Any]:
+        started, kills = time.monotonic(), memory.kernel_kills()
+        logged = stage_dir.log.stat().st_size if stage_dir.log.is_file() else 0
+        ended = launch.run_stage(
+            stage.config.launch,
+            stage_dir,
+            noted,
+            offline=is_offline(stage),
+            inherited=(self.lock.descriptor,),
+            nursery=self._nursery(stage),
+            on_tick=lambda: self.observer.tick(stage),
+        )
+        if ended.interrupted is not None:
+            self._record_interruption(stage, ended.interrupted)
+            raise ended.interrupted
         wall_seconds = round(time.monotonic() - started, 2)
-        if returncode != 0 or not stage_dir.is_complete():
+        if ended.hang or ended.returncode != 0 or not stage_dir.is_complete():
+            reason = self._reason(stage, stage_dir, ended, logged, memory.kernel_kills() - kills)
             ledger.append(
-                self.run.ledger, "fail", stage.name, exit_code=returncode, seconds=wall_seconds
-            )
-            if returncode == WRONG_INPUT_CODE:
+                self.run.ledger, "fail", stage.name, exit_code=ended.returncode,
+                seconds=wall_seconds, **({"reason": reason} if reason else {}),
+            )  # fmt: skip
+            if ended.returncode == WRONG_INPUT_CODE:
                 lines = tail(stage_dir.log, lines=200).splitlines()
                 said = [line for line in lines if line.startswith("error: ")]
                 raise UserError(f"{stage.name}: {said[-1].removeprefix('error: ')}")
-            raise StageFailed(stage.name, str(stage_dir.log), tail(stage_dir.log), returncode)
+            raise StageFailed(
+                stage.name, str(stage_dir.log), tail(stage_dir.log), ended.returncode, reason
+            )
         result = stage_dir.read_result() | {"wall_seconds": wall_seconds}
         self._write_finish(stage, result, fields)
         self.observer.finished(stage, result)
         return result
+
+    def _record_interruption(self, stage: Stage, interrupted: Interrupted) -> None:
+        """`stopped`: the step that was done last is saved; `interrupted`: it may not be."""
+        saved = interrupted.step is not None
+        ledger.append(
+            self.run.ledger, "interrupt", stage.name, signal=interrupted.signum,
+            state="stopped" if saved else "interrupted",
+            **({"step": interrupted.step} if saved else {}),
+            **({"why": interrupted.why} if interrupted.why else {}),
+        )  # fmt: skip
+
+    @staticmethod
+    def _reason(
+        stage: Stage, stage_dir: StageDir, ended: launch.Ended, logged: int, kills: int
+    ) -> str:
+        """Why a stage failed and what to do about it, where that can be told; else empty."""
+        if ended.hang:
+            return ended.hang
+        if stage_dir.not_finite.is_file():
+            return str(read_json(stage_dir.not_finite, needs=("reason",))["reason"])
+        short = memory.shortage(ended.returncode, tail(stage_dir.log, 200, since=logged), kills)
+        if not short:
+            return ""
+        on_gpu = num_gpus() > 0
+        peak = f"; peak memory {ended.memory}" if ended.memory else ""
+        lower = memory.smaller(stage.kind, stage.config, on_gpu=on_gpu)
+        return f"{short}{peak}. What takes less: {lower}"
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
         fail_point("before the finish line")

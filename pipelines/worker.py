@@ -12,15 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines import heartbeat
 from pipelines.checkpoint import content_hash
 from pipelines.config import from_dict
 from pipelines.disk import explains_failed_writes
-from pipelines.errors import WRONG_INPUT_CODE, UserError
+from pipelines.errors import WRONG_INPUT_CODE, Stopped, UserError
 from pipelines.fail_points import fail_point
 from pipelines.process import die_with_parent
 from pipelines.run_dir import RunDir, StageDir, write_json
 from pipelines.saved_state import package_versions
 from pipelines.stages import MODULES, StageJob
+from pipelines.stop import unblock_signals, write_stopped
 
 
 def read_job(stage_dir: StageDir) -> StageJob:
@@ -73,13 +75,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    die_with_parent()
+def run_rank(stage_dir: StageDir) -> int:
+    """Run this rank's part of a stage; its exit code, 0 also where it has saved and stopped."""
+    heartbeat.begin(stage_dir, int(os.environ.get("RANK", "0")))
     try:
-        run_job(StageDir(Path(sys.argv[1])))
+        run_job(stage_dir)
+    except Stopped as stopped:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(stopped, flush=True)
+            write_stopped(stage_dir, stopped)
     except UserError as error:
         print(f"error: {error}", flush=True)
-        sys.exit(WRONG_INPUT_CODE)
+        return WRONG_INPUT_CODE
+    return 0
+
+
+def main() -> None:
+    unblock_signals()
+    die_with_parent()
+    sys.exit(run_rank(StageDir(Path(sys.argv[1]))))
 
 
 if __name__ == "__main__":

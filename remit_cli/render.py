@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pipelines import summary
 from pipelines.comparison import Comparison, curves
-from pipelines.errors import StageFailed
+from pipelines.errors import Interrupted, StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
 from pipelines.progress import read_progress
@@ -51,6 +51,7 @@ def failure_facts(failed: StageFailed) -> dict[str, Any]:
         "stage": failed.stage,
         "log": failed.log_path,
         "exit_code": failed.returncode,
+        "reason": failed.reason,
     }
 
 
@@ -84,10 +85,15 @@ class Screen:
         self.errors.print(Text(failed.last_lines))
         self.errors.print("What was saved stays; the same command goes on from there.")
 
-    def interrupted(self, signum: int) -> None:
-        name = signal.Signals(signum).name
-        self.errors.print(f"interrupted by {name}; the same command goes on from here.")
-        self._emit({"status": "interrupted", "signal": name})
+    def interrupted(self, interrupted: Interrupted) -> None:
+        name = signal.Signals(interrupted.signum).name
+        cause = interrupted.why or name
+        saved = "" if interrupted.step is None else f", step {interrupted.step} is saved"
+        self.errors.print(f"interrupted by {cause}{saved}; the same command goes on from here.")
+        self._emit({
+            "status": "interrupted", "signal": name, "why": interrupted.why,
+            "saved_step": interrupted.step,
+        })  # fmt: skip
 
     def view(self, stages: list[Stage], run: RunDir) -> View:
         """The view of a running plan: live on a terminal, else lines."""

@@ -25,6 +25,7 @@ from pipelines.runner import (
     read_flywheel_plan,
     write_plan,
 )
+from pipelines.stop import signals_raise
 from remit_cli import render
 
 
@@ -124,15 +125,16 @@ class Session:
 def run_and_exit(
     session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
 ) -> None:
-    """Run a command to its exit code: 0 done, 1 a stage failed, 2 wrong input, 128 + signal."""
+    """Run a command to its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 a signal."""
     screen = render.Screen(session.json)
     try:
-        session.load()
-        stages = make_plan(session)
-        if start:
-            _run(session, stages, screen)
-        else:
-            _show_plan(session, stages, screen)
+        with signals_raise():
+            session.load()
+            stages = make_plan(session)
+            if start:
+                _run(session, stages, screen)
+            else:
+                _show_plan(session, stages, screen)
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)
@@ -146,11 +148,8 @@ def run_and_exit(
         screen.stage_failed(failed)
         sys.exit(1)
     except Interrupted as interrupted:
-        screen.interrupted(interrupted.signum)
-        sys.exit(128 + interrupted.signum)
-    except KeyboardInterrupt:
-        screen.interrupted(signal.SIGINT)
-        sys.exit(128 + signal.SIGINT)
+        screen.interrupted(interrupted)
+        sys.exit(interrupted.exit_code)
 
 
 def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:

@@ -27,10 +27,12 @@ LAYERS = [
     {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
      "pipelines.process", "pipelines.fail_points", "pipelines.disk",
      "pipelines.saved_state", "pipelines.run_dir", "pipelines.quantities",
-     "pipelines.progress", "pipelines.ledger", "pipelines.batches"},
+     "pipelines.progress", "pipelines.ledger", "pipelines.batches", "pipelines.heartbeat",
+     "pipelines.stop", "pipelines.memory"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},
-    {"pipelines.callbacks", "pipelines.engine"},
+    {"pipelines.callbacks", "pipelines.engine", "pipelines.step_boundary",
+     "pipelines.finite_guard"},
     {"pipelines.stages"},
     {"pipelines.worker", "pipelines.nursery"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
@@ -123,7 +125,8 @@ def test_objectives_know_nothing_of_engine_and_stages() -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if (layer(m) or 0) > WORKER])
 def test_the_launcher_side_knows_workers_only_by_their_registry(module: str) -> None:
     private = ("pipelines.worker", "pipelines.nursery", "pipelines.stages.", "pipelines.engine",
-               "pipelines.callbacks", "pipelines.objectives")  # fmt: skip
+               "pipelines.callbacks", "pipelines.objectives", "pipelines.step_boundary",
+               "pipelines.finite_guard")  # fmt: skip
     assert [used for used in imports(module) if used.startswith(private)] == []
 
 

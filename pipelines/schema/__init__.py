@@ -81,6 +81,25 @@ class LaunchConfig:
         list, "with a hostfile: options of DeepSpeed's runner, such as --no_ssh", result=False
     )
     env: dict[str, str] = setting(dict, "environment variables for the ranks", result=False)
+    grace_seconds: float = setting(
+        120.0,
+        "after a signal, time to reach the end of a step and save; then the ranks are killed",
+        result=False,
+        low=0,
+    )
+    stop_before_walltime: float = setting(
+        300.0,
+        "seconds before the end of the SLURM job at which a stage saves and stops; 0: never",
+        result=False,
+        low=0,
+    )
+    hang_seconds: float = setting(
+        1800.0,
+        "a training without a step for so long is ended, and the rank that hangs named; what is "
+        "slow by nature has two hours at least; 0: never",
+        result=False,
+        low=0,
+    )
 
 
 @dataclass

@@ -110,5 +110,5 @@ def test_a_loss_that_is_not_finite_ends_the_stage(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     done = remit(*command(model, tmp_path / "run"))
-    assert done.returncode == 1 and "the loss is nan at step 1" in done.stderr
-    assert step_reached(tmp_path / "run" / "mid-train") == 1
+    assert done.returncode == 1 and "the loss is not finite on rank 0 at step 1" in done.stderr
+    assert step_reached(tmp_path / "run" / "mid-train") == 0
