@@ -1,7 +1,7 @@
 """Benchmarks from local files: task files for lm-evaluation-harness that read them.
 
 A task file of ours includes the harness's own, under the same name, and changes nothing but where
-the records come from, and what `REPLACED` lists. So prompts, examples and answer extraction are the
+the records come from, in what process the answers are judged (`VERIFIED`), and what `REPLACED` lists. So prompts, examples and answer extraction are the
 harness's.
 """
 
@@ -48,6 +48,10 @@ def _judged(name: str, judge: str) -> dict[str, Any]:
     return {"name": name, "filter": [{"function": "custom", "filter_fn": _ours(judge)}]}
 
 
+MATH_SUBJECTS = (
+    "algebra", "counting_and_prob", "geometry", "intermediate_algebra", "num_theory", "prealgebra",
+    "precalc",
+)  # fmt: skip
 # Keys of upstream tasks that a file of ours sets in another way; task_functions.py says why.
 REPLACED: dict[str, dict[str, Any]] = {
     "humaneval": {
@@ -66,6 +70,14 @@ REPLACED: dict[str, dict[str, Any]] = {
     **{
         f"gpqa_{part}_n_shot": {"process_docs": _ours("gpqa_choices")}
         for part in ("main", "diamond", "extended")
+    },
+}
+# The harness's judges, in killable children.
+VERIFIED: dict[str, dict[str, Any]] = {
+    "ifeval": {"process_results": _ours("ifeval_results")},
+    **{
+        f"minerva_math_{subject}": {"process_results": _ours("minerva_results")}
+        for subject in MATH_SUBJECTS
     },
 }
 
@@ -262,7 +274,10 @@ def _changes(
         }
     if task in REPLACED:
         return {**entry.cfg, **REPLACED[task], **data}
-    return {"include": str(entry.yaml_path), "task": task, **data} if data else None
+    verified = VERIFIED.get(task, {})
+    if not data and not verified:
+        return None
+    return {"include": str(entry.yaml_path), "task": task, **verified, **data}
 
 
 def _format(path: Path) -> str:
