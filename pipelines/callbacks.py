@@ -22,6 +22,7 @@ from transformers import (
 
 from pipelines.checkpoint import file_sha256
 from pipelines.errors import DamagedFile, UserError
+from pipelines.ownership import check_resume_state, make_private
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
 
 MARKER = "complete.json"
@@ -199,8 +200,10 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
     if main_rank:
+        make_private(stage_dir.checkpoints)
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
+                check_resume_state(folder)
                 _check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break

@@ -266,6 +266,10 @@ def _check_values(config: Config, refuse: Refuse) -> None:
             + did_you_mean(tracker, list(TRACKERS)),
         )  # fmt: skip
     require(
+        "/" not in config.name and "\0" not in config.name and config.name not in (".", ".."),
+        "name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'",
+    )  # fmt: skip
+    require(
         re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
         f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Benchmarks from local files: task files for lm-evaluation-harness that read them.
 
 A task file of ours includes the harness's own, under the same name, and changes nothing but where
-the records come from, in what process the answers are judged (`VERIFIED`), and what `REPLACED` lists. So prompts, examples and answer extraction are the
-harness's.
+the records come from, in what process answers are judged (`VERIFIED`), and what `REPLACED` lists.
+So prompts, examples and answer extraction are the harness's.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
             changed = _changes(task, entry, benchmark, Path(data_root))
             if changed:
                 text = yaml.dump(changed, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-                (folder / f"{task}.yaml").write_text(text, "utf-8")
+                (folder / f"{_plain_name(task, task)}.yaml").write_text(text, "utf-8")
     # A second manager over both folders would read the harness's 10,000 files once more.
     tasks.task_index.update(TaskIndex.build([folder]))
     return tasks
@@ -256,7 +256,7 @@ def _changes(
     task: str, entry: Any, benchmark: BenchmarkConfig, root: Path
 ) -> dict[str, Any] | None:
     """Our task file: the upstream one with its data on local files, and our judge of programs."""
-    name = entry.cfg.get("dataset_name") or task
+    name = _plain_name(entry.cfg.get("dataset_name") or task, task)
     paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
     data: dict[str, Any] = {}
     missing = [path for path in paths.values() if not path.is_file()]
@@ -278,6 +278,20 @@ def _changes(
     if not data and not verified:
         return None
     return {"include": str(entry.yaml_path), "task": task, **verified, **data}
+
+
+def _plain_name(name: Any, task: str) -> str:
+    """A name of a task file as a part of a path; it must not lead elsewhere.
+
+    Raises:
+        UserError: it has a separator, or is no name.
+    """
+    if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise UserError(
+            f"{task}: {name!r} would name a file, and must be a plain name without '/'. Rename it "
+            "in the task's file."
+        )
+    return name
 
 
 def _format(path: Path) -> str:

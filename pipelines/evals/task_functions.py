@@ -1,10 +1,10 @@
 """Functions that our task files for lm-evaluation-harness name in the place of its own.
 
-IFEval and MATH: the harness's own judges, in killable children, since the rules and answers that they
-look at can make them run for ever. HumanEval and MBPP: the harness runs generated code in the process that evaluates, and loads its
-judge from a hub; here the sandbox judges. GPQA: the harness (0.4.13) shuffles the choices anew
-whenever it reads the records, once for the prompts and once for the key, so that right answers
-count as wrong.
+IFEval and MATH: the harness's own judges, in killable children, since the rules and answers that
+they look at can make them run for ever. HumanEval and MBPP: the harness runs generated code in the
+process that evaluates, and loads its judge from a hub; here the sandbox judges. GPQA: the harness
+(0.4.13) shuffles the choices anew whenever it reads the records, once for the prompts and once for
+the key, so that right answers count as wrong.
 """
 
 from __future__ import annotations
