@@ -23,7 +23,7 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 endef
 export PREBUILD
 
-.PHONY: help install flywheel test lint types check bench gold clean
+.PHONY: help install flywheel test lint types check bench gold fuzz clean
 
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
@@ -36,6 +36,7 @@ help:
 	@echo "make check      test, lint, types"
 	@echo "make bench      speed and memory of packing, losses and stages, as ratios; half an hour"
 	@echo "make gold       every benchmark of REMIT_DATA, asked with its own answers: must be 100%"
+	@echo "make fuzz       10,000 hostile inputs to each reader and reward; CASES=... for another number"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -88,6 +89,11 @@ bench: install
 
 gold: install
 	PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python tests/evals/gold_answers.py
+
+# Each test stops at its first failure; the seed is printed, and the case kept in .hypothesis.
+CASES ?= 10000
+fuzz: install
+	REMIT_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError
+from pipelines.nesting import excess
 from pipelines.schema import Config
 
 # (key, message) -> raises UserError, naming where the value was given.
@@ -150,11 +151,17 @@ def _find_suite(name_or_path: str) -> Path:
 
 def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
+        if why := excess(path.read_text("utf-8")):
+            raise UserError(f"{path}: no {what}: {why}")
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no {what}: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: a {what} is a mapping of keys to values, not a list")
     return loaded
@@ -168,8 +175,12 @@ def _parse_override(override: str) -> DictConfig:
     if not separator or not key.strip():
         raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
     try:
+        if why := excess(value):
+            raise UserError(f"override {override[:80]!r}: {why}")
         return OmegaConf.from_dotlist([override])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
@@ -220,7 +231,7 @@ def _check_list(key: Any, patch: DictConfig, base: DictConfig, where: str) -> No
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {

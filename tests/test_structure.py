@@ -26,7 +26,7 @@ SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top)
 LAYERS = [
     {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
      "pipelines.process", "pipelines.run_dir", "pipelines.quantities",
-     "pipelines.progress", "pipelines.ledger", "pipelines.ownership"},
+     "pipelines.progress", "pipelines.ledger", "pipelines.ownership", "pipelines.nesting"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},
     {"pipelines.callbacks", "pipelines.engine"},
