@@ -86,6 +86,7 @@ bench: install
 	$(BIN)/python tests/bench_packing.py
 	$(BIN)/python tests/bench_objectives.py
 	$(BIN)/python tests/bench_stages.py
+	PYTHONPATH=. $(BIN)/python tests/bench_rewards.py
 
 gold: install
 	PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python tests/evals/gold_answers.py
