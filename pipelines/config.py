@@ -95,15 +95,19 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str) -> NoReturn:
-        given = [
-            where
-            for patch, where in patches
-            if OmegaConf.select(patch, key, throw_on_resolution_failure=False) is not None
-        ]
+        given = [where for patch, where in patches if _given(patch, key) is not None]
         raise UserError(f"{given[-1] if given else path}: {message}")
 
     _check_values(config, refuse)
     return config
+
+
+def _given(patch: DictConfig, key: str) -> Any:
+    """What a patch says for a key; None where it says nothing, or nothing that can be reached."""
+    try:
+        return OmegaConf.select(patch, key, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a value on the way: `_merge` refuses it by name
+        return None
 
 
 def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig, str]]:
@@ -112,7 +116,7 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
     A suite that an override names takes the place of what the recipe measures; one that the recipe
     names is what the recipe adds to.
     """
-    named = [OmegaConf.select(patch, "eval.suite") for patch, _ in patches]
+    named = [_given(patch, "eval.suite") for patch, _ in patches]
     given = [name for name in named if name is not None]
     if not given or not given[-1]:
         return patches
