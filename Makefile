@@ -23,7 +23,7 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 endef
 export PREBUILD
 
-.PHONY: help install flywheel test lint types check bench gold soak clean
+.PHONY: help install flywheel test lint types check bench gold soak fuzz clean
 
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
@@ -38,6 +38,7 @@ help:
 	@echo "make gold       every benchmark of REMIT_DATA, asked with its own answers: must be 100%"
 	@echo "make soak       kill a small flywheel at random instants, KILLS=100 times, and compare what"
 	@echo "                comes out with an undisturbed run; SEED=0 and RANKS choose; half an hour"
+	@echo "make fuzz       10,000 hostile inputs to each reader and reward; CASES=... for another number"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -87,12 +88,18 @@ bench: install
 	$(BIN)/python tests/bench_packing.py
 	$(BIN)/python tests/bench_objectives.py
 	$(BIN)/python tests/bench_stages.py
+	PYTHONPATH=. $(BIN)/python tests/bench_rewards.py
 
 gold: install
 	PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python tests/evals/gold_answers.py
 
 soak: install
 	$(BIN)/python tests/soak.py --kills $(or $(KILLS),100) --seed $(or $(SEED),0) --ranks $(RANKS) $(ARGS)
+
+# Each test stops at its first failure; the seed is printed, and the case kept in .hypothesis.
+CASES ?= 10000
+fuzz: install
+	REMIT_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ from pipelines.checkpoint import file_sha256
 from pipelines.disk import require_space
 from pipelines.errors import DamagedFile
 from pipelines.fail_points import fail_point
+from pipelines.ownership import check_resume_state, make_private
 from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
 from pipelines.saved_state import (
     MARKER,
@@ -216,8 +217,10 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
     if main_rank:
+        make_private(stage_dir.checkpoints)
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
+                check_resume_state(folder)
                 check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break

@@ -101,41 +101,123 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+# Weights in formats that are pickles, or may be: loading one runs code that is in it.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+MAX_HEADER_BYTES = 100_000_000  # as safetensors itself allows
+
+
 def check_model_folder(folder: Path, option: str) -> None:
-    """Look, without loading, whether a folder can hold a causal language model with tokenizer."""
+    """Look, without loading, whether a folder can hold a causal language model with tokenizer.
+
+    Raises:
+        UserError: something is missing, damaged or leads out of the folder; only safetensors are
+            weights.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{option} {folder}: no model there (config.json is missing).")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{option} {folder}: an adapter (adapter_config.json), which names a model elsewhere. "
+            "Merge it into its base (peft: merge_and_unload, save_pretrained), and give the result."
+        )
+    _check_links(folder, option)
     if not weight_files(folder):
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt")
+        raise UserError(
+            f"{option} {folder}: no *.safetensors weights there.{_way_to_convert(folder)}"
         )
-        hint = (
-            f" It has {', '.join(pickled)}: convert it with save_pretrained, only safetensors load."
-            if pickled
-            else ""
-        )
-        raise UserError(f"{option} {folder}: no *.safetensors weights there.{hint}")
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{option} {folder}: tokenizer.json is missing (a fast tokenizer).")
     for path in weight_files(folder):
         _check_whole(path, option)
+    _check_index(folder, option)
     read_model_config(folder, option)
 
 
+def _way_to_convert(folder: Path) -> str:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if not pickled:
+        return ""
+    return (
+        f" It has {', '.join(pickled[:3])}, and a pickle can run any code when it is loaded: only "
+        "safetensors load here. If you trust who made it, convert it elsewhere: "
+        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), and the same for its "
+        "tokenizer."
+    )
+
+
+def _check_links(folder: Path, option: str) -> None:
+    """Whether every file is one, and lies where it may.
+
+    A link may lead within the folder and, in a hub cache, to the blobs of its own repository.
+    Weights may lie anywhere: they are read as tensors or not at all. Other files are copied into
+    models that are made of this one, so that a link could carry any file of yours away.
+    """
+    whole = folder.resolve()
+    places = [whole]
+    if whole.parent.name == "snapshots":
+        places.append(whole.parent.parent / "blobs")
+    for path in sorted(folder.iterdir()):
+        target = path.resolve()
+        if not target.exists() and path.is_symlink():
+            raise UserError(f"{option} {path}: a link to {target}, where nothing is.")
+        if not target.is_file() and not target.is_dir():
+            raise UserError(f"{option} {path}: no regular file.")
+        own = any(target.is_relative_to(place) for place in places)
+        if not own and path.suffix != ".safetensors":
+            raise UserError(
+                f"{option} {path}: a link out of the model's folder, to {target}. Only weights may "
+                "be links; copy the file in its place."
+            )
+
+
 def _check_whole(path: Path, option: str) -> None:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file is what its header says."""
+    if not path.is_file():
+        raise UserError(f"{option} {path}: no regular file.")
     size = path.stat().st_size
     try:
         with open(path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, size)))
+            if length > min(MAX_HEADER_BYTES, size):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
         ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
-    if 8 + length + max(ends, default=0) != size:
+    if expected != size:
         raise UserError(
-            f"{option} {path}: cut off or overlong ({size} bytes, "
-            f"{8 + length + max(ends, default=0)} expected). Copy or download it again."
+            f"{option} {path}: cut off or overlong ({size} bytes, {expected} expected). Copy or "
+            "download it again."
+        )
+    _check_tensors(path, option)
+
+
+def _check_tensors(path: Path, option: str) -> None:
+    """Types, shapes and places of all tensors, by the library that reads them; no data is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
+
+
+def _check_index(folder: Path, option: str) -> None:
+    """Whether an index names only weight files of the folder."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    try:
+        shards = read_json(path, needs=("weight_map",))["weight_map"]
+    except DamagedFile as error:
+        raise UserError(f"{option} {path}: {error}") from error
+    present = {file.name for file in weight_files(folder)}
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
+    if strangers := sorted(names - present):
+        raise UserError(
+            f"{option} {path}: it names {strangers[0]}, which is no weight file of this folder."
         )
 
 
@@ -147,6 +229,21 @@ def read_model_config(folder: Path, option: str) -> dict[str, Any]:
         raise UserError(f"{option} {folder}/config.json is not a JSON object: {error}") from error
 
 
+def own_code(folder: Path) -> list[str]:
+    """Classes that a model folder wants to be made by code of its own (`auto_map`)."""
+    found: list[str] = []
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        named = read_json(path).get("auto_map") if path.is_file() else None
+        values = named.values() if isinstance(named, dict) else [named] if named else []
+        found += [str(one) for value in values for one in _listed(value) if one]
+    return sorted(set(found))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a model folder can write conversations."""
     if (folder / "chat_template.jinja").is_file():
@@ -156,7 +253,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 over the weights, config and tokenizer of a model folder.
+    """SHA-256 over the weights, config, tokenizer and code of a model folder.
 
     `cache` is a JSON file of digests by path, size and time of change, so that a large model is
     read once.
@@ -165,7 +262,8 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     combined = hashlib.sha256()
     changed = False
     names = ["config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"]
-    for path in weight_files(folder) + [folder / n for n in names if (folder / n).is_file()]:
+    others = [folder / n for n in names if (folder / n).is_file()]
+    for path in weight_files(folder) + others + sorted(folder.glob("*.py")):
         stat = path.stat()
         key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in known:

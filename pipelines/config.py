@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError
+from pipelines.nesting import excess
 from pipelines.schema import Config
 
 # (key, message) -> raises UserError, naming where the value was given.
@@ -94,15 +95,19 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str) -> NoReturn:
-        given = [
-            where
-            for patch, where in patches
-            if OmegaConf.select(patch, key, throw_on_resolution_failure=False) is not None
-        ]
+        given = [where for patch, where in patches if _given(patch, key) is not None]
         raise UserError(f"{given[-1] if given else path}: {message}")
 
     _check_values(config, refuse)
     return config
+
+
+def _given(patch: DictConfig, key: str) -> Any:
+    """What a patch says for a key; None where it says nothing, or nothing that can be reached."""
+    try:
+        return OmegaConf.select(patch, key, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a value on the way: `_merge` refuses it by name
+        return None
 
 
 def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig, str]]:
@@ -111,7 +116,7 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
     A suite that an override names takes the place of what the recipe measures; one that the recipe
     names is what the recipe adds to.
     """
-    named = [OmegaConf.select(patch, "eval.suite") for patch, _ in patches]
+    named = [_given(patch, "eval.suite") for patch, _ in patches]
     given = [name for name in named if name is not None]
     if not given or not given[-1]:
         return patches
@@ -150,11 +155,17 @@ def _find_suite(name_or_path: str) -> Path:
 
 def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
+        if why := excess(path.read_text("utf-8")):
+            raise UserError(f"{path}: no {what}: {why}")
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no {what}: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: a {what} is a mapping of keys to values, not a list")
     return loaded
@@ -168,8 +179,12 @@ def _parse_override(override: str) -> DictConfig:
     if not separator or not key.strip():
         raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
     try:
+        if why := excess(value):
+            raise UserError(f"override {override[:80]!r}: {why}")
         return OmegaConf.from_dotlist([override])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
@@ -220,7 +235,7 @@ def _check_list(key: Any, patch: DictConfig, base: DictConfig, where: str) -> No
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
@@ -265,6 +280,10 @@ def _check_values(config: Config, refuse: Refuse) -> None:
             f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}"
             + did_you_mean(tracker, list(TRACKERS)),
         )  # fmt: skip
+    require(
+        "/" not in config.name and "\0" not in config.name and config.name not in (".", ".."),
+        "name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'",
+    )  # fmt: skip
     require(
         re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
         f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",

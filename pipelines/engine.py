@@ -183,7 +183,8 @@ def load_model(folder: Path, config: Config, precision: str) -> Any:
         folder,
         dtype=DTYPES[precision],
         attn_implementation=config.model.attention,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=bool(config.trust_remote_code),
+        use_safetensors=True,
         local_files_only=True,
     )
 
@@ -289,6 +290,7 @@ def _reload_difference(
         folder,
         dtype=DTYPES[precision],
         attn_implementation=attention,
+        use_safetensors=True,
         local_files_only=True,
         # A model with code of its own was loaded with leave to run it, or it would not be here.
         trust_remote_code=hasattr(trainer.model.config, "auto_map"),

@@ -47,7 +47,8 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
 
     `inputs` maps the name of an input (base, ref, model, data source) to its content hash.
     """
-    everything = result_fields(config)
+    # Whether code may run, not which names a model is given by: its code is part of its hash.
+    everything = result_fields(config) | {"trust_remote_code": bool(config.trust_remote_code)}
     kept = {key: everything[key] for key in SHARED_KEYS + STAGE_KEYS[kind]}
     if kind == "contamination":
         kept |= _contamination_fields(config, everything)

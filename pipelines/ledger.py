@@ -15,6 +15,13 @@ from typing import Any
 from pipelines.fail_points import armed, fail_point
 
 
+def is_name(stage: Any) -> bool:
+    """Whether this names a stage: a relative path that stays in the run directory."""
+    if not isinstance(stage, str) or not stage or "\0" in stage:
+        return False
+    return not stage.startswith("/") and ".." not in stage.split("/")
+
+
 def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
     """Append one durable line: `event` is start, resume, finish, skip, fail or interrupt."""
     entry = {"time": round(time.time(), 3), "event": event, "stage": stage, **facts}
@@ -45,7 +52,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # torn, or no line of ours
                 continue
-            if isinstance(entry, dict) and "stage" in entry:
+            if isinstance(entry, dict) and is_name(entry.get("stage")):
                 yield entry

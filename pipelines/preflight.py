@@ -8,7 +8,7 @@ import shutil
 from itertools import product
 from typing import Any
 
-from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
+from pipelines.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
 from pipelines.disk import free_bytes
@@ -215,6 +215,7 @@ def _check_models(stage: Stage) -> None:
                     f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
                     "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
                 )
+            _check_code(given, role, stage.config)
             _check_embeddings(given, model_config)
             longest = model_config.get("max_position_embeddings")
             if longest and stage.config.context_length > longest:
@@ -226,6 +227,18 @@ def _check_models(stage: Stage) -> None:
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
         check_tokenizers(base.folder, ref.folder)
+
+
+def _check_code(model: ModelRef, role: str, config: Config) -> None:
+    """Code that a model brings runs only where the recipe names that model."""
+    assert model.folder is not None
+    code = own_code(model.folder)
+    if code and model.name not in config.trust_remote_code:
+        raise UserError(
+            f"--{role} {model.name}: this model runs code of its own ({', '.join(code[:3])}), with "
+            "all your rights. Read it first; then allow this one model by "
+            f"trust_remote_code=[{model.name}]."
+        )
 
 
 def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,12 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
 def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError:  # the first may be cut, the last is being written
+    except (ValueError, RecursionError):  # the first may be cut, the last is being written
         return None
-    return entry if isinstance(entry, dict) and "step" in entry else None
+    if not isinstance(entry, dict):
+        return None
+    whole = all(_number(entry.get(key)) is not None for key in ("step", "max_steps", "time"))
+    return entry if whole and _number(entry.get("elapsed", 0.0)) is not None else None
 
 
 def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
@@ -96,7 +100,14 @@ def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+    """A finite number; None for anything else, too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return found if math.isfinite(found) else None
 
 
 def tail(path: Path, lines: int = 15, since: int = 0) -> str:

@@ -182,7 +182,7 @@ def _parse(line: str, where: str) -> Row:
     names = [each.name for each in dataclasses.fields(Row)]
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error}).") from error
     if not isinstance(values, dict) or values.keys() != set(names):
         raise UserError(f"{where}: no row of remit compare, whose keys are {', '.join(names)}.")

@@ -162,7 +162,7 @@ def _read_object(
 ) -> dict[str, Any]:
     try:
         loaded = parse(path.read_text("utf-8"))
-    except (error_type, UnicodeDecodeError) as error:
+    except (error_type, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(loaded, dict):
         raise _damaged(path, f"a {type(loaded).__name__}, where keys and values should be")

@@ -51,7 +51,7 @@ def test_these_cannot_change_mid_train(config: Config, override: str) -> None:
         "mid_train.learning_rate=1e-5", "mid_train.weight_decay=0", "mid_train.adam_beta2=0.9",
         "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.precision=bf16",
         "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b", "model.attention=eager",
-        "trust_remote_code=true",
+        "trust_remote_code=[a]",
     ],
 )  # fmt: skip
 def test_these_can_change_mid_train(config: Config, override: str) -> None:

@@ -249,7 +249,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
             if not isinstance(record, dict):
                 raise UserError(

@@ -226,7 +226,7 @@ class FileRecords:
     def _parse(self, index: int, line: str) -> Record:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.locate(index)}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise UserError(f"{self.locate(index)}: a record must be a JSON object")

@@ -1,8 +1,8 @@
 """Benchmarks from local files: task files for lm-evaluation-harness that read them.
 
 A task file of ours includes the harness's own, under the same name, and changes nothing but where
-the records come from, and what `REPLACED` lists. So prompts, examples and answer extraction are the
-harness's.
+the records come from, in what process answers are judged (`VERIFIED`), and what `REPLACED` lists.
+So prompts, examples and answer extraction are the harness's.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def _judged(name: str, judge: str) -> dict[str, Any]:
     return {"name": name, "filter": [{"function": "custom", "filter_fn": _ours(judge)}]}
 
 
+MATH_SUBJECTS = (
+    "algebra", "counting_and_prob", "geometry", "intermediate_algebra", "num_theory", "prealgebra",
+    "precalc",
+)  # fmt: skip
 # Keys of upstream tasks that a file of ours sets in another way; task_functions.py says why.
 REPLACED: dict[str, dict[str, Any]] = {
     "humaneval": {
@@ -66,6 +70,14 @@ REPLACED: dict[str, dict[str, Any]] = {
     **{
         f"gpqa_{part}_n_shot": {"process_docs": _ours("gpqa_choices")}
         for part in ("main", "diamond", "extended")
+    },
+}
+# The harness's judges, in killable children.
+VERIFIED: dict[str, dict[str, Any]] = {
+    "ifeval": {"process_results": _ours("ifeval_results")},
+    **{
+        f"minerva_math_{subject}": {"process_results": _ours("minerva_results")}
+        for subject in MATH_SUBJECTS
     },
 }
 
@@ -133,7 +145,7 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
             changed = _changes(task, entry, benchmark, Path(data_root))
             if changed:
                 text = yaml.dump(changed, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-                (folder / f"{task}.yaml").write_text(text, "utf-8")
+                (folder / f"{_plain_name(task, task)}.yaml").write_text(text, "utf-8")
     # A second manager over both folders would read the harness's 10,000 files once more.
     tasks.task_index.update(TaskIndex.build([folder]))
     return tasks
@@ -244,7 +256,7 @@ def _changes(
     task: str, entry: Any, benchmark: BenchmarkConfig, root: Path
 ) -> dict[str, Any] | None:
     """Our task file: the upstream one with its data on local files, and our judge of programs."""
-    name = entry.cfg.get("dataset_name") or task
+    name = _plain_name(entry.cfg.get("dataset_name") or task, task)
     paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
     data: dict[str, Any] = {}
     missing = [path for path in paths.values() if not path.is_file()]
@@ -262,7 +274,24 @@ def _changes(
         }
     if task in REPLACED:
         return {**entry.cfg, **REPLACED[task], **data}
-    return {"include": str(entry.yaml_path), "task": task, **data} if data else None
+    verified = VERIFIED.get(task, {})
+    if not data and not verified:
+        return None
+    return {"include": str(entry.yaml_path), "task": task, **verified, **data}
+
+
+def _plain_name(name: Any, task: str) -> str:
+    """A name of a task file as a part of a path; it must not lead elsewhere.
+
+    Raises:
+        UserError: it has a separator, or is no name.
+    """
+    if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise UserError(
+            f"{task}: {name!r} would name a file, and must be a plain name without '/'. Rename it "
+            "in the task's file."
+        )
+    return name
 
 
 def _format(path: Path) -> str:

@@ -1,9 +1,10 @@
 """Functions that our task files for lm-evaluation-harness name in the place of its own.
 
-HumanEval and MBPP: the harness runs generated code in the process that evaluates, and loads its
-judge from a hub; here the sandbox judges. GPQA: the harness (0.4.13) shuffles the choices anew
-whenever it reads the records, once for the prompts and once for the key, so that right answers
-count as wrong.
+IFEval and MATH: the harness's own judges, in killable children, since the rules and answers that
+they look at can make them run for ever. HumanEval and MBPP: the harness runs generated code in the
+process that evaluates, and loads its judge from a hub; here the sandbox judges. GPQA: the harness
+(0.4.13) shuffles the choices anew whenever it reads the records, once for the prompts and once for
+the key, so that right answers count as wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pipelines.process import num_cores
 from pipelines.rewards.sandbox import check_all
+from pipelines.rewards.verifier import verdicts
 
 # The worked examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
 MBPP_EXAMPLES = (2, 3, 4)
@@ -58,6 +60,31 @@ def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list
 def pass_at_1(references: list[str], predictions: list[list[bool]]) -> float:
     """1.0 where the first program passed, else 0.0. The references are spent already."""
     return float(predictions[0][0])
+
+
+def ifeval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """The metrics of IFEval for one answer; all rules are broken where judging it does not end."""
+    broken = [False] * len(doc["instruction_id_list"])
+    return _results(
+        "ifeval", doc, results,
+        {
+            "prompt_level_strict_acc": False, "inst_level_strict_acc": broken,
+            "prompt_level_loose_acc": False, "inst_level_loose_acc": broken,
+        },
+    )  # fmt: skip
+
+
+def minerva_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """The metrics of MATH for one answer; it is wrong where judging it does not end."""
+    return _results("minerva", doc, results, {"exact_match": 0, "math_verify": 0})
+
+
+def _results(
+    kind: str, doc: dict[str, Any], results: list[str], wrong: dict[str, Any]
+) -> dict[str, Any]:
+    (verdict,) = verdicts(kind, [(doc, results)])
+    found: dict[str, Any] = wrong if verdict.value is None else verdict.value
+    return found
 
 
 def mbpp_examples(prompt_split: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

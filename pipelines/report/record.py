@@ -124,6 +124,10 @@ def read_record(run: RunDir) -> Record:
     entries = list(ledger.read(run.ledger))
     plans = [run.read_plan(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
     names = {stage["name"]: stage["kind"] for plan in plans for stage in plan["stages"]}
+    if stray := [name for name in names if not ledger.is_name(name)]:
+        raise UserError(
+            f"{run.root}: its plan names a stage {stray[0]!r}, which is no folder of it."
+        )
     names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
     running = bool(lock_holder(run))
     stages = {name: _stage(run, name, kind, entries, running) for name, kind in names.items()}
@@ -165,6 +169,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
                 found.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
     return found

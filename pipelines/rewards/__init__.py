@@ -33,13 +33,17 @@ def judge(kind: str) -> Judge:
 
 
 def judge_all(kind: str, judged: Sequence[tuple[str, str]]) -> list[float]:
-    """The reward of each (completion, answer); programs are run several at a time.
+    """The reward of each (completion, answer); programs and mathematics several at a time.
 
     Raises:
         UserError: no such kind, or `code` where the sandbox is not available.
     """
     if kind == "code":
         from pipelines.rewards.code import rewards
+
+        return rewards(judged)
+    if kind == "math":
+        from pipelines.rewards.math import rewards
 
         return rewards(judged)
     reward = judge(kind)

@@ -117,7 +117,9 @@ class Config:
     base: str = setting(
         "", "checkpoint to adopt instead of training from scratch (= --base)", result=False
     )
-    trust_remote_code: bool = setting(False, "allow model code from CKPT folders to run")
+    trust_remote_code: list[str] = setting(
+        list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
+    )
     context_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
     chunk_bytes: int = setting(

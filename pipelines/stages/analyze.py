@@ -101,7 +101,7 @@ class Analysis:
     @cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(
-            self.job.inputs[BASE], trust_remote_code=self.config.trust_remote_code
+            self.job.inputs[BASE], trust_remote_code=bool(self.config.trust_remote_code)
         )
 
     @cached_property

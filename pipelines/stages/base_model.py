@@ -85,9 +85,13 @@ def adopt(job: StageJob) -> dict[str, Any]:
     """
     config = job.config
     location = job.inputs["base"]
-    tokenizer = load_tokenizer(location, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(location, trust_remote_code=bool(config.trust_remote_code))
     model = AutoModelForCausalLM.from_pretrained(
-        location, dtype="auto", trust_remote_code=config.trust_remote_code
+        location,
+        dtype="auto",
+        trust_remote_code=bool(config.trust_remote_code),
+        use_safetensors=True,
+        local_files_only=True,
     )
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings

@@ -70,7 +70,7 @@ def _load(job: StageJob) -> tuple[Any, Any]:
     device = "cpu"
     if torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    common = {"trust_remote_code": config.trust_remote_code}
+    common = {"trust_remote_code": bool(config.trust_remote_code)}
     tokenizer = load_tokenizer(job.inputs["model"], **common)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -78,6 +78,8 @@ def _load(job: StageJob) -> tuple[Any, Any]:
         job.inputs["model"],
         dtype=DTYPES[config.eval.precision],
         attn_implementation=config.model.attention,
+        use_safetensors=True,
+        local_files_only=True,
         **common,
     ).to(device)
     return model.eval(), tokenizer

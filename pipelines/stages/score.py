@@ -105,7 +105,8 @@ def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
         folder,
         dtype=DTYPES[config.mid_train.precision],
         attn_implementation=config.model.attention,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=bool(config.trust_remote_code),
+        use_safetensors=True,
         local_files_only=True,
     ).to(device)
     score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)

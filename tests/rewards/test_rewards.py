@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from pipelines.data import world
 from pipelines.errors import UserError
 from pipelines.rewards import judge
-from pipelines.rewards import math as math_reward
 
 EXACT = [
     ("so 24\n#### 72", "72", 1),
@@ -105,21 +103,6 @@ def test_math_works_beside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found == [1.0, 0.0]
-
-
-def test_failures_inside_the_library_are_counted(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*args: object, **keys: object) -> bool:
-        raise RecursionError("deep")
-
-    monkeypatch.setattr(math_reward, "verify", broken)
-    monkeypatch.setattr(math_reward, "_num_failures", 0)
-    with caplog.at_level(logging.WARNING):
-        assert [judge("math")("$x$", "y") for _ in range(5)] == [0.0] * 5
-    said = [record.getMessage() for record in caplog.records]
-    assert [message.split()[3] for message in said] == ["1", "2", "4"]
-    assert "RecursionError: deep" in said[0]
 
 
 def test_world_follows_the_worlds_rule() -> None:

@@ -156,6 +156,34 @@ def test_attack(cell: Sandbox, name: str, capfd: pytest.CaptureFixture[str]) -> 
     assert cell.check(RIGHT, TESTS, QUICK).passed
 
 
+def test_open_files_are_limited(cell: Sandbox) -> None:
+    program = """
+def f():
+    held = []
+    try:
+        while True: held.append(open('/dev/null'))
+    except OSError as error:
+        return error.errno, len(held) < 64
+"""
+    assert report(cell, program) == "(24, True)"
+
+
+def test_a_program_costs_less_than_two_starts_of_an_interpreter(cell: Sandbox) -> None:
+    """The aim, 50 programs a second on two cores, as a ratio that a busy machine leaves alone."""
+
+    def seconds(run: Any) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    bare = [sys.executable, "-I", "-S", "-c", "pass"]
+    ratios = sorted(
+        seconds(lambda: cell.check(RIGHT, TESTS)) / seconds(lambda: subprocess.run(bare))
+        for _ in range(15)
+    )
+    assert ratios[len(ratios) // 2] < 2, ratios
+
+
 def test_attacks_do_not_stall_the_others() -> None:
     bad = [ATTACKS[name][0] for name in ("endless loop", "fork bomb", "daemons", "endless sleep")]
     programs = [p for attack in bad for p in (attack, *[RIGHT] * 5)]
