@@ -8,12 +8,13 @@ import shutil
 from itertools import product
 from typing import Any
 
+from pipelines import slurm
 from pipelines.checkpoint import ModelRef, has_chat_template, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
 from pipelines.errors import UserError
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
-from pipelines.launch import hosts, num_ranks
+from pipelines.placement import check_variables, hosts, num_nodes, num_ranks, through_srun
 from pipelines.process import num_cores, num_gpus
 from pipelines.rewards import sandbox
 from pipelines.run_dir import RunDir
@@ -26,6 +27,7 @@ from pipelines.schema import (
     SourceConfig,
     TrainConfig,
 )
+from pipelines.schema.launch import STAGE_KINDS
 
 # By config section.
 USES: dict[str, Use] = {
@@ -47,8 +49,8 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         UserError: the first thing found wrong.
     """
     config = stages[0].config
-    check_launch(config.launch)
     for stage in stages:
+        _check_stage_launch(stage)
         _check_batches(stage)
         _check_models(stage)
         _check_packages(stage)
@@ -94,13 +96,37 @@ def _use(key: str) -> Use:
     return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
 
 
+def _check_stage_launch(stage: Stage) -> None:
+    """As `check_launch`; names the stage where `stages` gave it something of its own."""
+    own = {name for name, kind in STAGE_KINDS.items() if kind == stage.kind} & set(
+        stage.config.stages
+    )
+    try:
+        check_launch(stage.config.launch)
+    except UserError as error:
+        if not own:
+            raise
+        raise UserError(f"{stage.name} (stages.{own.pop()}.launch): {error}") from error
+
+
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, a hostfile that exists, a compiler where DeepSpeed needs one."""
+    """Ranks that fit this machine, machines that are there, a compiler where DeepSpeed needs one.
+
+    Raises:
+        UserError: what does not fit.
+    """
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
+    check_variables(launch)
     if launch.hostfile:
         hosts(launch.hostfile)
+        if launch.nodes:
+            raise UserError(
+                f"launch.nodes = {launch.nodes} is for srun, and --hostfile {launch.hostfile} "
+                "names the machines. Give one of the two."
+            )
     else:
+        _check_nodes(launch)
         gpus = num_gpus()
         available = gpus or num_cores()
         if launch.gpus > available:
@@ -112,6 +138,24 @@ def check_launch(launch: LaunchConfig) -> None:
         raise UserError(
             "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
             "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
+        )
+
+
+def _check_nodes(launch: LaunchConfig) -> None:
+    if launch.nodes > 1 and not slurm.in_job():
+        raise UserError(
+            f"launch.nodes = {launch.nodes} needs a job of SLURM, and this is none: write a script "
+            "with `remit launch --slurm`, or name the machines with --hostfile."
+        )
+    if launch.nodes > slurm.num_nodes():
+        raise UserError(
+            f"launch.nodes = {launch.nodes}: this job of SLURM has {slurm.num_nodes()} machines. "
+            "Ask for more (#SBATCH --nodes), or set launch.nodes lower."
+        )
+    if through_srun(launch) and shutil.which("srun") is None:
+        raise UserError(
+            f"This job of SLURM has {num_nodes(launch)} machines, and there is no srun on the PATH "
+            "to start ranks on them. Add its folder to PATH, or set launch.nodes=1."
         )
 
 

@@ -185,6 +185,8 @@ def flywheel(
     iterations: options.Iterations = None,
     base: options.OptionalBase = None,
     ref: options.OptionalRef = None,
+    until: options.Until = None,
+    only: options.Only = None,
     config: options.Config = "world",
     run_dir: options.RunDirectory = None,
     gpus: options.Gpus = None,
@@ -197,7 +199,7 @@ def flywheel(
     Example: remit flywheel --iterations 3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref))
+    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref, until, only))
 
 
 @app.command("compare", rich_help_panel=LOOP)

@@ -51,6 +51,14 @@ TokenizerBase = Annotated[
 Iterations = Annotated[
     int | None, typer.Option("--iterations", help="Rounds after round 0. Default: the recipe's, 3.")
 ]
+Until = Annotated[
+    str | None,
+    typer.Option("--until", help="Stop after this stage (round-0/20-sft) or part (round-0)."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Run this stage or part alone; its inputs must be complete."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),

@@ -11,11 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import arms, checkpoint, comparison, flywheel, preflight, rows, summary
+from pipelines import (
+    arms,
+    checkpoint,
+    comparison,
+    flywheel,
+    preflight,
+    rows,
+    selection,
+    slurm,
+    summary,
+)
 from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
+from pipelines.placement import stage_launch
 from pipelines.report import write_report
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
@@ -39,6 +50,8 @@ class Session:
     hostfile: Path | None
     json: bool
     overrides: list[str] | None
+    until: str | None = None
+    only: str | None = None
 
     def load(self) -> None:
         """Load the recipe; `--gpus` and `--hostfile` win over it."""
@@ -110,8 +123,14 @@ class Session:
         return flywheel.plan_contamination(self.config)
 
     def plan_flywheel(
-        self, iterations: int | None, base: str | None, ref: str | None
+        self,
+        iterations: int | None,
+        base: str | None,
+        ref: str | None,
+        until: str | None = None,
+        only: str | None = None,
     ) -> list[Stage]:
+        self.until, self.only = until, only
         if iterations is not None:
             if iterations < 0:
                 raise UserError(f"--iterations {iterations}: must not be negative.")
@@ -125,10 +144,13 @@ def run_and_exit(
     session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
 ) -> None:
     """Run a command to its exit code: 0 done, 1 a stage failed, 2 wrong input, 128 + signal."""
+    if slurm.is_extra_task():
+        sys.exit(2)  # the first task says why
     screen = render.Screen(session.json)
     try:
+        slurm.check_single_task()
         session.load()
-        stages = make_plan(session)
+        stages = [_placed(stage) for stage in make_plan(session)]
         if start:
             _run(session, stages, screen)
         else:
@@ -149,7 +171,10 @@ def run_and_exit(
 
 def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     run = session.run
-    stages = [_fetched(stage) for stage in stages]
+    whole = stages
+    chosen = selection.select(stages, session.until, session.only)
+    selection.check_inputs(chosen, run)
+    stages = [_fetched(stage) for stage in chosen]
     command = shlex.join(["remit", *sys.argv[1:]])
     # Checked before the run directory is made, so that a mistake leaves nothing behind.
     facts = preflight.check_plan(stages, run)
@@ -169,7 +194,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         )
         plan = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}.get(session.command)
         if plan is not None:
-            write_plan(plan, session.config, stages)
+            write_plan(plan, session.config, whole if session.command == "flywheel" else stages)
         with view:
             results = runner.run_all(stages)
         if session.command == "compare":
@@ -180,7 +205,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         screen.comparison(comparison.tables(found), found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
-    if session.command in ("flywheel", "compare"):
+    ended = session.command == "flywheel" and all(run.stage(s.name).is_complete() for s in whole)
+    if ended or session.command == "compare":
         _report_at_the_end(run, screen)
     if runner.failure is not None:
         screen.failure(runner.failure)
@@ -193,6 +219,14 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
         screen.report(write_report(run))
     except Exception as error:
         screen.no_report(run, error)
+
+
+def _placed(stage: Stage) -> Stage:
+    """The stage with what `stages` sets for its kind; an analysis always has one rank."""
+    if stage.kind == "analyze":
+        return stage
+    launch = stage_launch(stage.config, stage.kind)
+    return replace(stage, config=replace(stage.config, launch=launch))
 
 
 def _fetched(stage: Stage) -> Stage:
@@ -218,7 +252,8 @@ def _show_results(
     if failure is not None:
         values |= render.failure_facts(failure)
     checks: list[summary.Expectation] = []
-    if session.command == "flywheel" and session.config.flywheel.expectations:
+    part = session.until is not None or session.only is not None
+    if session.command == "flywheel" and session.config.flywheel.expectations and not part:
         from pipelines.data.world import CHANCE
 
         checks = summary.expectations(results, CHANCE)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipelines.schema.data import ModelConfig, SourceConfig, TokenizerConfig
 from pipelines.schema.evaluation import AnalysisConfig, BenchmarkConfig, EvalConfig, TaskConfig
+from pipelines.schema.launch import LaunchConfig, SlurmConfig, StageLaunchConfig, StageSettings
 from pipelines.schema.setting import setting
 from pipelines.schema.training import (
     DpoConfig,
@@ -28,8 +29,9 @@ from pipelines.schema.training import (
 __all__ = [
     "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
-    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SourceConfig", "StageConfig",
-    "TaskConfig", "TokenizerConfig", "TrainConfig", "pool_factor", "uses_score_cache",
+    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
+    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
+    "TrainConfig", "pool_factor", "uses_score_cache",
 ]  # fmt: skip
 
 
@@ -74,16 +76,6 @@ class CompareConfig:
 
 
 @dataclass
-class LaunchConfig:
-    gpus: int = setting(1, "ranks on this machine", result=False)
-    hostfile: str = setting("", "DeepSpeed hostfile for several machines", result=False)
-    runner_args: list[str] = setting(
-        list, "with a hostfile: options of DeepSpeed's runner, such as --no_ssh", result=False
-    )
-    env: dict[str, str] = setting(dict, "environment variables for the ranks", result=False)
-
-
-@dataclass
 class StageConfig:
     name: str = setting("", "single-stage commands write to <command>-<name>", result=False)
 
@@ -123,4 +115,10 @@ class Config:
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
     compare: CompareConfig = setting(CompareConfig, "command compare")
     launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
+    stages: dict[str, StageSettings] = setting(
+        dict,
+        "by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, eval, contamination), what "
+        "it has of its own",
+        result=False,
+    )
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
