@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -69,13 +70,13 @@ def run_stage(
         if process is None:
             token = write_orders(launch, stage_dir, port, env)
             command = command_line(launch, stage_dir, port, token)
-            process = _spawn(command, stage_dir, env, inherited)
+            process = spawn(command, stage_dir.log, env, inherited)
         try:
             while process.poll() is None:
                 on_tick()
                 time.sleep(POLL_SECONDS)
         finally:
-            _end_group(process)
+            end_group(process)
         returncode = process.poll()
         assert returncode is not None
         return returncode
@@ -89,10 +90,11 @@ class Launched(Protocol):
     def poll(self) -> int | None: ...
 
 
-def _spawn(
-    command: list[str], stage_dir: StageDir, env: dict[str, str], inherited: tuple[int, ...]
+def spawn(
+    command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    with open(stage_dir.log, "ab") as log:
+    """Start a stage's first process in a group of its own; its output goes to a log."""
+    with open(log_path, "ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -189,7 +191,7 @@ def can_fork(launch: LaunchConfig) -> bool:
     return not is_spread(launch) and not launch.prologue and not num_gpus()
 
 
-def _end_group(process: Launched) -> None:
+def end_group(process: Launched) -> None:
     """No rank outlives its stage: ends what is left of the launcher's process group."""
     for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         if process.poll() is not None and not _group_lives(process.pid):

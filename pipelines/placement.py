@@ -190,7 +190,13 @@ def write_orders(
         given = {"MASTER_ADDR": launch.env.get("MASTER_ADDR", ""), "MASTER_PORT": str(port)}
         meeting = {key: value for key, value in given.items() if value}
     kept = {key: value for key, value in env.items() if _is_carried(key, launch)}
-    orders = {"token": token, "env": kept, "meeting": meeting, "prologue": launch.prologue}
+    orders = {
+        "token": token,
+        "port": port,
+        "env": kept,
+        "meeting": meeting,
+        "prologue": launch.prologue,
+    }
     # It may hold tokens of a hub or a tracker.
     write_json(stage_dir.orders, orders, mode=SECRET_MODE)
     return token

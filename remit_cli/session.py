@@ -16,6 +16,7 @@ from pipelines import (
     checkpoint,
     comparison,
     flywheel,
+    follower,
     preflight,
     rows,
     selection,
@@ -150,7 +151,7 @@ def run_and_exit(
     try:
         slurm.check_single_task()
         session.load()
-        stages = [_placed(stage) for stage in make_plan(session)]
+        stages = [placed(stage) for stage in make_plan(session)]
         if start:
             _run(session, stages, screen)
         else:
@@ -173,6 +174,10 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     run = session.run
     whole = stages
     chosen = selection.select(stages, session.until, session.only)
+    if follower.node_rank(session.config.launch):
+        follower.follow(chosen, run)
+        screen.followed(run)
+        return
     selection.check_inputs(chosen, run)
     stages = [_fetched(stage) for stage in chosen]
     command = shlex.join(["remit", *sys.argv[1:]])
@@ -221,7 +226,7 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
         screen.no_report(run, error)
 
 
-def _placed(stage: Stage) -> Stage:
+def placed(stage: Stage) -> Stage:
     """The stage with what `stages` sets for its kind; an analysis always has one rank."""
     if stage.kind == "analyze":
         return stage
@@ -284,6 +289,16 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def show_doctor(run_dir: Path | None, json: bool) -> None:
+    """`remit doctor`: exit 1 where something is missing that training cannot do without."""
+    from pipelines.doctor import examine
+
+    checks = examine(run_dir or Path("runs"))
+    render.Screen(json).doctor(checks)
+    if any(check.state == "missing" for check in checks):
+        sys.exit(1)
 
 
 def draw_report(

@@ -33,7 +33,8 @@ LAYERS = [
     {"pipelines.stages"},
     {"pipelines.worker", "pipelines.nursery", "pipelines.rank"},
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
-     "pipelines.placement", "pipelines.batch_script", "pipelines.selection", "pipelines.doctor",
+     "pipelines.follower", "pipelines.placement", "pipelines.batch_script",
+     "pipelines.selection", "pipelines.doctor",
      "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
      "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},
@@ -53,6 +54,8 @@ OPTIONS = {
     "compare": COMMON | {"--base", "--ref"},
     "plan": COMMON | {"--iterations", "--base", "--ref"},
     "analyze": {"--json"},
+    "launch": {"--slurm", "--per-stage", "--output", "--json"},
+    "doctor": {"--run-dir", "--json"},
     "status": {"--once", "--json"},
     "report": {"--format", "--output", "--no-text", "--open"},
 }
