@@ -197,6 +197,7 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
     return {
         "engine": type(engine).__name__,
         "zero_stage": engine.zero_optimization_stage(),
+        "offload_optimizer": engine.zero_offload_optimizer() is not None,
         "world_size": engine.dp_world_size,
         "micro_batch": engine.train_micro_batch_size_per_gpu(),
         "accumulation": engine.gradient_accumulation_steps(),

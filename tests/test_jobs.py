@@ -50,7 +50,8 @@ def test_a_script_for_each_stage(remit: Any, tmp_path: Path) -> None:
         assert f"--only {stage['stage']}" in path.read_text()
         wide = stage["kind"] == "mid_train"
         assert f"--nodes={2 if wide else 1}" in directives(path)
-        assert f"--gpus-per-node={4 if wide else 2}" in directives(path)
+        ranks = 4 if wide else 1 if stage["kind"] == "analyze" else 2
+        assert f"--gpus-per-node={ranks}" in directives(path)
         assert f"--time={'01:00:00' if wide else '24:00:00'}" in directives(path)
         assert {"--requeue", "--constraint=ib", "--partition=big", "--ntasks-per-node=1",
                 "--signal=B:USR1@300"} <= set(directives(path))  # fmt: skip
@@ -86,7 +87,8 @@ def test_one_script_for_a_command(remit: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("mid-train", "--per-stage"), "--base"),
+        (("mid-train", "--config", "world-tiny"), "--base"),
+        (("--per-stage", "mid-train", "--base", "b"), "--per-stage is for flywheel"),
         (("nothing",), "'nothing' is no command"),
         (("flywheel", "--hostfile", "h"), "leave the hostfile out"),
         (("flywheel", "--config", "wrold"), "Did you mean 'world'"),
