@@ -214,7 +214,8 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
          "rlvr.global_batch=4", "dpo.heldout_pairs=1"],
         ["eval", *small, "--model", "run/mid-train", "eval.tasks.world.limit=10",
          "eval.bits_per_byte_tokens=200"],
-        ["plan", *small], ["status", "run", "--once"], ["report", "run"], ["doctor"],
+        ["plan", *small, "--base", str(tiny_model)], ["status", "run", "--once"],
+        ["report", "run"], ["doctor"],
     ]  # fmt: skip
     for args in chain:
         done = subprocess.run(
