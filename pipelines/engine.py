@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -165,6 +167,22 @@ def _unlink_shared_buffer() -> None:
     address, port, rank = (os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
     Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+@contextmanager
+def unsharded(arguments: TrainingArguments) -> Iterator[None]:
+    """Make a model whole on every rank, also under ZeRO-3, which shards it when training starts.
+
+    Made in shards, its initial weights would be other ones: they are drawn in another way.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(arguments.hf_deepspeed_config)
 
 
 def load_model(folder: Path, config: Config, precision: str) -> Any:

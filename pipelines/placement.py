@@ -36,12 +36,14 @@ def stage_launch(config: Config, kind: str) -> LaunchConfig:
     names = [name for name, known in STAGE_KINDS.items() if known == kind]
     own = config.stages.get(names[0], StageSettings()).launch if names else StageSettings().launch
     launch = config.launch
-    here = own.hostfile == "none" or (own.nodes and not own.hostfile)
+    # A number of ranks or machines of its own cannot go with a hostfile that says another.
+    here = own.hostfile == "none" or (not own.hostfile and bool(own.gpus or own.nodes))
+    hostfile = "" if here else own.hostfile or launch.hostfile
     return replace(
         launch,
         gpus=own.gpus or launch.gpus,
-        nodes=1 if own.hostfile == "none" else own.nodes or launch.nodes,
-        hostfile="" if here else own.hostfile or launch.hostfile,
+        nodes=0 if hostfile else 1 if own.hostfile == "none" else own.nodes or launch.nodes,
+        hostfile=hostfile,
         env=launch.env | own.env,
         prologue=[*launch.prologue, *own.prologue],
         slurm=replace(launch.slurm, time=own.time or launch.slurm.time),

@@ -49,8 +49,8 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         UserError: the first thing found wrong.
     """
     config = stages[0].config
+    _check_launches(stages)
     for stage in stages:
-        _check_stage_launch(stage)
         _check_batches(stage)
         _check_models(stage)
         _check_packages(stage)
@@ -96,17 +96,21 @@ def _use(key: str) -> Use:
     return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
 
 
-def _check_stage_launch(stage: Stage) -> None:
-    """As `check_launch`; names the stage where `stages` gave it something of its own."""
-    own = {name for name, kind in STAGE_KINDS.items() if kind == stage.kind} & set(
-        stage.config.stages
-    )
-    try:
-        check_launch(stage.config.launch)
-    except UserError as error:
-        if not own:
-            raise
-        raise UserError(f"{stage.name} (stages.{own.pop()}.launch): {error}") from error
+def _check_launches(stages: list[Stage]) -> None:
+    """Each launch of a plan once; names the stage where `stages` gave it something of its own."""
+    checked: list[LaunchConfig] = []
+    for stage in stages:
+        launch = stage.config.launch
+        if launch in checked:
+            continue
+        checked.append(launch)
+        own = [name for name in stage.config.stages if STAGE_KINDS[name] == stage.kind]
+        try:
+            check_launch(launch)
+        except UserError as error:
+            if not own:
+                raise
+            raise UserError(f"{stage.name} (stages.{own[0]}.launch): {error}") from error
 
 
 def check_launch(launch: LaunchConfig) -> None:

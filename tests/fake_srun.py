@@ -1,8 +1,7 @@
 """Stands in for srun, which is not at hand: starts the tasks of a step on this machine.
 
 Takes the options that `pipelines.slurm.step_command` writes and sets for each task the variables
-that srun(1) documents. A task that fails ends the others, as with --kill-on-bad-exit. Where
-FAKE_SRUN_BLIND is set, that node does not see the run directory: it gets another path for it.
+that srun(1) documents. A task that fails ends the others, as with --kill-on-bad-exit.
 """
 
 from __future__ import annotations
@@ -33,9 +32,6 @@ def main() -> int:
             "SLURM_STEP_NODELIST": "localhost,localhost",
         }
         command = words[count:]
-        if env.get("FAKE_SRUN_BLIND") == env["SLURM_NODEID"]:
-            blind = os.path.join(os.environ["TMPDIR"], "not-shared")
-            command = [w.replace(os.environ["FAKE_SRUN_RUN"], blind) for w in command]
         running.append(subprocess.Popen(command, env=env))
     failure = 0
     while running and not failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from pipelines import config as recipes
 from pipelines import slurm
+from pipelines.data.local_cache import copied, is_whole
 from pipelines.errors import UserError
+from pipelines.identity import identity_fields
 from pipelines.placement import (
     check_variables,
     command_line,
@@ -23,6 +27,7 @@ from pipelines.placement import (
     visible_devices,
     write_orders,
 )
+from pipelines.preflight import check_launch
 from pipelines.process import free_port
 from pipelines.rank import read_orders, with_prologue
 from pipelines.run_dir import StageDir
@@ -200,6 +205,74 @@ def test_a_kind_of_stage_has_a_launch_of_its_own() -> None:
     assert (found.gpus, found.nodes, found.hostfile) == (1, 2, "")
     assert found.env == {"A": "1", "B": "2"} and found.prologue == ["a", "b"]
     assert stage_launch(config, "sft") == config.launch
+    for kind, given, hostfile, nodes in (
+        ("sft", StageLaunchConfig(hostfile="other"), "other", 0),
+        ("dpo", StageLaunchConfig(hostfile="none"), "", 1),
+        ("rlvr", StageLaunchConfig(gpus=4), "", 0),
+    ):
+        config.stages[kind] = StageSettings(given)
+        found = stage_launch(config, kind)
+        assert (found.hostfile, found.nodes) == (hostfile, nodes)
+    del config.stages["rlvr"]
+    assert stage_launch(config, "rlvr").hostfile == "h"
+
+
+def test_a_launch_of_its_own_is_checked_and_is_no_part_of_the_identity(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    args = mid_train(tiny_model, tmp_path / "run")
+    for own, said in (
+        ("stages.mid_train.launch.gpus=999", "mid-train (stages.mid_train.launch): --gpus 999"),
+        ("stages.mid_train.launch.nodes=2", "launch.nodes = 2 needs a job of SLURM"),
+        ("stages.midtrain.launch.gpus=1", "Did you mean 'mid_train'?"),
+        ("launch.env.RANK=1", "launch.env.RANK"),
+    ):
+        done = remit(*args, own)
+        assert done.returncode == 2 and said in done.stderr
+    assert not (tmp_path / "run").exists()
+    fields = [identity_fields("mid_train", recipes.load("world-tiny", given), {})
+              for given in ([], ["stages.mid_train.launch={gpus: 2, env: {A: b}}"])]  # fmt: skip
+    assert fields[0] == fields[1]
+
+
+def test_machines_that_the_job_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key, value in (JOB | {"PATH": "/nowhere"}).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="this job of SLURM has 2 machines"):
+        check_launch(LaunchConfig(nodes=3))
+    with pytest.raises(UserError, match="no srun on the PATH"):
+        check_launch(LaunchConfig())
+    hostfile = tmp_path / "hosts.txt"
+    hostfile.write_text("first slots=2\n")
+    with pytest.raises(UserError, match="one of the two"):
+        check_launch(LaunchConfig(nodes=2, hostfile=str(hostfile)))
+
+
+def test_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, cache = tmp_path / "data" / "abc", tmp_path / "scratch"
+    packed.mkdir(parents=True)
+    (packed / "tokens.bin").write_bytes(b"tokens")
+    sha256 = hashlib.sha256(b"tokens").hexdigest()
+    facts = {"files": {"tokens.bin": {"bytes": 6, "sha256": sha256}}}
+    (packed / "complete.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("SCRATCH_HERE", str(cache))
+    copy = copied(packed, "$SCRATCH_HERE")
+    assert copy == cache / "abc" and is_whole(packed, copy)
+    (copy / "tokens.bin").write_bytes(b"tokEns")
+    assert not is_whole(packed, copy)
+    assert (copied(packed, str(cache)) / "tokens.bin").read_bytes() == b"tokens"
+    assert [path.name for path in cache.iterdir()] == ["abc"]
+    with pytest.raises(UserError, match="no absolute path"):
+        copied(packed, "$NOT_SET_ANYWHERE/x")
+    (packed / "tokens.bin").write_bytes(b"tokEns")
+    (copy / "tokens.bin").unlink()
+    with pytest.raises(UserError, match="the original was damaged"):
+        copied(packed, str(cache))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be copied"):
+        copied(packed, str(tmp_path / "file"))
 
 
 def test_the_meeting_point_of_launch_env_is_taken() -> None:

@@ -64,7 +64,12 @@ class LaunchConfig:
 class StageLaunchConfig:
     """What one kind of stage has in place of the keys of `launch`."""
 
-    gpus: int = setting(0, "0: launch.gpus", result=False, low=0)
+    gpus: int = setting(
+        0,
+        "0: launch.gpus; with a number, launch.hostfile is not for this kind",
+        result=False,
+        low=0,
+    )
     nodes: int = setting(
         0, "machines of the SLURM job; 0: launch.nodes", result=False, low=0
     )  # fmt: skip
