@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.errors import UserError
 from pipelines.nesting import excess
 from pipelines.schema import Config
+from pipelines.schema.launch import STAGE_KINDS
 
 # (key, message) -> raises UserError, naming where the value was given.
 Refuse = Callable[[str, str], NoReturn]
@@ -307,6 +308,7 @@ def _check_values(config: Config, refuse: Refuse) -> None:
                 f"{key} must be [from, to] with 0 <= from < to <= 1",
             )  # fmt: skip
     _check_benchmarks(config, refuse)
+    _check_launch(config, refuse)
     for name, task in config.eval.tasks.items():
         key = f"eval.tasks.{name}.base_template"
         require(
@@ -347,6 +349,21 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
                     f"{key}.files: {path!r} must end in .jsonl, .json, .csv or .parquet (.gz too), "
                     "and its only placeholder is {name}",
                 )
+
+
+def _check_launch(config: Config, refuse: Refuse) -> None:
+    for name in config.stages:
+        if name not in STAGE_KINDS:
+            refuse(
+                f"stages.{name}",
+                f"stages.{name}: no such kind of stage; choose of {', '.join(STAGE_KINDS)}"
+                + did_you_mean(name, list(STAGE_KINDS)),
+            )
+    for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+        train = getattr(config, section)
+        if train.offload_optimizer and train.zero_stage == 0:
+            key = f"{section}.offload_optimizer"
+            refuse(key, f"{key} needs ZeRO: set {section}.zero_stage to 1, 2 or 3")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

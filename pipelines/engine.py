@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -177,6 +179,22 @@ def _unlink_shared_buffer() -> None:
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 
+@contextmanager
+def unsharded(arguments: TrainingArguments) -> Iterator[None]:
+    """Make a model whole on every rank, also under ZeRO-3, which shards it when training starts.
+
+    Made in shards, its initial weights would be other ones: they are drawn in another way.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+
+
 def load_model(folder: Path, config: Config, precision: str) -> Any:
     """A causal language model of a local folder, in the attention backend of the config."""
     return AutoModelForCausalLM.from_pretrained(
@@ -232,6 +250,7 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
     return {
         "engine": type(engine).__name__,
         "zero_stage": engine.zero_optimization_stage(),
+        "offload_optimizer": engine.zero_offload_optimizer() is not None,
         "world_size": engine.dp_world_size,
         "micro_batch": engine.train_micro_batch_size_per_gpu(),
         "accumulation": engine.gradient_accumulation_steps(),

@@ -15,7 +15,8 @@ from pipelines.checkpoint import ModelRef, read_model_config, weight_files
 from pipelines.data.tokenizer import world_vocab_size
 from pipelines.disk import bytes_in
 from pipelines.flywheel import BASE, Stage
-from pipelines.launch import can_fork, num_ranks
+from pipelines.launch import can_fork
+from pipelines.placement import num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
 from pipelines.schema import Config, ModelConfig, pool_factor

@@ -332,7 +332,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
     if any(stage.kind == "mid_train" and "ref" in stage.inputs for stage in stages):
         config = with_objective(config, True)
     # It splits nothing over ranks.
-    launch = dataclasses.replace(config.launch, gpus=1, hostfile="")
+    launch = dataclasses.replace(config.launch, gpus=1, nodes=1, hostfile="")
     return Stage("analyze", ANALYSIS, dataclasses.replace(config, launch=launch), inputs)
 
 

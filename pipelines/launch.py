@@ -1,16 +1,13 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-Several machines go through DeepSpeed's runner and a hostfile, several ranks of one machine through
-its per-node launcher. One rank is started directly, with that launcher's environment (5 s less). On
-CPU, the ranks of a plan's stages are forked from a process that has imported everything.
+`pipelines.placement` says with what command. On CPU, the ranks of a plan's stages are forked from a
+process that has imported everything.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -22,9 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.errors import Interrupted, UserError
+from pipelines.errors import Interrupted
 from pipelines.heartbeat import Watch
-from pipelines.process import die_with_parent, free_port, num_cores, num_gpus
+from pipelines.placement import (
+    command_line,
+    environment,
+    is_spread,
+    master_port,
+    num_ranks,
+    rank_environments,
+    write_orders,
+)
+from pipelines.process import die_with_parent, free_port, num_gpus
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
 from pipelines.stop import Noted, Stop, block_signals, interruption
@@ -33,105 +39,6 @@ POLL_SECONDS = 0.2
 # Of a rank that is ended: it holds nothing that a kill would lose, since a checkpoint counts only
 # with its marker.
 GRACE_SECONDS = 5.0
-
-
-def hosts(hostfile: str) -> dict[str, int]:
-    """Ranks by host of a DeepSpeed hostfile (`name slots=N` a line).
-
-    Raises:
-        UserError: no such file, or a line of another form.
-    """
-    path = Path(hostfile)
-    if not path.is_file():
-        raise UserError(f"--hostfile {hostfile}: no such file.")
-    found: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = re.fullmatch(r"\s*(\S+)\s+slots=(\d+)\s*", line)
-        if not match:
-            raise UserError(f"--hostfile {hostfile}, line {number}: write it as 'name slots=N'.")
-        found[match[1]] = int(match[2])
-    if not found:
-        raise UserError(f"--hostfile {hostfile}: it names no host.")
-    return found
-
-
-def num_ranks(launch: LaunchConfig) -> int:
-    """Ranks of a stage, over all machines."""
-    return sum(hosts(launch.hostfile).values()) if launch.hostfile else launch.gpus
-
-
-def command_line(launch: LaunchConfig, stage_dir: StageDir, port: int) -> list[str]:
-    """The command that runs a stage's ranks."""
-    worker = ["pipelines.worker", str(stage_dir.root)]
-    if launch.hostfile:
-        runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
-        options = [f"--hostfile={launch.hostfile}", f"--master_port={port}", "--no_local_rank"]
-        # Later options win, so that a port given for all hosts replaces the free one of this host.
-        return [*runner, *options, *launch.runner_args, "--module", *worker]
-    if launch.gpus == 1:
-        return [sys.executable, "-m", *worker]
-    world = base64.urlsafe_b64encode(
-        json.dumps({"localhost": list(range(launch.gpus))}).encode()
-    ).decode()
-    options = [
-        f"--world_info={world}",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port}",
-        "--no_local_rank",
-    ]
-    return [sys.executable, "-m", "deepspeed.launcher.launch", *options, "--module", *worker]
-
-
-CPU_ENVIRONMENT = {
-    # Spinning threads on a shared machine cost 4 to 10 times.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc gives large blocks back at once and takes them anew, a page fault for every 4 KB: a
-    # tenth of a step beside a reference. 32 MB is the most that every glibc allows.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
-
-
-def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str]:
-    """The environment of a stage's ranks.
-
-    On CPU, threads are the cores over the ranks, and what is freed stays with the process.
-    """
-    env = dict(os.environ)
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
-    if not num_gpus():
-        env["DS_ACCELERATOR"] = "cpu"
-        here = max(hosts(launch.hostfile).values()) if launch.hostfile else launch.gpus
-        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // here)))
-        for name, value in CPU_ENVIRONMENT.items():
-            env.setdefault(name, value)
-    env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if os.access(sys.prefix, os.W_OK):
-        # Two environments that share torch's default folder build DeepSpeed's op over and over.
-        env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    env["PYTHONUNBUFFERED"] = "1"
-    if offline:
-        env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    if launch.gpus == 1 and not launch.hostfile:
-        env |= rank_environments(launch, port)[0]
-    return env | launch.env
-
-
-def rank_environments(launch: LaunchConfig, port: int) -> list[dict[str, str]]:
-    """What DeepSpeed's per-node launcher tells each rank of this machine."""
-    return [
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(launch.gpus),
-            "LOCAL_SIZE": str(launch.gpus),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for rank in range(launch.gpus)
-    ]
 
 
 @dataclass(frozen=True)
@@ -169,7 +76,7 @@ def run_stage(
         nursery: fork the worker there instead of starting an interpreter.
         on_tick: called a few times a second while the stage runs.
     """
-    port = free_port()
+    port = master_port(launch)
     env = environment(launch, port, offline)
     stage_dir.clear_traces()
     watch = Watch(stage_dir, num_ranks(launch), launch.hang_seconds)
@@ -179,7 +86,9 @@ def run_stage(
     if nursery is not None:
         process = nursery.start(stage_dir, env, rank_environments(launch, port))
     if process is None:
-        process = _spawn(command_line(launch, stage_dir, port), stage_dir, env, inherited)
+        token = write_orders(launch, stage_dir, port, env)
+        command = command_line(launch, stage_dir, port, token)
+        process = spawn(command, stage_dir.log, env, inherited)
     try:
         while process.poll() is None and not hang and not overdue:
             on_tick()
@@ -188,7 +97,7 @@ def run_stage(
             overdue = stop.is_overdue()
             time.sleep(POLL_SECONDS)
     finally:
-        _end_group(process)
+        end_group(process)
     returncode = process.poll()
     assert returncode is not None
     interrupted = None
@@ -205,10 +114,11 @@ class Launched(Protocol):
     def poll(self) -> int | None: ...
 
 
-def _spawn(
-    command: list[str], stage_dir: StageDir, env: dict[str, str], inherited: tuple[int, ...]
+def spawn(
+    command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    with open(stage_dir.log, "ab") as log:
+    """Start a stage's first process in a group of its own; its output goes to a log."""
+    with open(log_path, "ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -240,6 +150,7 @@ class Nursery:
     def __init__(self, launch: LaunchConfig, offline: bool, inherited: tuple[int, ...]) -> None:
         from pipelines.stages import FORK_ENVIRONMENT
 
+        self.launch = launch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         # The group of its own keeps a Ctrl-C in the terminal from it.
         self.process = subprocess.Popen(
@@ -312,11 +223,12 @@ class ForkedRanks:
 
 
 def can_fork(launch: LaunchConfig) -> bool:
-    """Whether ranks may be forked: all on this machine, and no GPU (CUDA does not survive it)."""
-    return not launch.hostfile and not num_gpus()
+    """Whether ranks may be forked: all on this machine, without lines of a shell before them, and
+    no GPU (CUDA does not survive it)."""
+    return not is_spread(launch) and not launch.prologue and not num_gpus()
 
 
-def _end_group(process: Launched) -> None:
+def end_group(process: Launched) -> None:
     """No rank outlives its stage: ends what is left of the launcher's process group."""
     for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         if process.poll() is not None and not _group_lives(process.pid):

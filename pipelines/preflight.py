@@ -8,6 +8,7 @@ import shutil
 from itertools import product
 from typing import Any
 
+from pipelines import slurm
 from pipelines.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
 from pipelines.data.inspection import SourceFacts, Use, inspect_source
 from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
@@ -15,7 +16,7 @@ from pipelines.disk import free_bytes
 from pipelines.errors import UserError
 from pipelines.estimate import bytes_to_write, estimate
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
-from pipelines.launch import hosts, num_ranks
+from pipelines.placement import check_variables, hosts, num_nodes, num_ranks, through_srun
 from pipelines.process import num_cores, num_gpus
 from pipelines.quantities import quantity
 from pipelines.rewards import sandbox
@@ -30,6 +31,7 @@ from pipelines.schema import (
     SourceConfig,
     TrainConfig,
 )
+from pipelines.schema.launch import STAGE_KINDS
 
 # By config section.
 USES: dict[str, Use] = {
@@ -51,7 +53,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         UserError: the first thing found wrong.
     """
     config = stages[0].config
-    check_launch(config.launch)
+    _check_launches(stages)
     for stage in stages:
         _check_batches(stage)
         _check_models(stage)
@@ -140,13 +142,41 @@ def _use(key: str) -> Use:
     return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
 
 
+def _check_launches(stages: list[Stage]) -> None:
+    """Each launch of a plan once; names the stage where `stages` gave it something of its own."""
+    checked: list[LaunchConfig] = []
+    for stage in stages:
+        launch = stage.config.launch
+        if launch in checked:
+            continue
+        checked.append(launch)
+        own = [name for name in stage.config.stages if STAGE_KINDS[name] == stage.kind]
+        try:
+            check_launch(launch)
+        except UserError as error:
+            if not own:
+                raise
+            raise UserError(f"{stage.name} (stages.{own[0]}.launch): {error}") from error
+
+
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, a hostfile that exists, a compiler where DeepSpeed needs one."""
+    """Ranks that fit this machine, machines that are there, a compiler where DeepSpeed needs one.
+
+    Raises:
+        UserError: what does not fit.
+    """
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
+    check_variables(launch)
     if launch.hostfile:
         hosts(launch.hostfile)
+        if launch.nodes:
+            raise UserError(
+                f"launch.nodes = {launch.nodes} is for srun, and --hostfile {launch.hostfile} "
+                "names the machines. Give one of the two."
+            )
     else:
+        _check_nodes(launch)
         gpus = num_gpus()
         available = gpus or num_cores()
         if launch.gpus > available:
@@ -158,6 +188,24 @@ def check_launch(launch: LaunchConfig) -> None:
         raise UserError(
             "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
             "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
+        )
+
+
+def _check_nodes(launch: LaunchConfig) -> None:
+    if launch.nodes > 1 and not slurm.in_job():
+        raise UserError(
+            f"launch.nodes = {launch.nodes} needs a job of SLURM, and this is none: write a script "
+            "with `remit launch --slurm`, or name the machines with --hostfile."
+        )
+    if launch.nodes > slurm.num_nodes():
+        raise UserError(
+            f"launch.nodes = {launch.nodes}: this job of SLURM has {slurm.num_nodes()} machines. "
+            "Ask for more (#SBATCH --nodes), or set launch.nodes lower."
+        )
+    if through_srun(launch) and shutil.which("srun") is None:
+        raise UserError(
+            f"This job of SLURM has {num_nodes(launch)} machines, and there is no srun on the PATH "
+            "to start ranks on them. Add its folder to PATH, or set launch.nodes=1."
         )
 
 

@@ -76,6 +76,11 @@ class StageDir:
         return self.root / "config.yaml"
 
     @property
+    def orders(self) -> Path:
+        """What the ranks of the last start read, where they are on several machines."""
+        return self.root / "launch.json"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -184,17 +189,17 @@ def write_yaml(values: dict[str, Any], path: Path) -> None:
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any], mode: int = 0o644) -> None:
     """Write JSON whole or not at all."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n", mode)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        os.fchmod(handle, 0o644)
+        os.fchmod(handle, mode)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()

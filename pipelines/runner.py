@@ -170,7 +170,10 @@ class Runner:
         if self.nursery is None:
             offline = all(is_offline(s) for s in self.stages)
             self.nursery = launch.Nursery(stage.config.launch, offline, (self.lock.descriptor,))
-        return self.nursery
+        first, own = self.nursery.launch, stage.config.launch
+        # Threads and variables are those of its start; a stage with others cannot come from it.
+        same = first.env == own.env and (first.gpus == own.gpus or is_derived(stage))
+        return self.nursery if same else None
 
     def _launch(
         self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], noted: Noted

@@ -185,6 +185,8 @@ def flywheel(
     iterations: options.Iterations = None,
     base: options.OptionalBase = None,
     ref: options.OptionalRef = None,
+    until: options.Until = None,
+    only: options.Only = None,
     config: options.Config = "world",
     run_dir: options.RunDirectory = None,
     gpus: options.Gpus = None,
@@ -197,7 +199,7 @@ def flywheel(
     Example: remit flywheel --iterations 3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref))
+    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref, until, only))
 
 
 @app.command("compare", rich_help_panel=LOOP)
@@ -251,6 +253,42 @@ def plan(
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
     _execute("plan", given, lambda s: s.plan_flywheel(iterations, base, ref), start=False)
+
+
+@app.command(
+    "launch",
+    rich_help_panel=LOOP,
+    # What comes after the command's name is the command's own.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def launch(
+    slurm: options.Slurm = False,
+    per_stage: options.PerStage = False,
+    output: options.ScriptFolder = None,
+    json: options.Json = False,
+    words: options.Words = None,
+) -> None:
+    """Write batch scripts for a command, to read, edit and submit. Starts nothing.
+
+    Example: remit launch --slurm --per-stage flywheel --config my.yaml --gpus 8
+    """
+    from remit_cli.scripts import write_batch_scripts
+
+    if not slurm:
+        raise typer.BadParameter("say for what: --slurm", param_hint="--slurm")
+    group = typer.main.get_command(app)
+    write_batch_scripts(group, words or [], per_stage=per_stage, output=output, json=json)
+
+
+@app.command("doctor", rich_help_panel=LOOP)
+def doctor(run_dir: options.RunDirectory = None, json: options.Json = False) -> None:
+    """Check this machine: Python, torch, DeepSpeed, compiler, disk, ports, hub, sandbox, SLURM.
+
+    Example: remit doctor
+    """
+    from remit_cli.session import show_doctor
+
+    show_doctor(run_dir, json)
 
 
 @app.command("status", rich_help_panel=LOOP)

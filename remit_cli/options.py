@@ -51,6 +51,25 @@ TokenizerBase = Annotated[
 Iterations = Annotated[
     int | None, typer.Option("--iterations", help="Rounds after round 0. Default: the recipe's, 3.")
 ]
+Until = Annotated[
+    str | None,
+    typer.Option("--until", help="Stop after this stage (round-0/20-sft) or part (round-0)."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Run this stage or part alone; its inputs must be complete."),
+]
+Slurm = Annotated[bool, typer.Option("--slurm", help="Scripts for SLURM's sbatch.")]
+PerStage = Annotated[
+    bool, typer.Option("--per-stage", help="A job for each stage of flywheel, and submit.sh.")
+]
+ScriptFolder = Annotated[
+    Path | None, typer.Option("--output", help="Folder of the scripts. Default: RUN/slurm.")
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[COMMAND ...]", help="What to run, as after remit: flywheel ..."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),

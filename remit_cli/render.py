@@ -24,6 +24,7 @@ from rich.text import Text
 
 from pipelines import summary
 from pipelines.comparison import Comparison, curves
+from pipelines.doctor import Check
 from pipelines.errors import Interrupted, StageFailed
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
@@ -66,6 +67,36 @@ class Screen:
     def _emit(self, values: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps(values))
+
+    def followed(self, run: RunDir) -> None:
+        """The end of a command on a machine that is not the first."""
+        self.console.print(
+            f"this machine's ranks have ended; run directory: {escape(str(run.root))}"
+        )
+        self._emit({"status": "done", "run_dir": str(run.root)})
+
+    def doctor(self, checks: list[Check]) -> None:
+        """What the machine has, and what to do about the rest."""
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "state", "found", "what to do"):
+            table.add_column(heading, overflow="fold")
+        colours = {"ok": "green", "warning": "yellow", "missing": "red"}
+        for c in checks:
+            state = f"[{colours[c.state]}]{c.state}[/]"
+            table.add_row(c.name, state, escape(c.found), escape(c.advice))
+        self.console.print(table)
+        missing = any(check.state == "missing" for check in checks)
+        self._emit({
+            "status": "missing" if missing else "ok", "checks": [asdict(c) for c in checks],
+        })  # fmt: skip
+
+    def scripts(self, paths: list[Path], chain: bool) -> None:
+        """Batch scripts that were written."""
+        for path in paths:
+            self.console.print(escape(str(path)))
+        start = f"bash {paths[-1]}" if chain else f"sbatch {paths[0]}"
+        self.console.print(f"Nothing was started. Read and edit them, then: {escape(start)}")
+        self._emit({"status": "written", "scripts": [str(path) for path in paths]})
 
     def user_error(self, message: str) -> None:
         self.errors.print(f"[bold red]error:[/] {escape(message)}")

@@ -11,11 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import arms, checkpoint, comparison, disk, flywheel, preflight, rows, summary
+from pipelines import (
+    arms,
+    checkpoint,
+    comparison,
+    disk,
+    flywheel,
+    follower,
+    preflight,
+    rows,
+    selection,
+    slurm,
+    summary,
+)
 from pipelines import config as recipes
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
+from pipelines.placement import stage_launch
 from pipelines.report import write_report
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
@@ -40,6 +53,8 @@ class Session:
     hostfile: Path | None
     json: bool
     overrides: list[str] | None
+    until: str | None = None
+    only: str | None = None
 
     def load(self) -> None:
         """Load the recipe; `--gpus` and `--hostfile` win over it."""
@@ -111,8 +126,14 @@ class Session:
         return flywheel.plan_contamination(self.config)
 
     def plan_flywheel(
-        self, iterations: int | None, base: str | None, ref: str | None
+        self,
+        iterations: int | None,
+        base: str | None,
+        ref: str | None,
+        until: str | None = None,
+        only: str | None = None,
     ) -> list[Stage]:
+        self.until, self.only = until, only
         if iterations is not None:
             if iterations < 0:
                 raise UserError(f"--iterations {iterations}: must not be negative.")
@@ -126,11 +147,14 @@ def run_and_exit(
     session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
 ) -> None:
     """Run a command to its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 a signal."""
+    if slurm.is_extra_task():
+        sys.exit(2)  # the first task says why
     screen = render.Screen(session.json)
     try:
+        slurm.check_single_task()
         with signals_raise():
             session.load()
-            stages = make_plan(session)
+            stages = [placed(stage) for stage in make_plan(session)]
             if start:
                 _run(session, stages, screen)
             else:
@@ -154,7 +178,14 @@ def run_and_exit(
 
 def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     run = session.run
-    stages = [_fetched(stage) for stage in stages]
+    whole = stages
+    chosen = selection.select(stages, session.until, session.only)
+    if follower.node_rank(session.config.launch):
+        follower.follow(chosen, run)
+        screen.followed(run)
+        return
+    selection.check_inputs(chosen, run)
+    stages = [_fetched(stage) for stage in chosen]
     command = shlex.join(["remit", *sys.argv[1:]])
     # Checked before the run directory is made, so that a mistake leaves nothing behind.
     facts = preflight.check_plan(stages, run)
@@ -176,7 +207,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         )
         plan = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}.get(session.command)
         if plan is not None:
-            write_plan(plan, session.config, stages)
+            write_plan(plan, session.config, whole if session.command == "flywheel" else stages)
         with view:
             results = runner.run_all(stages)
         if session.command == "compare":
@@ -187,7 +218,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         screen.comparison(comparison.tables(found), found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
-    if session.command in ("flywheel", "compare"):
+    ended = session.command == "flywheel" and all(run.stage(s.name).is_complete() for s in whole)
+    if ended or session.command == "compare":
         _report_at_the_end(run, screen)
     if runner.failure is not None:
         screen.failure(runner.failure)
@@ -200,6 +232,14 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
         screen.report(write_report(run))
     except Exception as error:
         screen.no_report(run, error)
+
+
+def placed(stage: Stage) -> Stage:
+    """The stage with what `stages` sets for its kind; an analysis always has one rank."""
+    if stage.kind == "analyze":
+        return stage
+    launch = stage_launch(stage.config, stage.kind)
+    return replace(stage, config=replace(stage.config, launch=launch))
 
 
 def _fetched(stage: Stage) -> Stage:
@@ -225,7 +265,8 @@ def _show_results(
     if failure is not None:
         values |= render.failure_facts(failure)
     checks: list[summary.Expectation] = []
-    if session.command == "flywheel" and session.config.flywheel.expectations:
+    part = session.until is not None or session.only is not None
+    if session.command == "flywheel" and session.config.flywheel.expectations and not part:
         from pipelines.data.world import CHANCE
 
         checks = summary.expectations(results, CHANCE)
@@ -256,6 +297,16 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def show_doctor(run_dir: Path | None, json: bool) -> None:
+    """`remit doctor`: exit 1 where something is missing that training cannot do without."""
+    from pipelines.doctor import examine
+
+    checks = examine(run_dir or Path("runs"))
+    render.Screen(json).doctor(checks)
+    if any(check.state == "missing" for check in checks):
+        sys.exit(1)
 
 
 def draw_report(

@@ -30,7 +30,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from pipelines import engine
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.intervals import mean_interval
-from pipelines.launch import environment, free_port
+from pipelines.placement import environment
+from pipelines.process import free_port
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
 from pipelines.stages import StageJob, mid_train

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.launch import can_fork, command_line, hosts, num_ranks
+from pipelines.launch import can_fork
+from pipelines.placement import command_line, hosts, num_ranks
 from pipelines.process import free_port
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig

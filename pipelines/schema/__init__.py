@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipelines.schema.data import ModelConfig, SourceConfig, TokenizerConfig
 from pipelines.schema.evaluation import AnalysisConfig, BenchmarkConfig, EvalConfig, TaskConfig
+from pipelines.schema.launch import LaunchConfig, SlurmConfig, StageLaunchConfig, StageSettings
 from pipelines.schema.setting import setting
 from pipelines.schema.training import (
     DpoConfig,
@@ -28,8 +29,9 @@ from pipelines.schema.training import (
 __all__ = [
     "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
-    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SourceConfig", "StageConfig",
-    "TaskConfig", "TokenizerConfig", "TrainConfig", "pool_factor", "uses_score_cache",
+    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
+    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
+    "TrainConfig", "pool_factor", "uses_score_cache",
 ]  # fmt: skip
 
 
@@ -70,35 +72,6 @@ class CompareConfig:
     post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
     rows: list[str] = setting(
         list, "rows.jsonl of other runs; what is in them is not run again", result=False
-    )
-
-
-@dataclass
-class LaunchConfig:
-    gpus: int = setting(1, "ranks on this machine", result=False)
-    hostfile: str = setting("", "DeepSpeed hostfile for several machines", result=False)
-    runner_args: list[str] = setting(
-        list, "with a hostfile: options of DeepSpeed's runner, such as --no_ssh", result=False
-    )
-    env: dict[str, str] = setting(dict, "environment variables for the ranks", result=False)
-    grace_seconds: float = setting(
-        120.0,
-        "after a signal, time to reach the end of a step and save; then the ranks are killed",
-        result=False,
-        low=0,
-    )
-    stop_before_walltime: float = setting(
-        300.0,
-        "seconds before the end of the SLURM job at which a stage saves and stops; 0: never",
-        result=False,
-        low=0,
-    )
-    hang_seconds: float = setting(
-        1800.0,
-        "a training without a step for so long is ended, and the rank that hangs named; what is "
-        "slow by nature has two hours at least; 0: never",
-        result=False,
-        low=0,
     )
 
 
@@ -144,4 +117,10 @@ class Config:
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
     compare: CompareConfig = setting(CompareConfig, "command compare")
     launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
+    stages: dict[str, StageSettings] = setting(
+        dict,
+        "by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, eval, contamination), what "
+        "it has of its own",
+        result=False,
+    )
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
+from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
 from pipelines.engine import is_main_rank
@@ -58,4 +60,15 @@ def packed(
     dataset = load(verify=True) if is_main_rank() else None
     if dist.is_initialized():
         dist.barrier()
-    return dataset or load(verify=False)
+    dataset = dataset or load(verify=False)
+    return _on_this_machine(dataset, config) if config.launch.local_cache else dataset
+
+
+def _on_this_machine(dataset: PackedDataset, config: Config) -> PackedDataset:
+    """The same set from `launch.local_cache`; the first rank of each machine copies it."""
+    cache = config.launch.local_cache
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        copied(dataset.folder, cache)
+    if dist.is_initialized():
+        dist.barrier()
+    return PackedDataset(place(dataset.folder, cache), document_mask=config.document_mask)

@@ -26,7 +26,8 @@ def run(job: StageJob) -> dict[str, Any]:
     )  # fmt: skip
     tokenizer = new_tokenizer(job)
     dataset = packed(job, "pretrain", settings, tokenizer)
-    model = new_model(config, tokenizer)
+    with engine.unsharded(arguments):
+        model = new_model(config, tokenizer)
     trainer = MidTrainer(
         model, arguments, dataset, dataset.collate,
         num_tokens=len(tokenizer), chunk_bytes=config.chunk_bytes,

@@ -1,0 +1,85 @@
+"""`remit launch --slurm`: batch scripts for a command, or one for each stage of a flywheel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.batch_script import Job, write_scripts
+from pipelines.errors import UserError
+from pipelines.flywheel import Stage
+from pipelines.placement import stage_launch
+from pipelines.schema.launch import STAGE_KINDS
+from remit_cli import render
+from remit_cli.session import Session, placed
+
+# Commands that only look.
+NOT_FOR_A_JOB = ("launch", "doctor", "status", "report", "plan")
+
+
+def write_batch_scripts(
+    group: Any, words: list[str], *, per_stage: bool, output: Path | None, json: bool
+) -> None:
+    """Write the scripts, say where they are, exit 2 where the command is wrong."""
+    screen = render.Screen(json)
+    try:
+        session, jobs = _jobs(group, words, per_stage)
+        folder = (output or session.run.root / "slurm").resolve()
+        paths = write_scripts(jobs, folder, Path.cwd(), chain=per_stage)
+    except UserError as error:
+        screen.user_error(str(error))
+        sys.exit(2)
+    screen.scripts(paths, per_stage)
+
+
+def _jobs(group: Any, words: list[str], per_stage: bool) -> tuple[Session, list[Job]]:
+    if not words or words[0].startswith("-") or "=" in words[0]:
+        words = ["flywheel", *words]
+    name, *rest = words
+    if name not in group.commands or name in NOT_FOR_A_JOB:
+        raise UserError(f"remit launch --slurm: '{name}' is no command for a job.")
+    if per_stage and name != "flywheel":
+        raise UserError(f"--per-stage is for flywheel, whose stages can be jobs; not for {name}.")
+    context: click.Context = group.commands[name].make_context(name, list(rest))
+    given = context.params
+    session = Session(
+        name, given.get("config", ""), given.get("run_dir") or given.get("run"), given.get("gpus"),
+        given.get("hostfile"), False, given.get("overrides"),
+    )  # fmt: skip
+    session.load()
+    if session.config.launch.hostfile:
+        raise UserError("remit launch --slurm: the job names the machines; leave the hostfile out.")
+    remit = [sys.executable, "-m", "remit_cli", name, *rest]
+    if not per_stage:
+        return session, [_whole(session, name, remit)]
+    if given["until"] is not None or given["only"] is not None:
+        raise UserError("--per-stage gives each job its own --only; leave --until and --only out.")
+    stages = session.plan_flywheel(given["iterations"], given["base"], given["ref"])
+    return session, [_own(placed(stage), n, remit) for n, stage in enumerate(stages, start=1)]
+
+
+def _whole(session: Session, name: str, remit: list[str]) -> Job:
+    """One job, as large as the largest of its stages."""
+    config = session.config
+    sizes = [config.launch, *(stage_launch(config, kind) for kind in STAGE_KINDS.values())]
+    return Job(
+        f"remit-{session.run.root.name}-{name}",
+        remit,
+        max(1, *(launch.nodes for launch in sizes)),
+        max(launch.gpus for launch in sizes),
+        config.launch.slurm,
+    )
+
+
+def _own(stage: Stage, number: int, remit: list[str]) -> Job:
+    launch = stage.config.launch
+    return Job(
+        f"{number:02d}-{stage.name}",
+        [*remit, "--only", stage.name],
+        max(1, launch.nodes),
+        launch.gpus,
+        launch.slurm,
+    )
