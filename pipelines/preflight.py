@@ -26,6 +26,7 @@ from pipelines.schema import (
     SourceConfig,
     TrainConfig,
 )
+from pipelines.stop import seconds_of_job
 
 # By config section.
 USES: dict[str, Use] = {
@@ -95,9 +96,10 @@ def _use(key: str) -> Use:
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, a hostfile that exists, a compiler where DeepSpeed needs one."""
+    """Ranks that fit this machine, a job long enough to stop in, a hostfile that exists, a compiler where DeepSpeed needs one."""
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
+    seconds_of_job(launch)
     if launch.hostfile:
         hosts(launch.hostfile)
     else:
