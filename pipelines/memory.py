@@ -51,14 +51,15 @@ def shortage(returncode: int, log: str, kills: int) -> str:
 
 
 def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
-    """The settings of a stage that take less memory, with their values."""
+    """What to set so that a stage takes less memory, with the values it has."""
     section = SECTIONS.get(kind, kind)
     settings: Any = getattr(config, section)
     found = []
+    several = config.launch.gpus > 1 or bool(config.launch.hostfile)
     if isinstance(settings, TrainConfig):
-        found.append(f"{section}.micro_batch (now {settings.micro_batch})")
-        if settings.zero_stage < 3:
-            found.append(f"{section}.zero_stage higher (now {settings.zero_stage})")
+        found.append(f"a smaller {section}.micro_batch (now {settings.micro_batch})")
+        if settings.zero_stage < 3 and several:
+            found.append(f"a higher {section}.zero_stage (now {settings.zero_stage})")
         if on_gpu and not settings.offload_optimizer:
             found.append(f"{section}.offload_optimizer=true")
         elif not on_gpu and settings.offload_optimizer:
@@ -66,10 +67,11 @@ def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
         if not settings.gradient_checkpointing:
             found.append(f"{section}.gradient_checkpointing=true")
     elif kind != "contamination":
-        found.append(f"{section}.batch_size (now {settings.batch_size})")
+        found.append(f"a smaller {section}.batch_size (now {settings.batch_size})")
     if kind in ("pretrain", "mid_train", "score", "analyze"):
-        found.append(f"chunk_bytes (now {config.chunk_bytes})")
+        found.append(f"a smaller chunk_bytes (now {config.chunk_bytes})")
     if kind == "rlvr":
-        found.append(f"rlvr.max_completion_length (now {settings.max_completion_length})")
-    found.append("the number of ranks on a machine (--gpus)" if not on_gpu else "")
-    return ", ".join(filter(None, found))
+        found.append(f"a smaller rlvr.max_completion_length (now {settings.max_completion_length})")
+    if several and not on_gpu:
+        found.append("fewer ranks on a machine (--gpus)")
+    return ", ".join(found) or "fewer sources"

@@ -32,6 +32,7 @@ from pipelines.schema import (
     TrainConfig,
 )
 from pipelines.schema.launch import STAGE_KINDS
+from pipelines.stop import seconds_of_job
 
 # By config section.
 USES: dict[str, Use] = {
@@ -160,7 +161,8 @@ def _check_launches(stages: list[Stage]) -> None:
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, machines that are there, a compiler where DeepSpeed needs one.
+    """Ranks that fit this machine, machines that are there, a job long enough to stop in, a
+    compiler where DeepSpeed needs one.
 
     Raises:
         UserError: what does not fit.
@@ -168,6 +170,7 @@ def check_launch(launch: LaunchConfig) -> None:
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
     check_variables(launch)
+    seconds_of_job(launch)
     if launch.hostfile:
         hosts(launch.hostfile)
         if launch.nodes:

@@ -236,7 +236,7 @@ class Runner:
         on_gpu = num_gpus() > 0
         peak = f"; peak memory {ended.memory}" if ended.memory else ""
         lower = memory.smaller(stage.kind, stage.config, on_gpu=on_gpu)
-        return f"{short}{peak}. What takes less: {lower}"
+        return f"{short}{peak}. What needs less: {lower}"
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
         fail_point("before the finish line")

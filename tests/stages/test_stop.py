@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -238,3 +239,22 @@ def test_a_rank_that_the_kernel_kills_is_told_apart(
     assert "stage mid-train failed (a rank was killed by SIGKILL" in words
     assert "peak memory rank 0 " in words and "mid_train.micro_batch (now 8)" in words
     assert "mid_train.gradient_checkpointing=true" in words and "chunk_bytes" in words
+
+
+def test_a_stage_that_gets_no_more_memory_says_what_takes_less(
+    cli_env: dict[str, str], tmp_path: Path
+) -> None:
+    # Enough addresses for the imports, not for the activations of a million tokens.
+    limit = 4_500_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "remit_cli", "pretrain-ckpt", "--config", "world-tiny", "--run-dir",
+         "run", "pretrain.global_batch=8192", "pretrain.micro_batch=8192",
+         "pretrain.tokens=1048576", "pretrain.keep_points=0", "--json"],
+        cwd=tmp_path, env=cli_env, capture_output=True, text=True, timeout=200, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    reason = json.loads(done.stdout)["reason"]
+    assert reason.startswith("out of memory; peak memory rank 0 "), reason
+    assert "pretrain.micro_batch (now 8192)" in reason
+    assert "can't allocate memory" in done.stderr and reason in done.stderr
