@@ -30,16 +30,13 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TARGETS = ("rank", "launcher", "command", "everything")
-# Of a result: time, and what depends on where the last start was.
-VOLATILE = (
-    "seconds",
-    "environment",
-    "tokens_per_second",
-    "started",
-    "engine",
-    "scores",
-    "reference",
-)
+# Of a result: times, where the last start was, and means over a log window, which a resume cuts
+# short: its line covers the steps after the checkpoint alone (docs/running.md).
+VOLATILE = {
+    "seconds", "train_seconds", "tokens_per_second", "megabytes_per_second", "environment",
+    "started", "engine", "scores", "reference", "d_mean", "d_std", "weight_mean", "weight_std",
+    "weight_at_low", "weight_at_high",
+}  # fmt: skip
 SAVES = [
     *(f"{stage}.save_every_steps=3" for stage in ("pretrain", "mid_train", "sft")),
     "dpo.save_every_steps=2", "rlvr.save_every_steps=1",
