@@ -5,11 +5,6 @@ The only user of OmegaConf. Everything below receives dataclasses.
 
 from __future__ import annotations
 
-import difflib
-import math
-import operator
-import re
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,13 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError
 from pipelines.nesting import excess
+from pipelines.recipe_rules import check_values, did_you_mean
 from pipelines.schema import Config
-from pipelines.schema.launch import STAGE_KINDS
 
-# (key, message) -> raises UserError, naming where the value was given.
-Refuse = Callable[[str, str], NoReturn]
 DEFAULT_CONFIG = "world"
-TRACKERS = ("tensorboard", "wandb")
 # What a suite may set, all of section eval.
 MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
@@ -55,11 +47,6 @@ def find_config(name_or_path: str) -> Path:
         f"--config {name_or_path}: neither a file nor a shipped recipe. "
         f"Shipped recipes: {', '.join(config_names())}{did_you_mean(name_or_path, config_names())}"
     )
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None) -> Config:
@@ -99,7 +86,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
         given = [where for patch, where in patches if _given(patch, key) is not None]
         raise UserError(f"{given[-1] if given else path}: {message}")
 
-    _check_values(config, refuse)
+    check_values(config, refuse)
     return config
 
 
@@ -237,133 +224,6 @@ def _check_list(key: Any, patch: DictConfig, base: DictConfig, where: str) -> No
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
-    "low": (operator.ge, "at least"),
-    "above": (operator.gt, "above"),
-    "high": (operator.le, "at most"),
-    "below": (operator.lt, "below"),
-}
-
-
-def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
-    """Every number against the bounds that the schema gives it; all must be finite."""
-    for f in fields(section):
-        key, value = f"{prefix}{f.name}", getattr(section, f.name)
-        if is_dataclass(value):
-            _check_bounds(value, f"{key}.", refuse)
-        elif isinstance(value, dict):
-            for name, entry in value.items():
-                if is_dataclass(entry):
-                    _check_bounds(entry, f"{key}.{name}.", refuse)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                refuse(key, f"{key} = {value} must be a finite number")
-            for bound, limit in f.metadata["bounds"].items():
-                holds, words = BOUNDS[bound]
-                if limit is not None and not holds(value, limit):
-                    refuse(key, f"{key} = {value} must be {words} {limit}")
-
-
-def _check_values(config: Config, refuse: Refuse) -> None:
-    """What types and bounds of single keys cannot say."""
-
-    def require(condition: bool, key: str, message: str) -> None:
-        if not condition:
-            refuse(key, message)
-
-    _check_bounds(config, "", refuse)
-    shape, rlvr = config.model, config.rlvr
-    for tracker in config.report_to:
-        require(
-            tracker in TRACKERS, "report_to",
-            f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}"
-            + did_you_mean(tracker, list(TRACKERS)),
-        )  # fmt: skip
-    require(
-        "/" not in config.name and "\0" not in config.name and config.name not in (".", ".."),
-        "name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'",
-    )  # fmt: skip
-    require(
-        re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
-        f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",
-    )  # fmt: skip
-    require(
-        shape.hidden_size % shape.num_heads == 0, "model.num_heads",
-        f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
-        f"{shape.num_heads}",
-    )  # fmt: skip
-    require(
-        shape.num_heads % shape.num_kv_heads == 0, "model.num_kv_heads",
-        f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
-        f"{shape.num_kv_heads}",
-    )  # fmt: skip
-    for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
-        for source_name, source in getattr(config, name).sources.items():
-            key = f"{name}.sources.{source_name}.hash_range"
-            found = source.hash_range
-            require(
-                len(found) == 2 and 0 <= found[0] < found[1] <= 1, key,
-                f"{key} must be [from, to] with 0 <= from < to <= 1",
-            )  # fmt: skip
-    _check_benchmarks(config, refuse)
-    _check_launch(config, refuse)
-    for name, task in config.eval.tasks.items():
-        key = f"eval.tasks.{name}.base_template"
-        require(
-            "{prompt}" in task.base_template, key,
-            f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the question",
-        )  # fmt: skip
-    require(
-        rlvr.global_batch % rlvr.num_generations == 0, "rlvr.global_batch",
-        f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
-        f"rlvr.num_generations = {rlvr.num_generations}",
-    )  # fmt: skip
-    require(
-        not (rlvr.zero_stage == 3 and rlvr.use_vllm is False and rlvr.offload_optimizer),
-        "rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
-    )  # fmt: skip
-    require(
-        not rlvr.enabled or rlvr.max_completion_length + 8 < config.context_length,
-        "rlvr.max_completion_length",
-        f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a prompt in "
-        f"context_length = {config.context_length}",
-    )
-
-
-def _check_benchmarks(config: Config, refuse: Refuse) -> None:
-    for name, benchmark in config.eval.benchmarks.items():
-        key = f"eval.benchmarks.{name}"
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in config.eval.tasks:
-            refuse(
-                key,
-                f"{key} names a file and a row of the table: letters, digits, '.', '_', '-', and "
-                "no name that eval.tasks has",
-            )
-        for path in benchmark.files.values():
-            plain = path.replace("{name}", "").removesuffix(".gz")
-            if "{" in plain or not plain.endswith((".jsonl", ".json", ".csv", ".parquet")):
-                refuse(
-                    f"{key}.files",
-                    f"{key}.files: {path!r} must end in .jsonl, .json, .csv or .parquet (.gz too), "
-                    "and its only placeholder is {name}",
-                )
-
-
-def _check_launch(config: Config, refuse: Refuse) -> None:
-    for name in config.stages:
-        if name not in STAGE_KINDS:
-            refuse(
-                f"stages.{name}",
-                f"stages.{name}: no such kind of stage; choose of {', '.join(STAGE_KINDS)}"
-                + did_you_mean(name, list(STAGE_KINDS)),
-            )
-    for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
-        train = getattr(config, section)
-        if train.offload_optimizer and train.zero_stage == 0:
-            key = f"{section}.offload_optimizer"
-            refuse(key, f"{key} needs ZeRO: set {section}.zero_stage to 1, 2 or 3")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
