@@ -96,7 +96,10 @@ def _use(key: str) -> Use:
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, a job long enough to stop in, a hostfile that exists, a compiler where DeepSpeed needs one."""
+    """Ranks that fit this machine, a hostfile that exists, a compiler where DeepSpeed needs one.
+
+    And a SLURM job that is longer than what is kept free at its end.
+    """
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
     seconds_of_job(launch)
