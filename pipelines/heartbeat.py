@@ -30,7 +30,7 @@ SAVING = "saving"
 FINISHING = "finishing"
 # A stop waits for these; it ends the others at once, since they have nothing to save.
 CAN_STOP = (FIRST_STEP, TRAINING, SAVING, FINISHING)
-# Loading a model, writing a checkpoint, evaluating may take long without a mark in between.
+# A first step, a checkpoint, an export may take long without a mark in between.
 SLOW_SECONDS = 7200.0
 LOOK_SECONDS = 0.5
 LINE_BYTES = 512
@@ -149,11 +149,11 @@ class Watch:
 
     def hang(self) -> str:
         """Which ranks hang, in words; empty while the stage moves."""
-        if not self.hang_seconds:
+        phases = {pulse.phase for pulse in self.pulses.values()}
+        # Packing, loading and evaluation take as long as they take, and make no marks.
+        if not self.hang_seconds or len(self.pulses) < self.num_ranks or WORKING in phases:
             return ""
-        in_steps = len(self.pulses) == self.num_ranks and all(
-            pulse.phase == TRAINING for pulse in self.pulses.values()
-        )
+        in_steps = phases == {TRAINING}
         allowed = self.hang_seconds if in_steps else max(self.hang_seconds, SLOW_SECONDS)
         still = time.monotonic() - self.moved_at
         if still <= allowed:
@@ -164,9 +164,6 @@ class Watch:
         )
 
     def _suspects(self) -> str:
-        missing = sorted(set(range(self.num_ranks)) - set(self.pulses))
-        if missing:
-            return f"{_ranks(missing)} never began."
         stopped = [r for r, pulse in self.pulses.items() if _state(pulse) in ("T", "t")]
         if stopped:
             return f"{_ranks(stopped)} is stopped by a signal."

@@ -72,8 +72,8 @@ class LaunchConfig:
     )
     hang_seconds: float = setting(
         1800.0,
-        "a training without a step for so long is ended, and the rank that hangs named; what is "
-        "slow by nature has two hours at least; 0: never",
+        "a training without a step for so long is ended, and the rank that hangs named; its first "
+        "step, checkpoints and export have two hours at least; 0: never",
         result=False,
         low=0,
     )
