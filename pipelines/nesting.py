@@ -35,7 +35,7 @@ def excess(text: str) -> str:
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_nodes):
                 return f"alias *{event.anchor} is inside of what it names"
-            total += sizes.get(event.anchor, 1)
+            total += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()
             sizes |= {anchor: total - before} if anchor else {}
