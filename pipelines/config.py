@@ -273,6 +273,8 @@ def _check_values(config: Config, refuse: Refuse) -> None:
             refuse(key, message)
 
     _check_bounds(config, "", refuse)
+    if "/" in config.name or "\0" in config.name or config.name in (".", ".."):
+        refuse("name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'")
     shape, rlvr = config.model, config.rlvr
     for tracker in config.report_to:
         require(
@@ -280,10 +282,6 @@ def _check_values(config: Config, refuse: Refuse) -> None:
             f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}"
             + did_you_mean(tracker, list(TRACKERS)),
         )  # fmt: skip
-    require(
-        "/" not in config.name and "\0" not in config.name and config.name not in (".", ".."),
-        "name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'",
-    )  # fmt: skip
     require(
         re.fullmatch(r"[A-Za-z0-9._-]*", config.stage.name) is not None, "stage.name",
         f"stage.name = {config.stage.name!r} names a folder: letters, digits, '.', '_', '-' only",
