@@ -273,8 +273,7 @@ def _check_values(config: Config, refuse: Refuse) -> None:
             refuse(key, message)
 
     _check_bounds(config, "", refuse)
-    if "/" in config.name or "\0" in config.name or config.name in (".", ".."):
-        refuse("name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'")
+    _check_name(config, refuse)
     shape, rlvr = config.model, config.rlvr
     for tracker in config.report_to:
         require(
@@ -326,6 +325,12 @@ def _check_values(config: Config, refuse: Refuse) -> None:
         f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a prompt in "
         f"context_length = {config.context_length}",
     )
+
+
+def _check_name(config: Config, refuse: Refuse) -> None:
+    """The default run directory is named so."""
+    if "/" in config.name or "\0" in config.name or config.name in (".", ".."):
+        refuse("name", f"name = {config.name!r} names a folder: no '/', and not '.' or '..'")
 
 
 def _check_benchmarks(config: Config, refuse: Refuse) -> None:
