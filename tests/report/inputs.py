@@ -49,6 +49,12 @@ def weighed(number: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def moved(kl: float, hostile: str = "") -> dict[str, Any]:
+    """A KL divergence, and that of each domain."""
+    whole = {"kl": kl, "half_interval": kl / 10}
+    return whole | {"domains": {hostile + name: dict(whole) for name in ("problem", "prose")}}
+
+
 def analysis(rounds: int = 1, hostile: str = "") -> dict[str, Any]:
     """`analysis/result.json`, with one sequence that may not be published."""
     secret = sequence(99) | {"publish": False, "source": "closed", "domain": "closed"}
@@ -85,8 +91,7 @@ def analysis(rounds: int = 1, hostile: str = "") -> dict[str, Any]:
             for i, (name, phase, k, step) in enumerate(checkpoints)
         ],
         "movement": [
-            {"round": k, "base_to_mid": {"kl": 0.4, "half_interval": 0.03},
-             "mid_to_post": {"kl": 0.11, "half_interval": 0.01}}
+            {"round": k, "base_to_mid": moved(0.4, hostile), "mid_to_post": moved(0.11, hostile)}
             for k in range(rounds + 1)
         ],
     }  # fmt: skip

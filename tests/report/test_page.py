@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser
 from inputs import HOSTILE
 
+from pipelines.analysis.token_text import TokenText
+from pipelines.analysis.training_text import excerpts, read_training_text
+from pipelines.data.packing import pack
+from pipelines.data.tokenizer import build_tokenizer
 from pipelines.report import write_report
 from pipelines.run_dir import RunDir
+from pipelines.schema import SourceConfig, TokenizerConfig
 
 SHOWN = "[...document.querySelectorAll('.sequence')].filter((s) => !s.hidden).length"
 # Texts of charts that leave the chart, or whose boxes overlap by more than the space of a line.
@@ -103,6 +112,44 @@ def test_script_in_data_is_inert(browser: Browser, hostile_run: Path) -> None:
     assert browser.value("document.scripts.length") == 1
     assert browser.value("document.images.length") == 0
     assert browser.value("document.querySelector('.t').textContent") == HOSTILE
+
+
+def hostile_excerpts(folder: Path) -> list[dict[str, Any]]:
+    """What an analysis keeps of a JSON Lines file whose texts and domains are script tags."""
+    lines = [json.dumps({"text": f"{HOSTILE} {i}", "domain": HOSTILE}) for i in range(20)]
+    (folder / "web.jsonl").write_text("\n".join(lines))
+    sources = {"web": SourceConfig(path="web.jsonl", licence=HOSTILE)}
+    bpe = TokenizerConfig(kind="bpe", vocab_size=300, train_characters=2_000)
+    tokenizer = build_tokenizer(bpe, sources, folder, 0)
+    dataset = pack(
+        sources, tokenizer, context_length=64, document_mask=True, num_tokens=64 * 8, seed=0,
+        data_root=folder, out_dir=folder / "packed", data_sha256={"web": ""},
+    )  # fmt: skip
+    text = read_training_text(dataset, 8, TokenText(tokenizer), sources, folder, 0)
+    ones = np.ones(len(text.ids), dtype=np.float32)
+    values = {name: ones for name in ("weights", "d", "logprobs", "ref_logprobs")}
+    return excerpts(text, sources, values, count=4)
+
+
+def test_script_in_training_data_is_inert(
+    browser: Browser, analyzed_run: Path, tmp_path: Path
+) -> None:
+    """The way of a training text into the page: source, packing, tokens, excerpt, token map."""
+    run = Path(shutil.copytree(analyzed_run, tmp_path / "web"))
+    pieces = hostile_excerpts(tmp_path)
+    assert HOSTILE in "".join(token for piece in pieces for token in piece["tokens"])
+    assert {piece["domain"] for piece in pieces} == {HOSTILE}
+    result = run / "analysis" / "result.json"
+    values = json.loads(result.read_text())
+    for each in values["rounds"]:
+        each["sequences"] = pieces
+    result.write_text(json.dumps(values))
+    browser.open(write_report(RunDir(run)))
+    assert browser.complaints == []
+    assert browser.value("document.title") == "web: remit report"
+    assert browser.value("document.scripts.length") == 1
+    assert browser.value("document.images.length") == 0
+    assert HOSTILE in browser.value("document.querySelector('.sequence').textContent")
 
 
 def test_without_scripts_it_reads(browser: Browser, page: Path) -> None:
