@@ -139,6 +139,9 @@ def test_a_half_finished_run_and_the_base_as_its_own_reference(copied: Path, rem
         shutil.rmtree(copied / name)
     shutil.rmtree(copied / "round-0" / "40-rlvr" / "model")
     shutil.copytree(copied / "base" / "model", copied / "round-0" / "40-rlvr" / "model")
+    results = [copied / name / "result.json" for name in ("base", "round-0/40-rlvr")]
+    base, made = (json.loads(path.read_text()) for path in results)
+    results[1].write_text(json.dumps(made | {"model_sha256": base["model_sha256"]}))
     done = remit("analyze", copied, "--json", "analysis.tokens=2_000", check=True)
     (missing,) = done.json["analysis"]["missing"]
     assert missing.startswith("Round 1 has no post-trained model")

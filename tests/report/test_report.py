@@ -130,12 +130,15 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     (wheel,) = [b for b in found["verdict"].blocks if isinstance(b, Wheel)]
     assert [len(r.stages) for r in wheel.rounds] == [4, 4]
     assert wheel.rounds[1].reference == "round-0/40-rlvr"
-    (table,) = [b for b in found["scores"].blocks if isinstance(b, Table)]
-    assert table.columns == ["task", "base", "mid-0", "post-0", "mid-1", "post-1"]
+    table, differences, drawn = (b for b in found["scores"].blocks if isinstance(b, Table))
+    models = ["base", "mid-0", "post-0", "mid-1", "post-1"]
+    assert table.columns == ["task", *models] and drawn.columns == ["", *models]
+    assert differences.columns == ["", *models[:-1]] and len(differences.rows) == 4
+    assert [row[0].text for row in drawn.rows][-2:] == ["pass@8", "entropy, nats"]
     titles = [getattr(block, "title", "") for block in found["training"].blocks]
     assert {"Mid-training: loss", "Token weights: spread", "RLVR: reward"} <= set(titles)
     missing = {key for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
-    assert missing == {"scores", "objectives"}
+    assert missing == {"objectives"}
     cost = found["cost"].blocks[0]
     assert isinstance(cost, Table) and cost.rows[-1][0].text == "all stages"
     # 6 FLOPs for each of 22,304 parameters and 20,000 tokens.
@@ -199,7 +202,7 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
     assert {stage.state for stage in wheel.rounds[1].stages} == {"to do"}
     missing = {key: b for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
     assert missing.keys() == {
-        "verdict", "scores", "objectives", "tokens", "dynamics", "contamination",
+        "verdict", "objectives", "tokens", "dynamics", "contamination",
     }  # fmt: skip
     assert missing["tokens"].command == "remit analyze RUN"
     for form in FORMATS:

@@ -126,5 +126,5 @@ def test_poison_on_one_rank_stops_both_before_the_update(
         from pipelines.stages.mid_trainer import SequenceOrder
 
         # Step 2 has the sequences 8 to 15 of the seeded order.
-        order = list(SequenceOrder(160, 0))
+        order = list(SequenceOrder(160, 0, begin=lambda: 0))
         assert sorted(row for part in rows for row in part) == sorted(order[8:16])
