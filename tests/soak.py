@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from held_files import holders
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 TARGETS = ("rank", "launcher", "command", "everything")
 # Of a result: times, where the last start was, and means over a log window, which a resume cuts
@@ -68,20 +70,6 @@ def start(run: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
             command(run, options), cwd=run.parent, env=env, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=err, start_new_session=True,
         )  # fmt: skip
-
-
-def holders(run: Path) -> dict[int, str]:
-    """Processes that hold a file of the run open; their command lines."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if any(path.startswith(f"{run}/") for path in opened):
-            found[int(process.name)] = line
-    return found
 
 
 def ranks_of(run: Path, pids: dict[int, str]) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_files import holders
 
 pytestmark = pytest.mark.slow
 
@@ -21,20 +22,6 @@ ARGS = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", "run", "pretrain
         "pretrain.logging_steps=1")  # fmt: skip
 FAR_TOO_LONG = 120.0
 Start = Callable[..., subprocess.Popen[bytes]]
-
-
-def holders(run: Path) -> dict[int, str]:
-    """Processes that hold a file of the run open: command, launchers and ranks, by process id."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if any(path.startswith(f"{run}/") for path in opened):
-            found[int(process.name)] = command
-    return found
 
 
 def lives(pid: int) -> bool:

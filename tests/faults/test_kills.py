@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_files import holders
 
 pytestmark = pytest.mark.slow
 
@@ -32,20 +32,6 @@ KILLS = [
     ("before the result", 15),
     ("before the finish line", None),
 ]
-
-
-def holders(run: Path) -> list[str]:
-    """Command lines of the processes that hold a file of the run open."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if any(path.startswith(f"{run}/") for path in opened):
-            found.append(command)
-    return found
 
 
 def nothing_is_left(run: Path) -> None:
