@@ -116,12 +116,12 @@ class ScoreCache:
             stream.flush()
             fail_point("before a score shard is renamed")
             os.fsync(stream.fileno())
-        self._facts_path(shard).unlink(missing_ok=True)
         facts = _facts(Path(temporary))
         assert facts is not None
+        # First: a shard that is there has its facts, so no instant loses one that was written.
+        write_json(self._facts_path(shard), facts)
         os.replace(temporary, self.path(shard))
         fsync_dir(self.folder)
-        write_json(self._facts_path(shard), facts)
 
     def finish(self) -> None:
         """Write the marker; every shard must be there."""
