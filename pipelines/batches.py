@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from pipelines import heartbeat
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,6 +33,7 @@ def in_batches(
         batch = items[len(results) : len(results) + size]
         try:
             results += run(batch)
+            heartbeat.moves()
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

@@ -1,9 +1,9 @@
 """Where each rank is: written by the ranks, watched by the launcher side.
 
 A rank keeps one small file in the folder of its stage, overwritten in place at each mark of
-progress: its phase, its last step, how many marks it has made. The launcher side sees from it
-whether a stage still moves, which rank is behind, whether the ranks can save and stop, and what
-memory they took.
+progress: its phase, its last step, how many marks it has made. Training marks its steps; packing,
+scoring, evaluation and analysis mark their batches. The launcher side sees from it whether a stage
+still moves, which rank is behind, whether the ranks can save and stop, and what memory they took.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from pipelines.errors import DamagedFile
 from pipelines.quantities import duration, quantity
 from pipelines.run_dir import StageDir, read_json
+from pipelines.schema import LaunchConfig
 
 # Phases of a rank. Before the training loop, and in stages that have none:
 WORKING = "working"
@@ -30,9 +31,9 @@ SAVING = "saving"
 FINISHING = "finishing"
 # A stop waits for these; it ends the others at once, since they have nothing to save.
 CAN_STOP = (FIRST_STEP, TRAINING, SAVING, FINISHING)
-# A first step, a checkpoint, an export may take long without a mark in between.
-SLOW_SECONDS = 7200.0
 LOOK_SECONDS = 0.5
+# Batches may be short: their marks come no closer than this.
+MARK_SECONDS = 1.0
 LINE_BYTES = 512
 
 
@@ -68,6 +69,7 @@ class Heartbeat:
         self.phase = WORKING
         self.step = 0
         self.marks = 0
+        self.marked_at = 0.0
         self.gpu_peak_bytes = 0
 
     def mark(
@@ -77,6 +79,7 @@ class Heartbeat:
         self.phase = phase or self.phase
         self.step = self.step if step is None else step
         self.marks += 1
+        self.marked_at = time.monotonic()
         self.gpu_peak_bytes = max(self.gpu_peak_bytes, gpu_peak_bytes)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         pulse = Pulse(
@@ -102,6 +105,13 @@ def mark(phase: str | None = None, step: int | None = None, gpu_peak_bytes: int 
         own.mark(phase, step, gpu_peak_bytes)
 
 
+def moves() -> None:
+    """A mark at most once a second, for loops that are no training steps."""
+    for own in _own:
+        if time.monotonic() - own.marked_at >= MARK_SECONDS:
+            own.mark()
+
+
 def phase() -> str:
     """The phase that this process is in."""
     return _own[0].phase if _own else WORKING
@@ -112,13 +122,13 @@ class Watch:
 
     Args:
         num_ranks: over all machines.
-        hang_seconds: see the schema; 0: a hang is never seen.
+        launch: says how long is too long.
     """
 
-    def __init__(self, stage_dir: StageDir, num_ranks: int, hang_seconds: float) -> None:
+    def __init__(self, stage_dir: StageDir, num_ranks: int, launch: LaunchConfig) -> None:
         self.folder = stage_dir.heartbeats
         self.num_ranks = num_ranks
-        self.hang_seconds = hang_seconds
+        self.launch = launch
         self.pulses: dict[int, Pulse] = {}
         self.peaks: dict[int, int] = {}
         self.looked_at = -LOOK_SECONDS
@@ -150,20 +160,21 @@ class Watch:
     def hang(self) -> str:
         """Which ranks hang, in words; empty while the stage moves."""
         phases = {pulse.phase for pulse in self.pulses.values()}
-        # Packing, loading and evaluation take as long as they take, and make no marks.
-        if not self.hang_seconds or len(self.pulses) < self.num_ranks or WORKING in phases:
-            return ""
-        in_steps = phases == {TRAINING}
-        allowed = self.hang_seconds if in_steps else max(self.hang_seconds, SLOW_SECONDS)
+        in_steps = phases == {TRAINING} and len(self.pulses) == self.num_ranks
+        key = "hang_seconds" if in_steps else "hang_seconds_outside"
+        allowed: float = getattr(self.launch, key)
         still = time.monotonic() - self.moved_at
-        if still <= allowed:
+        if not allowed or still <= allowed:
             return ""
         return (
             f"it hangs: no rank has moved for {duration(still)}. {self._suspects()} "
-            f"{self._positions()} launch.hang_seconds says how long is too long"
+            f"{self._positions()} launch.{key} says how long is too long"
         )
 
     def _suspects(self) -> str:
+        absent = sorted({*range(self.num_ranks)} - self.pulses.keys())
+        if absent:
+            return f"{_ranks(absent)} never began."
         stopped = [r for r, pulse in self.pulses.items() if _state(pulse) in ("T", "t")]
         if stopped:
             return f"{_ranks(stopped)} is stopped by a signal."

@@ -79,7 +79,7 @@ def run_stage(
     port = master_port(launch)
     env = environment(launch, port, offline)
     stage_dir.clear_traces()
-    watch = Watch(stage_dir, num_ranks(launch), launch.hang_seconds)
+    watch = Watch(stage_dir, num_ranks(launch), launch)
     stop = Stop(launch, stage_dir, noted, watch)
     process: Launched | None = None
     hang, overdue = "", False

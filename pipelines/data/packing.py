@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines import heartbeat
 from pipelines.data.packed_set import MARKER, SOURCE_TYPE, START_TYPE, PackedDataset
 from pipelines.data.records import Document, document_streams, interleave
 from pipelines.data.tokenizer import encoding_fingerprint
@@ -231,6 +232,7 @@ class _Writer:
         """Documents with their ids, EOS at the end; no ids for an empty one."""
         eos = self.tokenizer.eos_token_id
         for batch, encoded in _ahead(_batches(stream), encode):
+            heartbeat.moves()
             for document, ids in zip(batch, encoded, strict=True):
                 if ids:
                     ids.append(eos)

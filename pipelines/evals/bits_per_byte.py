@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipelines import heartbeat
 from pipelines.objectives.token_nll import IGNORE
 
 
@@ -65,6 +66,7 @@ def window_batches(
         inputs = torch.tensor([[start_id, *w[:-1]] + [pad] * (width - len(w)) for w in batch])
         labels = torch.tensor([w + [IGNORE] * (width - len(w)) for w in batch])
         yield rows, inputs, labels
+        heartbeat.moves()
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from pipelines import heartbeat
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import leaves
 from pipelines.evals.intervals import digest_of, task_score
@@ -73,6 +74,14 @@ class SharedRequests:
 
 class TransformersModel(SharedRequests, HFLM):
     """A model in this process, on this rank's device; requests go sorted by length."""
+
+    def _model_call(self, *args: Any, **kwargs: Any) -> Any:
+        heartbeat.moves()
+        return super()._model_call(*args, **kwargs)
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        heartbeat.moves()
+        return super()._model_generate(*args, **kwargs)
 
 
 def vllm_model(model_dir: Path, *, precision: str, max_length: int) -> Any:

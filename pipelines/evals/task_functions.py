@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from pipelines import heartbeat
 from pipelines.process import num_cores
 from pipelines.rewards.sandbox import check_all
 from pipelines.rewards.verifier import verdicts
@@ -53,7 +54,8 @@ def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[
 def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
     # Every rank judges all: each on its share of the cores.
     workers = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    passed = iter([outcome.passed for outcome in check_all(programs, workers=workers)])
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    passed = iter([outcome.passed for outcome in outcomes])
     return [[next(passed) for _ in found] for found in answers]
 
 

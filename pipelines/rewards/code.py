@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from pipelines import heartbeat
 from pipelines.process import num_cores
 from pipelines.rewards.sandbox import check_all
 
@@ -30,7 +31,8 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     """
     workers = max(1, num_cores() // int(os.environ.get("WORLD_SIZE", "1")))
     programs = [(program(completion), tests) for completion, tests in judged]
-    return [float(outcome.passed) for outcome in check_all(programs, workers=workers)]
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    return [float(outcome.passed) for outcome in outcomes]
 
 
 def program(completion: str) -> str:

@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipelines import heartbeat
 from pipelines.process import num_cores
 from pipelines.rewards.verifier_server import CPU_SECONDS, MAX_REQUEST_BYTES
 
@@ -139,6 +140,7 @@ class Verifier:
                     worker.end()
                 if verdict is not None:
                     verdicts[at] = verdict
+                    heartbeat.moves()
                     del busy[descriptor]
                     poll.unregister(descriptor)
         return verdicts

@@ -72,8 +72,14 @@ class LaunchConfig:
     )
     hang_seconds: float = setting(
         1800.0,
-        "a training without a step for so long is ended, and the rank that hangs named; its first "
-        "step, checkpoints and export have two hours at least; 0: never",
+        "a training without a step for so long is ended, and the rank that hangs named; 0: never",
+        result=False,
+        low=0,
+    )
+    hang_seconds_outside: float = setting(
+        7200.0,
+        "the same outside of steps: start, loading, a batch of packing, scoring or evaluation, the "
+        "first step, a checkpoint, export; 0: never",
         result=False,
         low=0,
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import heartbeat
 from pipelines.evals.benchmarks import (
     asked_here,
     questions,
@@ -98,4 +99,5 @@ class _Counted:
         for passage in self._passages:
             self.passages += 1
             self.num_bytes += len(passage.text.encode())
+            heartbeat.moves()
             yield passage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.data import world
 from pipelines.errors import UserError
-from pipelines.rewards import judge
+from pipelines.rewards import judge, sandbox
 
 EXACT = [
     ("so 24\n#### 72", "72", 1),
@@ -114,3 +115,11 @@ def test_world_follows_the_worlds_rule() -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(UserError, match="choose world, math, exact or code"):
         judge("maths")
+
+
+def test_where_the_kernel_has_namespaces_the_sandbox_starts() -> None:
+    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--net", "--fork", "true"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no namespaces here: {tried.stderr.strip()}")
+    assert sandbox.unavailable() == "", "a fault of ours, which would skip every other test of it"

@@ -207,6 +207,30 @@ def test_a_rank_that_hangs_is_named_and_its_stage_ended(
     assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
 
 
+def test_a_rank_that_hangs_in_a_stage_without_steps_is_named(
+    tiny_model: Path, start: Start, tmp_path: Path
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    run = tmp_path / "run"
+    args = ["score", "--config", "world-tiny", "--model", str(tiny_model), "--base",
+            str(tiny_model), "--run-dir", str(run), "--gpus", "2", "mid_train.tokens=2_000_000",
+            "score.shard_sequences=8", "launch.hang_seconds_outside=25"]  # fmt: skip
+    process = start(args)
+    deadline = time.monotonic() + FAR_TOO_LONG
+    while len(list(run.glob("scores/*/*.npy"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, said(tmp_path)
+        time.sleep(0.01)
+    ranks = pulses(run / "score")
+    os.kill(ranks[1]["pid"], signal.SIGSTOP)
+    # Its share takes the other one longer than the limit: one that works is not taken for hung.
+    assert process.wait(timeout=120) == 1
+    words = said(tmp_path)
+    assert "stage score failed (it hangs" in words and "rank 1 is stopped by a signal" in words
+    assert "launch.hang_seconds_outside" in words
+    assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
+
+
 def test_after_the_grace_time_and_at_a_second_sigint_ranks_are_killed(
     tiny_model: Path, start: Start, tmp_path: Path
 ) -> None:

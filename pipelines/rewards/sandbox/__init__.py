@@ -7,7 +7,7 @@ import queue
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -173,12 +173,16 @@ class Sandbox:
 
 
 def check_all(
-    programs: Iterable[tuple[str, str]], limits: Limits | None = None, workers: int = 0
+    programs: Iterable[tuple[str, str]],
+    limits: Limits | None = None,
+    workers: int = 0,
+    on_verdict: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """The outcome of each (program, tests), in their order.
 
     Args:
         workers: programs at a time; 0: one for each core.
+        on_verdict: called after each one, in their order.
 
     Raises:
         UserError: this kernel, or who runs it, does not allow the sandbox.
@@ -199,7 +203,11 @@ def check_all(
         for _ in range(count):
             idle.put(stack.enter_context(Sandbox()))
         pool = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
-        return list(pool.map(checked, given))
+        outcomes = []
+        for outcome in pool.map(checked, given):
+            outcomes.append(outcome)
+            on_verdict()
+        return outcomes
 
 
 def require() -> None:

@@ -1,0 +1,99 @@
+"""What the launcher side makes of the ranks' marks: who moves, who hangs, for how long it may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import heartbeat
+from pipelines.heartbeat import Heartbeat, Watch
+from pipelines.run_dir import StageDir
+from pipelines.schema import LaunchConfig
+
+IN_STEPS, OUTSIDE = 0.3, 0.9
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> StageDir:
+    return StageDir(tmp_path)
+
+
+@pytest.fixture
+def own(stage: StageDir) -> Iterator[Heartbeat]:
+    """This process as rank 0 of the stage."""
+    heartbeat.begin(stage, 0)
+    yield heartbeat._own[0]
+    heartbeat._own.clear()
+
+
+def watching(stage: StageDir, num_ranks: int, outside: float = OUTSIDE) -> Watch:
+    launch = LaunchConfig(hang_seconds=IN_STEPS, hang_seconds_outside=outside)
+    watch = Watch(stage, num_ranks, launch)
+    watch.look(at_once=True)
+    return watch
+
+
+def seconds_to_a_hang(watch: Watch, longest: float) -> float:
+    begun = time.monotonic()
+    while not watch.hang():
+        if time.monotonic() - begun > longest:
+            return float("inf")
+        watch.look(at_once=True)
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("phase", "allowed", "key"),
+    [
+        (heartbeat.TRAINING, IN_STEPS, "launch.hang_seconds says"),
+        (heartbeat.WORKING, OUTSIDE, "launch.hang_seconds_outside says"),
+        (heartbeat.FIRST_STEP, OUTSIDE, "launch.hang_seconds_outside says"),
+        (heartbeat.SAVING, OUTSIDE, "launch.hang_seconds_outside says"),
+    ],
+)
+def test_each_phase_has_its_limit(stage: StageDir, phase: str, allowed: float, key: str) -> None:
+    for rank in (0, 1):
+        Heartbeat(stage.heartbeats, rank).mark(phase, 3)
+    watch = watching(stage, 2)
+    assert allowed * 0.9 < seconds_to_a_hang(watch, 5) < allowed + 0.5
+    assert key in watch.hang() and "came equally far" in watch.hang()
+
+
+def test_one_rank_outside_of_its_steps_gives_all_the_longer_limit(stage: StageDir) -> None:
+    Heartbeat(stage.heartbeats, 0).mark(heartbeat.TRAINING, 3)
+    Heartbeat(stage.heartbeats, 1).mark(heartbeat.SAVING, 3)
+    assert seconds_to_a_hang(watching(stage, 2), 5) > OUTSIDE * 0.9
+
+
+def test_a_rank_that_never_begins_is_named(stage: StageDir) -> None:
+    Heartbeat(stage.heartbeats, 0).mark()
+    watch = watching(stage, 3)
+    assert seconds_to_a_hang(watch, 5) > OUTSIDE * 0.9
+    assert "rank 1 and rank 2 never began" in watch.hang()
+
+
+def test_zero_is_never(stage: StageDir) -> None:
+    Heartbeat(stage.heartbeats, 0).mark()
+    assert seconds_to_a_hang(watching(stage, 1, outside=0), 0.5) == float("inf")
+
+
+def test_loops_outside_of_steps_mark_once_a_second(
+    stage: StageDir, own: Heartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = own.marks
+    heartbeat.moves()
+    assert own.marks == marks
+    monkeypatch.setattr(heartbeat, "MARK_SECONDS", 0.05)
+    watch = watching(stage, 1, outside=0.5)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        heartbeat.moves()
+        watch.look(at_once=True)
+        assert not watch.hang()
+        time.sleep(0.01)
+    assert 10 <= own.marks - marks <= 20
+    assert seconds_to_a_hang(watch, 5) < 1.0
