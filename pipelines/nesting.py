@@ -46,5 +46,17 @@ def excess(text: str) -> str:
     return ""
 
 
+def values_of(text: str) -> Any:
+    """The plain values of a YAML text of bounded size.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        ValueError: it is too deep or too large.
+    """
+    if why := excess(text):
+        raise ValueError(why)
+    return yaml.load(text, Loader=_LOADER)
+
+
 def _events(text: str) -> Iterator[Any]:
     yield from yaml.parse(text, Loader=_LOADER)

@@ -21,6 +21,7 @@ import yaml
 
 from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
+from pipelines.nesting import values_of
 
 SNAPSHOT_FACTS = "snapshot.json"
 
@@ -159,7 +160,7 @@ def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
 
 def read_yaml(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """What `write_yaml` wrote; raises as `read_json`."""
-    return _read_object(path, yaml.safe_load, yaml.YAMLError, needs)
+    return _read_object(path, values_of, yaml.YAMLError, needs)
 
 
 def _read_object(

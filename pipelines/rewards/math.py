@@ -3,7 +3,8 @@
 A completion is right if its final answer (`exact` says which text that is) is the gold answer as
 text or as a plain number, which also covers answers that are no mathematics, like `True`. Else
 math-verify compares, in a killable child: what follows the last `####`, or without one the
-expression that it finds. What the library cannot parse, or not within its limits, is wrong.
+expression that it finds. What the library cannot parse, or not within its limits, is wrong; a gold
+answer of more than 4,000 characters is compared as text alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
         final, _ = final_answer(text)
         if is_plainly_equal(final, answer):
             found[at] = 1.0
-        elif text.strip() and answer.strip():
+        elif text.strip() and answer.strip() and len(answer) <= _MAX_CHARACTERS:
             hard.setdefault((text, final, answer), []).append(at)
     if hard:
         for verdict, places in zip(verdicts("math", list(hard)), hard.values(), strict=True):

@@ -179,18 +179,11 @@ ANSWERS = st.one_of(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["exact", "world"])
+@pytest.mark.parametrize("kind", ["exact", "math", "world"])
 @fuzz
 @given(completion=ANSWERS, answer=ANSWERS)
 def test_rewards(kind: str, completion: str, answer: str) -> None:
     assert survives(lambda: judge(kind)(completion, answer)) in (0.0, 1.0)
-
-
-# Many of these run into the verifier's limits, of seconds each.
-@settings(fuzz, max_examples=CASES if CASES >= 1000 else 12)
-@given(completion=ANSWERS, answer=ANSWERS)
-def test_reward_math(completion: str, answer: str) -> None:
-    assert survives(lambda: judge("math")(completion, answer)) in (0.0, 1.0)
 
 
 @fuzz
