@@ -24,6 +24,8 @@ from pipelines.fail_points import fail_point
 from pipelines.nesting import values_of
 
 SNAPSHOT_FACTS = "snapshot.json"
+# End of the name of a file that is being written; what a killed process left has it too.
+_PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class StageDir:
         return self.root / "not-finite.json"
 
     def clear_traces(self) -> None:
-        """Remove what the last start said about its end."""
+        """Remove what the last start said about its end, and what it left half written."""
         shutil.rmtree(self.heartbeats, ignore_errors=True)
+        remove_parts(self.root)
         for path in (self.stop, self.stopped, self.not_finite):
             path.unlink(missing_ok=True)
 
@@ -198,7 +201,7 @@ def write_json(path: Path, values: dict[str, Any], mode: int = 0o644) -> None:
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         os.fchmod(handle, mode)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -211,6 +214,12 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
         os.unlink(temporary)
         raise
     fsync_dir(path.parent)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder. Only its one writer may call it."""
+    for part in folder.glob(f".*{_PART}"):
+        part.unlink()
 
 
 def fsync_dir(folder: Path) -> None:
@@ -270,6 +279,8 @@ class RunLock:
         holder = f"host {socket.gethostname()}, pid {os.getpid()}, command: {command}\n"
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, holder.encode(), 0)
+        for folder in (run.root, run.data):
+            remove_parts(folder)
 
     def __enter__(self) -> RunLock:
         return self

@@ -24,7 +24,7 @@ from pipelines.data.packed_set import PackedDataset
 from pipelines.disk import require_space
 from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
-from pipelines.run_dir import fsync_dir, read_json, write_json
+from pipelines.run_dir import fsync_dir, read_json, remove_parts, write_json
 
 SCORE_VERSION = 1
 _MARKER = "complete.json"
@@ -138,6 +138,7 @@ class ScoreCache:
             self._facts_path(shard).unlink()
         for leftover in self.folder.glob(".shard-*"):
             leftover.unlink()
+        remove_parts(self.folder)
 
     def drop_damaged(self) -> list[str]:
         """Remove the marker and the shards that differ from it; their names."""

@@ -21,7 +21,7 @@ from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
 from pipelines.data.tokenizer import build_tokenizer
 from pipelines.disk import explained, require_space
 from pipelines.errors import UserError
-from pipelines.run_dir import read_json, write_json
+from pipelines.run_dir import RunDir, RunLock, read_json, write_json
 from pipelines.schema import SourceConfig, TokenizerConfig
 
 KEY = ScoreKey("data", True, "model", 300, "sdpa", "fp32")
@@ -110,6 +110,18 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     write_json(path, {"number": 1})
     killed_at("before a file is renamed", lambda: write_json(path, {"number": 2}))
     assert read_json(path) == {"number": 1}
+
+
+def test_what_killed_writes_left_is_gone_with_the_next_start(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    stage = run.stage("round-0/10-mid-train")
+    for path in (run.flywheel_plan, run.data / "hashes.json", stage.result):
+        killed_at("before a file is renamed", lambda path=path: write_json(path, {}))
+        assert len(list(path.parent.glob(".*"))) == 1
+    (run.root / ".gitignore").write_text("*")
+    with RunLock(run, "remit"):
+        stage.clear_traces()
+    assert [path.name for path in run.root.rglob(".*")] == [".gitignore"]
 
 
 def cache_of(folder: Path) -> ScoreCache:
