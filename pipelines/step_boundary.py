@@ -74,6 +74,8 @@ class StepBoundary(TrainerCallback):
             control.should_training_stop = True
         if asked or self.due:
             control.should_save = True
+            # The line goes into the save: a resume loses nothing that was summed since the last.
+            control.should_log = True
             self.due = False
             self.saved_at = time.monotonic()
             heartbeat.mark(heartbeat.SAVING)

@@ -32,12 +32,10 @@ from held_files import holders
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TARGETS = ("rank", "launcher", "command", "everything")
-# Of a result: times, where the last start was, and means over a log window, which a resume cuts
-# short: its line covers the steps after the checkpoint alone (docs/running.md).
+# Of a result: times, and where the last start was.
 VOLATILE = {
     "seconds", "train_seconds", "tokens_per_second", "megabytes_per_second", "environment",
-    "started", "engine", "scores", "reference", "d_mean", "d_std", "weight_mean", "weight_std",
-    "weight_at_low", "weight_at_high",
+    "started", "engine", "scores", "reference",
 }  # fmt: skip
 SAVES = [
     *(f"{stage}.save_every_steps=3" for stage in ("pretrain", "mid_train", "sft")),

@@ -35,7 +35,17 @@ def token_facts(trainer: Trainer, num_tokens: int) -> dict[str, Any]:
     elif seconds:
         facts["tokens_per_second"] = round(num_tokens / seconds[-1], 1)
     for key in ("weight_mean", "weight_std", "weight_at_low", "weight_at_high", "d_mean", "d_std"):
-        values = [line[key] for line in history if key in line]
-        if values:
-            facts[key] = sum(values) / len(values)
+        if (mean := _mean_over_steps(history, key)) is not None:
+            facts[key] = mean
     return facts
+
+
+def _mean_over_steps(history: list[dict[str, Any]], key: str) -> float | None:
+    """Mean of what log lines average, each line for the steps since the one before."""
+    lines = [line for line in history if key in line]
+    ends = [line["step"] for line in lines]
+    steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    total = sum(steps)
+    return (
+        sum(n * line[key] for n, line in zip(steps, lines, strict=True)) / total if total else None
+    )
