@@ -227,9 +227,16 @@ def _mid_flops(config: Config, arm: str, origin: Origin) -> float:
 
 
 def _tokens_of_equal_flops(config: Config, arm: str, origin: Origin) -> int:
-    """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`."""
+    """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
     budget = _mid_flops(config, "remit", origin)
-    return int(config.mid_train.tokens * budget / _mid_flops(config, arm, origin))
+    step = config.mid_train.global_batch * config.context_length
+    tokens = config.mid_train.tokens * budget / _mid_flops(config, arm, origin)
+    if tokens < step:
+        raise UserError(
+            f"arm '{arm}': compare.budget=flops leaves it {int(tokens)} of the mid_train.tokens = "
+            f"{config.mid_train.tokens}, less than one step of {step} tokens. Give more tokens."
+        )
+    return round(tokens / step) * step
 
 
 def _with_tokens(config: Config, tokens: int) -> Config:

@@ -36,7 +36,7 @@ from pipelines.disk import require_space
 from pipelines.fail_points import armed, fail_point
 from pipelines.finite_guard import FiniteGuard
 from pipelines.run_dir import StageDir
-from pipelines.schema import Config, TrainConfig
+from pipelines.schema import Config, TrainConfig, micro_batch_rows
 from pipelines.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
@@ -57,17 +57,10 @@ class BatchSplit:
     accumulation: int
 
 
-def split_batch(global_batch: int, micro_batch: int, world_size: int) -> BatchSplit:
-    """The largest micro-batch of at most `micro_batch` that divides each rank's share.
-
-    Raises:
-        ValueError: the global batch does not divide by the number of ranks.
-    """
-    share, rest = divmod(global_batch, world_size)
-    if rest or not share:
-        raise ValueError(f"a global batch of {global_batch} does not divide by {world_size} ranks")
-    micro = max(m for m in range(1, min(micro_batch, share) + 1) if share % m == 0)
-    return BatchSplit(micro, share // micro)
+def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
+    """How a stage's global batch falls on its ranks; raises as `micro_batch_rows`."""
+    micro = micro_batch_rows(train, world_size)
+    return BatchSplit(micro, train.global_batch // (micro * world_size))
 
 
 def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def training_arguments(
     # Beside the metrics, unless who runs it has said where.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
     os.environ.setdefault("WANDB_DIR", str(stage_dir.root))
-    split = split_batch(train.global_batch, train.micro_batch, world_size())
+    split = split_batch(train, world_size())
     arguments: Arguments = cls(
         output_dir=str(stage_dir.checkpoints),
         max_steps=steps,

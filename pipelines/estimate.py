@@ -19,7 +19,7 @@ from pipelines.launch import can_fork
 from pipelines.placement import num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
-from pipelines.schema import Config, ModelConfig, pool_factor
+from pipelines.schema import Config, ModelConfig, pool_factor, whole_step_tokens
 
 # Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
 CPU_FLOPS_PER_CORE = 2.5e10
@@ -171,12 +171,13 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
     if stage.kind == "pretrain":
         if stage.inputs:
             return 0, 0.0, 1.0
-        return config.pretrain.tokens, 6 * n * config.pretrain.tokens, 1.0
+        tokens = whole_step_tokens(config.pretrain, context)
+        return tokens, 6 * n * tokens, 1.0
     if stage.kind == "mid_train":
-        tokens = config.mid_train.tokens
+        tokens = whole_step_tokens(config.mid_train, context)
         return tokens, _training_flops(stage) * n * tokens, 1.0
     if stage.kind == "score":
-        tokens = config.mid_train.tokens * pool_factor(config.mid_train)
+        tokens = whole_step_tokens(config.mid_train, context) * pool_factor(config.mid_train)
         return tokens, 2 * n * tokens, 1.0
     if stage.kind == "sft":
         tokens = math.ceil(config.sft.steps * config.sft.global_batch * context * CHAT_FILL)

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipelines.config import result_fields
 from pipelines.evals.benchmarks import files_sha256
-from pipelines.schema import Config
+from pipelines.placement import num_ranks
+from pipelines.schema import Config, micro_batch_rows, sees_micro_batches
 
 # Raised by hand when the mathematics of a stage changes.
 NUMERICS_VERSION = {
@@ -56,6 +57,9 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
         kept["model.attention"] = config.model.attention
     if kind == "evaluate" and config.eval.contamination == "leave_out":
         kept["eval"] = kept["eval"] | {"contamination": "leave_out"}
+    if kind == "mid_train" and sees_micro_batches(config.mid_train):
+        rows = micro_batch_rows(config.mid_train, num_ranks(config.launch))
+        kept["sequences of a micro-batch (mid_train.scope=step: of no effect)"] = rows
     if kind == "score":
         kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
         kept["pool"] = config.mid_train.objective == "miniplm"

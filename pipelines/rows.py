@@ -123,7 +123,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                     domain: value["bits_per_byte"]
                     for domain, value in result["bits_per_byte"].items()
                 },
-                tokens=mid.config.mid_train.tokens,
+                tokens=results[mid.name]["tokens"],
                 steps=results[mid.name]["steps"],
                 passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
                 flops=sum(stage_flops(s, parameters) for s in spent.values()),

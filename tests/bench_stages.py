@@ -44,7 +44,7 @@ STEPS = 100
 BLOCK = 20
 BATCH = 64
 SAVED_AT = 5
-FAR_STEPS = 40
+FAR_STEPS = 200
 # What the CLI's process and the rank of a mid-training import, DeepSpeed's optimizer included.
 IMPORTS = (
     "import typer, rich.live, omegaconf, datasets; import torch, deepspeed, transformers.trainer; "

@@ -14,12 +14,13 @@ from pipelines import config as recipes
 from pipelines.arms import needed, plan_compare
 from pipelines.checkpoint import find_checkpoint
 from pipelines.comparison import curves, tables
+from pipelines.errors import UserError
 from pipelines.evals.intervals import mean_interval
 from pipelines.flywheel import Stage
 from pipelines.rows import Row
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
-        "eval.bits_per_byte_tokens=500")  # fmt: skip
+        "eval.bits_per_byte_tokens=500", "compare.points=0")  # fmt: skip
 
 
 def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
@@ -109,31 +110,42 @@ def planned(tiny_model: Path | None, *overrides: str) -> dict[str, Stage]:
 def test_arms_of_equal_flops(tiny_model: Path) -> None:
     stages = planned(
         tiny_model, "compare.objectives=[ntp,miniplm,rho1,remit]", "compare.budget=flops",
-        "mid_train.tokens=21000",
+        "mid_train.tokens=24576",
     )  # fmt: skip
     tokens = {
         name.split("/")[2]: stage.config.mid_train.tokens
         for name, stage in stages.items() if stage.kind == "mid_train"
     }  # fmt: skip
-    # 8 a token with the reference, 6 without, 6 + 2 x 2 x 2 for a pool of twice the tokens.
-    assert tokens == {"ntp": 28000, "miniplm": 12000, "rho1": 21000, "remit": 21000}
+    # 8 a token with the reference, 6 without, 6 + 2 x 2 x 2 for a pool of twice the tokens: of 24
+    # steps of 1,024 tokens 24 x 8/6 = 32 and 24 x 8/14 = 13.7.
+    assert {arm: n / 1024 for arm, n in tokens.items()} == {
+        "ntp": 32, "miniplm": 14, "rho1": 24, "remit": 24,
+    }  # fmt: skip
+
+
+def test_equal_flops_that_are_less_than_a_step_name_the_arm(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"arm 'miniplm'.* 585 of .* one step of 1024 tokens"):
+        planned(
+            tiny_model, "compare.objectives=[miniplm]", "compare.budget=flops",
+            "mid_train.tokens=1024", "compare.points=0",
+        )  # fmt: skip
 
 
 def test_more_rl_spends_what_the_reference_costs(tiny_model: Path) -> None:
     own = ("compare.objectives=[ntp,more-rl]", "compare.post_train=true")
-    stages = planned(tiny_model, *own, "mid_train.tokens=64000")
+    stages = planned(tiny_model, *own, "mid_train.tokens=65536")
     longer = stages["compare/seed-0/more-rl/40-rlvr"]
-    # 2 x 64,000 for the reference; a step is 16 completions of 16 tokens, 14 a token.
-    assert longer.config.rlvr.steps - 4 == round(2 * 64000 / (14 * 16 * 16))
+    # 2 x 65,536 for the reference; a step is 16 completions of 16 tokens, 14 a token.
+    assert longer.config.rlvr.steps - 4 == round(2 * 65536 / (14 * 16 * 16))
     # The plain pipeline before it is trained once.
     assert longer.inputs == {"model": "compare/seed-0/ntp/30-dpo"}
     assert [s.kind for s in stages.values()].count("mid_train") == 1
     # Under equal FLOPs arm ntp trains on more tokens, so it has a pipeline of its own.
-    stages = planned(tiny_model, *own, "mid_train.tokens=64000", "compare.budget=flops")
+    stages = planned(tiny_model, *own, "mid_train.tokens=65536", "compare.budget=flops")
     assert stages["compare/seed-0/more-rl/40-rlvr"].inputs == {
         "model": "compare/seed-0/plain/30-dpo"
     }
-    assert stages["compare/seed-0/plain/10-mid-train"].config.mid_train.tokens == 64000
+    assert stages["compare/seed-0/plain/10-mid-train"].config.mid_train.tokens == 65536
 
 
 def test_a_base_for_every_seed() -> None:
@@ -159,7 +171,7 @@ def test_the_small_model_of_miniplm(tiny_model: Path) -> None:
 def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
     stages = planned(
         tiny_model, "compare.objectives=[ntp,remit]", "compare.post_train=true",
-        "mid_train.reference=cached",
+        "mid_train.reference=cached", "compare.points=0",
     )  # fmt: skip
     assert needed(list(stages.values()), set()) == list(stages.values())
     left = needed(

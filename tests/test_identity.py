@@ -44,6 +44,33 @@ def test_these_cannot_change_mid_train(config: Config, override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "objective",
+    [
+        ("objective=rho1",), ("objective=remit", "divisor=weights"),
+        ("objective=remit", "center=batch"), ("objective=remit", "center=none", "standardize=true"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("mid_train.micro_batch=4", False), ("launch.gpus=2", False),
+        # Four sequences each, on one rank or two.
+        ("mid_train.micro_batch=5", False), ("mid_train.micro_batch=9", True),
+    ],
+)  # fmt: skip
+def test_the_micro_batch_counts_where_weights_are_taken_over_it(
+    objective: tuple[str, ...], override: str, same: bool
+) -> None:
+    def own(*more: str) -> str:
+        overrides = [*(f"mid_train.{key}" for key in objective), *more]
+        return of("mid_train", recipes.load("world-tiny", overrides))
+
+    assert (own(override) == own()) == same
+    exactly = "mid_train.scope=step"
+    assert own(override, exactly) == own(exactly)
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "seed=1", "context_length=64", "document_mask=false", "mid_train.eps=0.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,11 +256,17 @@ def test_estimate_by_hand(tmp_path: Path) -> None:
     n = found.parameters
     by_name = {stage.stage: stage for stage in found.stages}
     assert list(by_name) == [stage.name for stage in stages]
-    assert by_name["base"].tokens == config.pretrain.tokens
-    assert by_name["base"].flops == 6 * n * config.pretrain.tokens
+    # What is asked for is rounded up to whole steps.
+    step = config.pretrain.global_batch * config.context_length
+    base_tokens, mid_tokens = (
+        math.ceil(asked / step) * step
+        for asked in (config.pretrain.tokens, config.mid_train.tokens)
+    )
+    assert by_name["base"].tokens == base_tokens
+    assert by_name["base"].flops == 6 * n * base_tokens
     plain, weighted = by_name["round-0/10-mid-train"], by_name["round-1/10-mid-train"]
-    assert plain.flops == 6 * n * config.mid_train.tokens
-    assert weighted.flops == 8 * n * config.mid_train.tokens, "the reference's forward"
+    assert plain.flops == 6 * n * mid_tokens
+    assert weighted.flops == 8 * n * mid_tokens, "the reference's forward"
     assert all(stage.seconds > 0 and stage.disk_bytes > 0 for stage in found.stages)
     assert {stage.state for stage in found.stages} == {"to do"}
     assert found.seconds_left == pytest.approx(sum(stage.seconds for stage in found.stages))

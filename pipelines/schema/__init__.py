@@ -22,8 +22,11 @@ from pipelines.schema.training import (
     ScoreConfig,
     SftConfig,
     TrainConfig,
+    micro_batch_rows,
     pool_factor,
+    sees_micro_batches,
     uses_score_cache,
+    whole_step_tokens,
 )
 
 __all__ = [
@@ -31,7 +34,8 @@ __all__ = [
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
     "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
     "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "pool_factor", "uses_score_cache",
+    "TrainConfig", "micro_batch_rows", "pool_factor", "sees_micro_batches", "uses_score_cache",
+    "whole_step_tokens",
 ]  # fmt: skip
 
 
@@ -67,7 +71,7 @@ class CompareConfig:
     )
     small: str = setting("", "CKPT of MiniPLM's small model; empty: the base", result=False)
     points: int = setting(
-        0, "evaluations along the annealing of each arm, before the last", result=False, low=0
+        3, "evaluations along the annealing of each arm, before the last", result=False, low=0
     )
     post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
     rows: list[str] = setting(

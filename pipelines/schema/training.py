@@ -73,8 +73,8 @@ class MidTrainConfig(TrainConfig):
     )
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
-        "what center=batch, divisor=weights and RHO-1's ranking see: one rank's micro-batch, or "
-        "exactly the whole step, by one more forward",
+        "what RHO-1's ranking, center=batch, divisor=weights and center=none with standardize see: "
+        "one rank's micro-batch, or exactly the whole step, by one more forward",
     )
     rho1_keep: float = setting(
         0.6, "RHO-1: share of the targets that is trained on", above=0, high=1
@@ -143,6 +143,38 @@ class ScoreConfig:
         result=False,
         low=1,
     )
+
+
+def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
+    """Sequences of a forward on one rank: the most up to `micro_batch` that divide its share.
+
+    Raises:
+        ValueError: the global batch does not divide by the number of ranks.
+    """
+    share, rest = divmod(train.global_batch, world_size)
+    if rest or not share:
+        raise ValueError(
+            f"a global batch of {train.global_batch} does not divide by {world_size} ranks"
+        )
+    return max(rows for rows in range(1, min(train.micro_batch, share) + 1) if share % rows == 0)
+
+
+def sees_micro_batches(mid: MidTrainConfig) -> bool:
+    """Whether the loss depends on how a step is cut into micro-batches."""
+    if mid.scope == "step":
+        return False
+    over_a_batch = (
+        mid.divisor == "weights"
+        or mid.center == "batch"
+        or (mid.center == "none" and mid.standardize)
+    )
+    return mid.objective == "rho1" or (mid.objective == "remit" and over_a_batch)
+
+
+def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+    """The tokens that are trained on: those asked for, rounded up to whole steps."""
+    step = settings.global_batch * context_length
+    return -(-settings.tokens // step) * step
 
 
 def uses_score_cache(mid: MidTrainConfig) -> bool:

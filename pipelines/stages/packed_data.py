@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 
@@ -13,13 +12,14 @@ from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
 from pipelines.engine import is_main_rank
-from pipelines.schema import Config, MidTrainConfig, PretrainConfig
+from pipelines.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
 from pipelines.stages import StageJob
 
 
 def num_steps(settings: PretrainConfig | MidTrainConfig, config: Config) -> int:
     """Optimizer steps for the configured tokens, rounded up to whole steps."""
-    return math.ceil(settings.tokens / (settings.global_batch * config.context_length))
+    step = settings.global_batch * config.context_length
+    return whole_step_tokens(settings, config.context_length) // step
 
 
 def packed(
@@ -35,7 +35,7 @@ def packed(
     The main rank packs, all wait.
     """
     config = job.config
-    budget = num_steps(settings, config) * settings.global_batch * config.context_length
+    budget = whole_step_tokens(settings, config.context_length)
 
     def load(verify: bool) -> PackedDataset:
         return pack(
