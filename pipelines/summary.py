@@ -5,7 +5,7 @@ Reads finished stages of a run directory; knows nothing of how they ran.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,42 +219,45 @@ def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -
 
 
 def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
-    """Those of the single steps, over all rounds."""
+    """Those of the single steps, over all rounds; none of a step that the plan has not."""
 
     def of(kind: str) -> dict[str, dict[str, Any]]:
         return {n.split("/")[0]: r for n, r in results.items() if r["kind"] == kind}
 
-    dpo, rlvr = of("dpo"), of("rlvr")
     remit = {n: r for n, r in of("mid_train").items() if r["objective"] == "remit"}
+    dpo, rlvr = of("dpo"), of("rlvr")
+    found = [
+        _in_every_round(
+            "DPO: held-out pair accuracy above 0.5", dpo,
+            lambda r: r["heldout_pair_accuracy"] > 0.5,
+            lambda r: f"{r['heldout_pair_accuracy']:.2f}",
+        ),
+        _in_every_round(
+            "RLVR: mean reward of the last quarter above the first", rlvr,
+            lambda r: r["reward_last_quarter"] > r["reward_first_quarter"],
+            lambda r: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}",
+        ),
+        _in_every_round(
+            "RLVR: share of groups without reward variance below 0.8", rlvr,
+            lambda r: r["zero_variance_groups"] < 0.8,
+            lambda r: f"{r['zero_variance_groups']:.2f}",
+        ),
+        _in_every_round(
+            "ReMiT: spread of the weights above 0.01 in every round", remit,
+            lambda r: r["weight_std"] > 0.01,
+            lambda r: f"{r['weight_std']:.3f}",
+        ),
+    ]  # fmt: skip
+    return [expectation for expectation in found if expectation is not None]
 
-    def listed(text: dict[str, str]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in text.items())
 
-    return [
-        Expectation(
-            "DPO: held-out pair accuracy above 0.5",
-            bool(dpo) and all(r["heldout_pair_accuracy"] > 0.5 for r in dpo.values()),
-            listed({n: f"{r['heldout_pair_accuracy']:.2f}" for n, r in dpo.items()}),
-        ),
-        Expectation(
-            "RLVR: mean reward of the last quarter above the first",
-            bool(rlvr)
-            and all(r["reward_last_quarter"] > r["reward_first_quarter"] for r in rlvr.values()),
-            listed(
-                {
-                    n: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}"
-                    for n, r in rlvr.items()
-                }
-            ),
-        ),
-        Expectation(
-            "RLVR: share of groups without reward variance below 0.8",
-            bool(rlvr) and all(r["zero_variance_groups"] < 0.8 for r in rlvr.values()),
-            listed({n: f"{r['zero_variance_groups']:.2f}" for n, r in rlvr.items()}),
-        ),
-        Expectation(
-            "ReMiT: spread of the weights above 0.01 in every round",
-            bool(remit) and all(r["weight_std"] > 0.01 for r in remit.values()),
-            listed({n: f"{r['weight_std']:.3f}" for n, r in remit.items()}),
-        ),
-    ]
+def _in_every_round(
+    text: str,
+    rounds: dict[str, dict[str, Any]],
+    holds: Callable[[dict[str, Any]], bool],
+    shown: Callable[[dict[str, Any]], str],
+) -> Expectation | None:
+    if not rounds:
+        return None
+    measured = ", ".join(f"{name} {shown(result)}" for name, result in rounds.items())
+    return Expectation(text, all(map(holds, rounds.values())), measured)
