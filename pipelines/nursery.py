@@ -35,11 +35,12 @@ def num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def become_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> None:
-    """In the forked child: become one rank of a stage, in the group of `leader`; never returns."""
+def become_rank(request: dict[str, Any], env: dict[str, str], parent: int, leader: int) -> None:
+    """In the child that `parent` forked: become one rank of a stage, in the group of `leader`;
+    never returns."""
     code = 1
     try:
-        die_with_parent()
+        die_with_parent(parent)
         os.setpgid(0, leader)
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -61,11 +62,12 @@ def fork_ranks(request: dict[str, Any]) -> list[int]:
     """Fork one process for each environment of the request; their ids, the group's leader first."""
     sys.stdout.flush()
     ranks: list[int] = []
+    parent = os.getpid()
     for env in request["environments"]:
         leader = ranks[0] if ranks else 0
         child = os.fork()
         if child == 0:
-            become_rank(request, env, leader)
+            become_rank(request, env, parent, leader)
         # Here too, so that the group is there before the next rank joins it.
         os.setpgid(child, leader)
         ranks.append(child)

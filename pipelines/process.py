@@ -15,16 +15,36 @@ PR_SET_PDEATHSIG = 1
 def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, whatever the parent died of.
 
+    A parent that has died before is noticed too: then this process dies at once.
+
     Args:
-        parent: the parent's pid, where it was known before the fork; then a parent that died since
-            is noticed.
+        parent: the parent's pid, where it was known before the fork.
     """
-    parent = os.getppid() if parent is None else parent
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
+    # After the call: a parent that dies from here on takes this process with it.
+    if is_orphan() if parent is None else os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_orphan() -> bool:
+    """Whether another process has inherited this one, as far as sessions tell.
+
+    A launcher leads a session of its own or is in that of what leads it, and its ranks are in the
+    same one; what inherits them (init, a subreaper) is above that session. A process that leads a
+    session itself cannot know.
+    """
+    session = os.getsid(0)
+    if session == os.getpid():
+        return False
+    try:
+        return os.getsid(os.getppid()) != session
+    except ProcessLookupError:
+        # It died between the two calls.
+        return True
+    except PermissionError:
+        return False
 
 
 def free_port() -> int:

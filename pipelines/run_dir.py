@@ -26,6 +26,8 @@ from pipelines.nesting import values_of
 SNAPSHOT_FACTS = "snapshot.json"
 # End of the name of a file that is being written; what a killed process left has it too.
 _PART = ".part"
+# Tenths of a second in which ranks that are about to end may do so.
+_RANK_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class RunDir:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def ranks_lock(self) -> Path:
+        """Held by the ranks of the command's machine: they may outlive the command."""
+        return self.root / "ranks.lock"
 
     @property
     def data(self) -> Path:
@@ -254,11 +261,46 @@ def lock_holder(run: RunDir) -> str:
         return stream.read(4096).decode(errors="replace").strip() or "another process"
 
 
+def hold_as_rank(run: RunDir) -> None:
+    """Keep another command from the run while this process lives, whoever started it.
+
+    Only on the machine of the command: where another machine fails, a network file system may keep
+    its locks for long.
+    """
+    try:
+        holder = run.lock.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    if holder.startswith(_this_host()):
+        # Never closed. A command that starts holds it for an instant.
+        descriptor = os.open(run.ranks_lock, os.O_RDWR | os.O_CREAT, 0o644)
+        _flock(descriptor, fcntl.LOCK_SH, _RANK_TRIES)
+
+
+def _this_host() -> str:
+    return f"host {socket.gethostname()}, "
+
+
+def _living_ranks(run: RunDir) -> str:
+    """Ranks of an earlier command on this machine that do not end, in words; empty if all have."""
+    if not run.ranks_lock.is_file():
+        return ""
+    with open(run.ranks_lock, "rb") as stream:
+        if _flock(stream.fileno(), fcntl.LOCK_EX, _RANK_TRIES):
+            return ""
+        end = f":{os.fstat(stream.fileno()).st_ino}"
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    # `1: FLOCK ADVISORY READ 4711 00:2a:1234 0 EOF`
+    pids = sorted({line[4] for line in locks if line[1] == "FLOCK" and line[5].endswith(end)})
+    return f"pid {', '.join(pids)}" if pids else "unknown process"
+
+
 class RunLock:
     """The one writer of a run directory: an flock held by this process and by what inherits it.
 
     Raises:
-        UserError: another process holds it; the message names host, pid and command.
+        UserError: another process holds it, and the message names host, pid and command; or ranks
+            of an earlier command still run.
     """
 
     def __init__(self, run: RunDir, command: str) -> None:
@@ -276,7 +318,13 @@ class RunLock:
                 f"{run.root} is in use: {holder or 'by another process'}. Wait for it to end, "
                 "or choose another folder with --run-dir."
             )
-        holder = f"host {socket.gethostname()}, pid {os.getpid()}, command: {command}\n"
+        if ranks := _living_ranks(run):
+            os.close(self.descriptor)
+            raise UserError(
+                f"{run.root} is in use: ranks of an earlier command still run on this machine "
+                f"({ranks}). Wait for them to end, or end them."
+            )
+        holder = f"{_this_host()}pid {os.getpid()}, command: {command}\n"
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, holder.encode(), 0)
         for folder in (run.root, run.data):

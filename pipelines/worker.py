@@ -19,7 +19,7 @@ from pipelines.disk import explains_failed_writes
 from pipelines.errors import WRONG_INPUT_CODE, Stopped, UserError
 from pipelines.fail_points import fail_point
 from pipelines.process import die_with_parent
-from pipelines.run_dir import RunDir, StageDir, write_json
+from pipelines.run_dir import RunDir, StageDir, hold_as_rank, write_json
 from pipelines.saved_state import package_versions
 from pipelines.stages import MODULES, StageJob
 from pipelines.stop import unblock_signals, write_stopped
@@ -45,6 +45,7 @@ def run_job(stage_dir: StageDir) -> None:
     """Run this rank's part of a stage to its end."""
     spec = stage_dir.read_config()
     job = read_job(stage_dir)
+    hold_as_rank(job.run)
     started = time.time()
     result = importlib.import_module(MODULES[job.kind]).run(job)
     if int(os.environ.get("RANK", "0")) == 0:

@@ -98,6 +98,30 @@ def test_no_rank_survives_the_kill_of_its_command(
     assert holders(run) == {}
 
 
+def test_no_rank_survives_a_kill_just_after_its_launch(start: Start, run: Path) -> None:
+    """DeepSpeed's launcher dies before its ranks have asked to die with it."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    process = start(*ARGS, "--gpus", "2")
+
+    def below(pid: int) -> list[int]:
+        try:
+            own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except FileNotFoundError:
+            return []
+        return [found for child in map(int, own) for found in [child, *below(child)]]
+
+    deadline = time.monotonic() + FAR_TOO_LONG
+    # The launcher and two ranks.
+    while len(started := below(process.pid)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(lives, started)), 5, f"still there: {holders(run)}")
+    assert holders(run) == {}
+
+
 def test_a_killed_rank_of_a_flywheel_ends_its_stage_and_the_other_rank(
     start: Start, remit: Callable[..., Any], run: Path
 ) -> None:

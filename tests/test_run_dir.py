@@ -35,6 +35,16 @@ import os; os._exit(0)
 """
 
 
+RANK = """
+import sys, time
+from pathlib import Path
+from pipelines.run_dir import RunDir, hold_as_rank
+hold_as_rank(RunDir(Path(sys.argv[1])))
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
 def is_free(run: RunDir) -> bool:
     descriptor = os.open(run.lock, os.O_RDWR)
     try:
@@ -158,3 +168,39 @@ def test_a_child_that_inherits_the_lock_holds_it(tmp_path: Path) -> None:
 def test_children_do_not_inherit_the_lock_unasked(tmp_path: Path) -> None:
     with RunLock(RunDir(tmp_path), "remit parent") as lock:
         assert not os.get_inheritable(lock.descriptor)
+
+
+def rank(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RANK, str(folder), str(seconds)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None and started.stdout.readline() == "held\n"
+    return started
+
+
+def test_ranks_that_outlive_their_command_keep_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    lock = RunLock(run, "remit killed")
+    left = rank(tmp_path, 60)
+    # A kill closes the descriptor and writes nothing.
+    os.close(lock.descriptor)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.run_dir._RANK_TRIES", 2)
+        with pytest.raises(UserError, match=f"ranks of an earlier command .*pid {left.pid}"):
+            RunLock(run, "remit second")
+    assert is_free(run)
+    left.kill()
+    left.wait()
+    # The next command waits for those that are about to end.
+    ending = rank(tmp_path, 1)
+    with RunLock(run, "remit third"):
+        pass
+    assert ending.wait(10) == 0
+
+
+def test_a_rank_on_another_machine_holds_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.lock.write_text("host elsewhere, pid 1, command: remit\n")
+    rank(tmp_path, 0).wait()
+    assert not run.ranks_lock.exists()

@@ -50,6 +50,7 @@ class _Worker:
     kind: str
     conversation: socket.socket
     process: int  # a pidfd, so that no other process can be meant
+    server: int  # pid of the one that forked it
     heard: bytes = b""
 
     def end(self) -> None:
@@ -72,6 +73,7 @@ class Verifier:
         self.wall_seconds = wall_seconds
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
+        self._has_forked = False
         self._start()
 
     def _start(self) -> None:
@@ -120,38 +122,76 @@ class Verifier:
             if len(frame) > MAX_REQUEST_BYTES:
                 verdicts[at] = Verdict(error=f"{len(frame)} bytes to judge, too many")
         left = deque(at for at, frame in enumerate(frames) if len(frame) <= MAX_REQUEST_BYTES)
+        lost: set[int] = set()
         busy: dict[int, tuple[_Worker, int, float]] = {}
         poll = select.poll()
         while left or busy:
             while left and len(busy) < self.num_workers:
-                worker, at = self._worker(kind), left.popleft()
+                at = left.popleft()
+                worker = self._asked(kind, frames[at], again=at in lost)
+                if worker is None:
+                    self._lose(at, lost, left, verdicts)
+                    continue
                 descriptor = worker.conversation.fileno()
                 busy[descriptor] = (worker, at, time.monotonic() + self.wall_seconds)
                 poll.register(descriptor, select.POLLIN)
-                worker.conversation.sendall(frames[at])
-            patience = min(deadline for _, _, deadline in busy.values()) - time.monotonic()
-            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, patience) * 1000 + 1)}
-            for descriptor, (worker, at, deadline) in list(busy.items()):
-                verdict = None
-                if descriptor in ready:
-                    verdict = self._hear(worker)
-                elif time.monotonic() >= deadline:
-                    verdict = Verdict(error=f"no verdict in {self.wall_seconds:g} s")
-                    worker.end()
-                if verdict is not None:
-                    verdicts[at] = verdict
-                    heartbeat.moves()
-                    del busy[descriptor]
-                    poll.unregister(descriptor)
+            for descriptor, (worker, at, verdict) in self._answers(poll, busy).items():
+                del busy[descriptor]
+                poll.unregister(descriptor)
+                if verdict is None:
+                    self._lose(at, lost, left, verdicts)
+                    continue
+                verdicts[at] = verdict
+                heartbeat.moves()
         return verdicts
 
+    def _lose(self, at: int, lost: set[int], left: deque[int], verdicts: list[Verdict]) -> None:
+        """A request whose worker was gone, for no fault of its own: once more, then no verdict."""
+        if at in lost:
+            verdicts[at] = Verdict(error="the verifier was gone twice")
+            heartbeat.moves()
+        else:
+            lost.add(at)
+            left.appendleft(at)
+
+    def _answers(
+        self, poll: select.poll, busy: dict[int, tuple[_Worker, int, float]]
+    ) -> dict[int, tuple[_Worker, int, Verdict | None]]:
+        """Wait until a request has an answer or is given up; those that are done, by descriptor.
+
+        No verdict: the worker is gone, and it was not the request that ended it.
+        """
+        if not busy:
+            return {}
+        patience = min(deadline for _, _, deadline in busy.values()) - time.monotonic()
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, patience) * 1000 + 1)}
+        done: dict[int, tuple[_Worker, int, Verdict | None]] = {}
+        for descriptor, (worker, at, deadline) in busy.items():
+            if descriptor in ready:
+                try:
+                    verdict = self._hear(worker)
+                except ConnectionError:
+                    worker.end()
+                    done[descriptor] = (worker, at, None)
+                else:
+                    if verdict is not None:
+                        done[descriptor] = (worker, at, verdict)
+            elif time.monotonic() >= deadline:
+                worker.end()
+                error = f"no verdict in {self.wall_seconds:g} s"
+                done[descriptor] = (worker, at, Verdict(error=error))
+        return done
+
     def _hear(self, worker: _Worker) -> Verdict | None:
-        """The verdict of a worker that said something; None where that is no whole line yet."""
-        try:
-            said = worker.conversation.recv(2**16)
-        except ConnectionError:
-            said = b""
+        """The verdict of a worker that said something; None where that is no whole line yet.
+
+        Raises:
+            ConnectionError: it ended before it read the request, or with its server.
+        """
+        said = worker.conversation.recv(2**16)
         if not said:
+            if worker.server != self.pid or self._server_is_gone():
+                raise ConnectionResetError("the server ended")
             worker.end()
             return Verdict(error=f"the verifier ended: over {CPU_SECONDS:g} CPU-s or its memory")
         worker.heard += said
@@ -162,22 +202,69 @@ class Verifier:
         self._idle.append(worker)
         return verdict
 
-    def _worker(self, kind: str) -> _Worker:
+    def _server_is_gone(self) -> bool:
+        # The kernel closes its socket before it ends its workers.
+        waiting = select.poll()
+        waiting.register(self._control, 0)
+        return bool(waiting.poll(0))
+
+    def _asked(self, kind: str, frame: bytes, *, again: bool) -> _Worker | None:
+        """A worker that has the request; a new one where it comes again. None: it is gone."""
+        try:
+            worker = None if again else self._take_idle(kind)
+            worker = worker or self._new_worker(kind)
+        except ConnectionError:
+            return None
+        try:
+            worker.conversation.sendall(frame)
+        except ConnectionError:
+            worker.end()
+            return None
+        return worker
+
+    def _take_idle(self, kind: str) -> _Worker | None:
         for worker in self._idle:
             if worker.kind == kind:
                 self._idle.remove(worker)
                 return worker
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._control, [kind.encode()], [theirs.fileno()])
+        return None
+
+    def _new_worker(self, kind: str) -> _Worker:
+        """A worker just forked; a server that has ended is started again, once.
+
+        Raises:
+            ConnectionError: the server ended again.
+            RuntimeError: there is no such verifier on this machine.
+        """
         try:
+            return self._fork(kind)
+        except ConnectionError as error:
+            if not self._has_forked:
+                raise RuntimeError(
+                    f"verifier {kind} cannot be started: its server ended"
+                ) from error
+        logger.warning("the server of the verifiers has ended: it is started again")
+        self.close()
+        self._start()
+        return self._fork(kind)
+
+    def _fork(self, kind: str) -> _Worker:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self._control, [kind.encode()], [theirs.fileno()])
             said, descriptors, _, _ = socket.recv_fds(self._control, 256, 1)
-        except TimeoutError as error:
-            raise RuntimeError(f"verifier {kind}: no worker in {_START_SECONDS} s") from error
-        if not descriptors:
-            why = said.decode() or "its server ended"
-            raise RuntimeError(f"verifier {kind} cannot be started: {why}")
-        return _Worker(kind, ours, descriptors[0])
+            if not said:
+                raise ConnectionResetError("the server ended")
+            if not descriptors:
+                raise RuntimeError(f"verifier {kind} cannot be started: {said.decode()}")
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, TimeoutError):
+                raise RuntimeError(f"verifier {kind}: no worker in {_START_SECONDS} s") from error
+            raise
+        self._has_forked = True
+        return _Worker(kind, ours, descriptors[0], self.pid)
 
     def close(self) -> None:
         """End the server, and with it all workers."""

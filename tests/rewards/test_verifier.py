@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,77 @@ def test_the_wall_clock_ends_what_uses_no_time(cell: Verifier) -> None:
         assert short.judge("math", [math("$3+2x$")])[0].value is True
     finally:
         short.close()
+
+
+@pytest.fixture
+def own() -> Iterator[Verifier]:
+    """Two workers that have judged, and are idle."""
+    made = Verifier(workers=2)
+    assert all(v.value for v in made.judge("math", [math("$3+2x$")] * 4))
+    while len(made._idle) < 2:
+        made._idle.append(made._new_worker("math"))
+    yield made
+    made.close()
+
+
+def ended(worker: Any) -> None:
+    """Kill a worker, and wait until it is gone."""
+    signal.pidfd_send_signal(worker.process, signal.SIGKILL)
+    select.select([worker.process], [], [], 10)
+
+
+ASKED = [math("$3+2x$"), math("$3+x$"), math("$2x+3$")]
+
+
+@pytest.mark.parametrize("dies", ["one idle worker", "both idle workers", "server"])
+def test_a_death_between_requests_costs_nothing(own: Verifier, dies: str) -> None:
+    before = own.pid
+    if dies == "server":
+        os.kill(before, signal.SIGKILL)
+        own._server.wait()
+    for worker in own._idle[: 1 + (dies == "both idle workers")] if dies != "server" else []:
+        ended(worker)
+    for _ in range(2):
+        assert [v.value for v in own.judge("math", ASKED)] == [True, False, True]
+    assert (own.pid != before) == (dies == "server")
+
+
+def test_a_server_that_dies_with_requests_in_work(own: Verifier) -> None:
+    before = own.pid
+    for worker in own._idle:
+        signal.pidfd_send_signal(worker.process, signal.SIGSTOP)
+    killer = threading.Timer(0.5, os.kill, (before, signal.SIGKILL))
+    killer.start()
+    assert [v.value for v in own.judge("math", ASKED)] == [True, False, True]
+    killer.join()
+    assert own.pid != before
+
+
+def test_a_verifier_that_is_always_gone_costs_the_samples(
+    own: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = own._fork
+
+    def fork_dead(kind: str) -> Any:
+        ended(worker := fork(kind))
+        return worker
+
+    monkeypatch.setattr(own, "_fork", fork_dead)
+    for worker in own._idle:
+        ended(worker)
+    assert [v.error for v in own.judge("math", ASKED)] == ["the verifier was gone twice"] * 3
+    monkeypatch.undo()
+    assert [v.value for v in own.judge("math", ASKED)] == [True, False, True]
+
+
+def test_a_server_that_never_starts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier.sys, "executable", "/bin/false")
+    dead = Verifier()
+    try:
+        with pytest.raises(RuntimeError, match="cannot be started: its server ended"):
+            dead.judge("math", ASKED)
+    finally:
+        dead.close()
 
 
 def test_the_calling_process_is_not_blocked(cell: Verifier) -> None:
