@@ -105,6 +105,10 @@ def weight_files(folder: Path) -> list[Path]:
 # Weights in formats that are pickles, or may be: loading one runs code that is in it.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 MAX_HEADER_BYTES = 100_000_000  # as safetensors itself allows
+GENERATION_CONFIG = "generation_config.json"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What transformers writes into a generation_config.json that says nothing.
+_SAVED_ALWAYS = {"output_attentions": False, "output_hidden_states": False, "use_cache": True}
 
 
 def check_model_folder(folder: Path, option: str) -> None:
@@ -289,6 +293,8 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
 def _hashed_files(folder: Path) -> list[Path]:
     names = ["config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"]
     others = [folder / n for n in names if (folder / n).is_file()]
+    if _steers_generation(folder):
+        others.append(folder / GENERATION_CONFIG)
     # Last, so that a folder without subfolders keeps its hash.
     nested = [
         path
@@ -296,6 +302,23 @@ def _hashed_files(folder: Path) -> list[Path]:
         if path.suffix in (".jinja", ".py") and path.parent != folder and path.is_file()
     ]
     return weight_files(folder) + others + sorted(folder.glob("*.py")) + nested
+
+
+def _steers_generation(folder: Path) -> bool:
+    """Whether `generation_config.json` says more than `config.json` does.
+
+    The file that every saved model has says the same, and is no part of the hash.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return False
+    said = read_json(path)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    ids = {name: said.pop(name, None) for name in SPECIAL_IDS}
+    same = all(config.get(name) == value for name, value in ids.items())
+    origin = ("_from_model_config", "transformers_version")
+    rest = {name: value for name, value in said.items() if name not in origin}
+    return not same or any(value != _SAVED_ALWAYS.get(name) for name, value in rest.items())
 
 
 def check_made_model(folder: Path, digest: str) -> None:

@@ -217,3 +217,18 @@ def test_the_hash_of_a_folder_without_subfolders(model: Path) -> None:
              "tokenizer_config.json", "own.py")  # fmt: skip
     lines = [f"{name}:{sha256((model / name).read_bytes()).hexdigest()}\n" for name in names]
     assert content_hash(model) == sha256("".join(lines).encode()).hexdigest()
+
+
+def test_what_steers_generation_is_part_of_the_hash(model: Path) -> None:
+    path = model / "generation_config.json"
+    saved = json.loads(path.read_text())
+    usual = content_hash(model)
+    path.unlink()
+    assert content_hash(model) == usual, "the file of every saved model says nothing more"
+    found = {usual}
+    more = ({"repetition_penalty": 5.0}, {"suppress_tokens": [7]}, {"eos_token_id": [1, 3]})
+    for change in more:
+        path.write_text(json.dumps(saved | change))
+        found.add(content_hash(model))
+    path.write_text("{}")
+    assert len(found | {content_hash(model)}) == 5
