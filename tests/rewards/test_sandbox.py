@@ -156,6 +156,15 @@ def test_attack(cell: Sandbox, name: str, capfd: pytest.CaptureFixture[str]) -> 
     assert cell.check(RIGHT, TESTS, QUICK).passed
 
 
+@pytest.mark.parametrize("long", ["program", "tests"])
+def test_what_is_too_long_to_send_fails_alone(cell: Sandbox, long: str) -> None:
+    given = {"program": RIGHT, "tests": TESTS}
+    given[long] += "\n#" + "x" * 2**24
+    outcome = cell.check(**given, limits=QUICK)
+    assert outcome.status == "failed" and "at most 16777216" in outcome.reason
+    assert cell.check(RIGHT, TESTS, QUICK).passed
+
+
 def test_open_files_are_limited(cell: Sandbox) -> None:
     program = """
 def f():
