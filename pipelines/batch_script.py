@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Job:
     """One job.
 
     Attributes:
-        name: of the job and, made a file name, of its script.
+        name: in words; `label` is what SLURM and the script's file are given.
         command: what it runs.
         nodes, gpus: machines, and ranks on each.
         slurm: limits and extras.
@@ -56,8 +57,13 @@ class Job:
     slurm: SlurmConfig
 
     @property
+    def label(self) -> str:
+        """The name without what a directive, a pattern or a path would read otherwise."""
+        return re.sub(r"[^A-Za-z0-9._-]", "-", self.name)
+
+    @property
     def file_name(self) -> str:
-        return f"{self.name.replace('/', '-')}.sbatch"
+        return f"{self.label}.sbatch"
 
 
 def script(job: Job, folder: Path, cwd: Path) -> str:
@@ -72,7 +78,7 @@ def script(job: Job, folder: Path, cwd: Path) -> str:
     """
     slurm = job.slurm
     options = [
-        f"--job-name={job.name.replace('/', '-')}",
+        f"--job-name={job.label}",
         f"--nodes={job.nodes}",
         # One task: remit, which starts the ranks itself, on other machines through srun.
         "--ntasks-per-node=1",
@@ -81,7 +87,7 @@ def script(job: Job, folder: Path, cwd: Path) -> str:
         f"--time={slurm.time}",
         *([f"--partition={slurm.partition}"] if slurm.partition else []),
         *([f"--account={slurm.account}"] if slurm.account else []),
-        f"--output={shlex.quote(str(folder / '%x-%j.out'))}",
+        f"--output={shlex.quote(str(folder).replace('%', '%%') + '/%x-%j.out')}",
         "--open-mode=append",
         f"--signal=B:USR1@{slurm.signal_seconds}",
         "--requeue" if slurm.requeue else "--no-requeue",

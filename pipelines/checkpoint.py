@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,10 @@ def weight_files(folder: Path) -> list[Path]:
 # Weights in formats that are pickles, or may be: loading one runs code that is in it.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 MAX_HEADER_BYTES = 100_000_000  # as safetensors itself allows
+GENERATION_CONFIG = "generation_config.json"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What transformers writes into a generation_config.json that says nothing.
+_SAVED_ALWAYS = {"output_attentions": False, "output_hidden_states": False, "use_cache": True}
 
 
 def check_model_folder(folder: Path, option: str) -> None:
@@ -146,7 +151,7 @@ def _way_to_convert(folder: Path) -> str:
 
 
 def _check_links(folder: Path, option: str) -> None:
-    """Whether every file is one, and lies where it may.
+    """Whether every file, of subfolders too, is one, and lies where it may.
 
     A link may lead within the folder and, in a hub cache, to the blobs of its own repository.
     Weights may lie anywhere: they are read as tensors or not at all. Other files are copied into
@@ -156,18 +161,30 @@ def _check_links(folder: Path, option: str) -> None:
     places = [whole]
     if whole.parent.name == "snapshots":
         places.append(whole.parent.parent / "blobs")
-    for path in sorted(folder.iterdir()):
-        target = path.resolve()
+    for path in _all_within(folder):
+        # Not Path.resolve, which fails on a link that leads to itself.
+        target = Path(os.path.realpath(path))
         if not target.exists() and path.is_symlink():
             raise UserError(f"{option} {path}: a link to {target}, where nothing is.")
         if not target.is_file() and not target.is_dir():
             raise UserError(f"{option} {path}: no regular file.")
         own = any(target.is_relative_to(place) for place in places)
-        if not own and path.suffix != ".safetensors":
+        # Only those of the folder itself are read as weights.
+        is_weight = path.suffix == ".safetensors" and path.parent == folder and target.is_file()
+        if not own and not is_weight:
             raise UserError(
                 f"{option} {path}: a link out of the model's folder, to {target}. Only weights may "
                 "be links; copy the file in its place."
             )
+
+
+def _all_within(folder: Path) -> list[Path]:
+    """Files and folders in a folder and its subfolders; links are named and not followed."""
+    return sorted(
+        Path(parent, name)
+        for parent, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    )
 
 
 def _check_whole(path: Path, option: str) -> None:
@@ -253,7 +270,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 over the weights, config, tokenizer and code of a model folder.
+    """SHA-256 over the weights, config, tokenizer, templates and code of a model folder.
 
     `cache` is a JSON file of digests by path, size and time of change, so that a large model is
     read once.
@@ -261,18 +278,47 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     known = read_json(cache) if cache and cache.is_file() else {}
     combined = hashlib.sha256()
     changed = False
-    names = ["config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"]
-    others = [folder / n for n in names if (folder / n).is_file()]
-    for path in weight_files(folder) + others + sorted(folder.glob("*.py")):
+    for path in _hashed_files(folder):
         stat = path.stat()
         key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in known:
             known[key] = file_sha256(path)
             changed = True
-        combined.update(f"{path.name}:{known[key]}\n".encode())
+        combined.update(f"{path.relative_to(folder).as_posix()}:{known[key]}\n".encode())
     if cache and changed:
         write_json(cache, known)
     return combined.hexdigest()
+
+
+def _hashed_files(folder: Path) -> list[Path]:
+    names = ["config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"]
+    others = [folder / n for n in names if (folder / n).is_file()]
+    if _steers_generation(folder):
+        others.append(folder / GENERATION_CONFIG)
+    # Last, so that a folder without subfolders keeps its hash.
+    nested = [
+        path
+        for path in _all_within(folder)
+        if path.suffix in (".jinja", ".py") and path.parent != folder and path.is_file()
+    ]
+    return weight_files(folder) + others + sorted(folder.glob("*.py")) + nested
+
+
+def _steers_generation(folder: Path) -> bool:
+    """Whether `generation_config.json` says more than `config.json` does.
+
+    The file that every saved model has says the same, and is no part of the hash.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return False
+    said = read_json(path)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    ids = {name: said.pop(name, None) for name in SPECIAL_IDS}
+    same = all(config.get(name) == value for name, value in ids.items())
+    origin = ("_from_model_config", "transformers_version")
+    rest = {name: value for name, value in said.items() if name not in origin}
+    return not same or any(value != _SAVED_ALWAYS.get(name) for name, value in rest.items())
 
 
 def check_made_model(folder: Path, digest: str) -> None:

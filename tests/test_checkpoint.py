@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,31 @@ def test_a_link_to_a_file_outside_is_refused(model: Path, tmp_path: Path, name: 
     assert name in said and "link out of the model's folder" in said
 
 
+@pytest.mark.parametrize(
+    "name", ["additional_chat_templates/x.jinja", "a/b/notes.txt", "a/more.safetensors"]
+)
+def test_a_link_out_of_a_subfolder_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (model / name).parent.mkdir(parents=True)
+    (model / name).symlink_to(tmp_path / "secret")
+    said = refusal(model)
+    assert str(model / name) in said and "link out of the model's folder" in said
+
+
+@pytest.mark.parametrize("name", ["additional_chat_templates", "folder.safetensors"])
+def test_a_link_to_a_folder_outside_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (model / name).symlink_to(tmp_path / "secrets")
+    said = refusal(model)
+    assert name in said and "link out of the model's folder" in said
+
+
+def test_a_link_to_itself_is_refused(model: Path) -> None:
+    (model / "a").mkdir()
+    (model / "a" / "loop").symlink_to("loop")
+    assert str(model / "a" / "loop") in refusal(model)
+
+
 def test_links_that_are_allowed(model: Path, tmp_path: Path) -> None:
     hub = tmp_path / "models--org--name"
     (hub / "snapshots").mkdir(parents=True)
@@ -119,6 +145,9 @@ def test_links_that_are_allowed(model: Path, tmp_path: Path) -> None:
     for path in list(snapshot.iterdir()):
         shutil.move(path, hub / "blobs" / path.name)
         path.symlink_to(Path("../../blobs") / path.name)
+    (snapshot / "more").mkdir()
+    (snapshot / "more" / "config.json").symlink_to(Path("../../../blobs/config.json"))
+    (snapshot / "same").symlink_to("more")
     assert find_checkpoint(str(snapshot), "--base").folder == snapshot
     elsewhere = tmp_path / "big.safetensors"
     shutil.move(hub / "blobs" / "model.safetensors", elsewhere)
@@ -168,3 +197,38 @@ def test_a_models_code_is_part_of_its_hash(model: Path, tmp_path: Path) -> None:
     known = content_hash(model)
     (model / "modeling_mine.py").write_text("import os\n")
     assert content_hash(model) != known
+
+
+@pytest.mark.parametrize("name", ["additional_chat_templates/tool.jinja", "own/modeling.py"])
+def test_templates_and_code_of_subfolders_are_part_of_the_hash(model: Path, name: str) -> None:
+    without = content_hash(model)
+    (model / name).parent.mkdir()
+    assert content_hash(model) == without
+    (model / name).write_text("one")
+    first = content_hash(model)
+    (model / name).write_text("two")
+    assert len({without, first, content_hash(model)}) == 3
+
+
+def test_the_hash_of_a_folder_without_subfolders(model: Path) -> None:
+    """What runs that are there have recorded."""
+    (model / "own.py").write_text("")
+    names = ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja",
+             "tokenizer_config.json", "own.py")  # fmt: skip
+    lines = [f"{name}:{sha256((model / name).read_bytes()).hexdigest()}\n" for name in names]
+    assert content_hash(model) == sha256("".join(lines).encode()).hexdigest()
+
+
+def test_what_steers_generation_is_part_of_the_hash(model: Path) -> None:
+    path = model / "generation_config.json"
+    saved = json.loads(path.read_text())
+    usual = content_hash(model)
+    path.unlink()
+    assert content_hash(model) == usual, "the file of every saved model says nothing more"
+    found = {usual}
+    more = ({"repetition_penalty": 5.0}, {"suppress_tokens": [7]}, {"eos_token_id": [1, 3]})
+    for change in more:
+        path.write_text(json.dumps(saved | change))
+        found.add(content_hash(model))
+    path.write_text("{}")
+    assert len(found | {content_hash(model)}) == 5

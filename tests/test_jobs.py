@@ -100,6 +100,16 @@ def test_what_is_no_job(remit: Any, tmp_path: Path, args: tuple[str, ...], said:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_odd_names_in_directives() -> None:
+    """A space would end the name, `%` in a folder would be a pattern of SLURM's."""
+    job = Job("remit-it's 100% mine #2/base", ["true"], 1, 1, SlurmConfig())
+    assert job.file_name == "remit-it-s-100--mine--2-base.sbatch"
+    lines = script(job, Path("/runs/50%j of it"), Path("/w")).splitlines()
+    assert "#SBATCH --job-name=remit-it-s-100--mine--2-base" in lines
+    assert "#SBATCH --output='/runs/50%%j of it/%x-%j.out'" in lines
+    assert "# Read it, edit it, then: sbatch '/runs/50%j of it/" + job.file_name + "'" in lines
+
+
 def test_a_line_break_in_a_directive() -> None:
     job = Job("x", ["true"], 1, 1, SlurmConfig(partition="a\nrm"))
     with pytest.raises(UserError, match="line break"):

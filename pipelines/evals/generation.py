@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -75,6 +76,18 @@ def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> Logi
     ])  # fmt: skip
 
 
+def decode_plainly(model: Any) -> None:
+    """Take what `generation_config.json` says from a model, but for the ids of special tokens.
+
+    `generate` would fill in from it whatever the caller does not set: penalties, suppressed tokens,
+    a least length. Its end-of-text tokens stay: they belong to the model's chat format.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+
+
 @torch.inference_mode()
 def generate_answers(
     model: Any,
@@ -97,12 +110,13 @@ def generate_answers(
     stop = decoding.stop
     stop_ids = tokenizer(stop, add_special_tokens=False).input_ids if stop else []
     each = max(1, decoding.num_samples)
-    options: dict[str, Any] = {
-        "do_sample": False,
-        "max_new_tokens": decoding.max_new_tokens,
-        "eos_token_id": [tokenizer.eos_token_id, *(stop_ids if len(stop_ids) == 1 else [])],
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    decode_plainly(model)
+    generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=[tokenizer.eos_token_id, *(stop_ids if len(stop_ids) == 1 else [])],
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
     def generate(chosen: Sequence[int]) -> list[list[str]]:
         batch = tokenizer.pad(
@@ -115,7 +129,7 @@ def generate_answers(
             draws = _draws(decoding, [seeds[i] for i in chosen], length)
         generated = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-            logits_processor=draws, **options,
+            logits_processor=draws, generation_config=generation_config,
         )  # fmt: skip
         texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
         cut = [text.split(stop)[0] if stop else text for text in texts]

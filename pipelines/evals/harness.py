@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from pipelines import heartbeat
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import leaves
+from pipelines.evals.generation import decode_plainly
 from pipelines.evals.intervals import digest_of, task_score
 from pipelines.schema import BenchmarkConfig
 
@@ -73,7 +74,14 @@ class SharedRequests:
 
 
 class TransformersModel(SharedRequests, HFLM):
-    """A model in this process, on this rank's device; requests go sorted by length."""
+    """A model in this process, on this rank's device; requests go sorted by length.
+
+    Its `generation_config.json` changes no answer, see `decode_plainly`.
+    """
+
+    def __init__(self, pretrained: Any, **options: Any) -> None:
+        decode_plainly(pretrained)
+        super().__init__(pretrained=pretrained, **options)
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Any:
         heartbeat.moves()

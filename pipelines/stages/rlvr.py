@@ -9,9 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from pipelines import engine
+from pipelines.checkpoint import SPECIAL_IDS
 from pipelines.data.records import problems
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
+from pipelines.evals.generation import decode_plainly
 from pipelines.rewards import judge_all
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
@@ -36,11 +38,17 @@ def run(job: StageJob) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
     model = engine.load_model(job.inputs["model"], config, settings.precision)
+    own = model.generation_config
+    decode_plainly(model)
     trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
         reward_funcs=[verified_answer],
     )  # fmt: skip
     engine.train(trainer, job.stage_dir, settings)
+    # Only rollouts leave it out: the exported model says what the one before it said.
+    for name in SPECIAL_IDS:
+        setattr(own, name, getattr(trainer.model.generation_config, name))
+    trainer.model.generation_config = own
     tokenizer.padding_side = "right"
     return {
         **engine.engine_facts(trainer),

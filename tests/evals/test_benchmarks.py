@@ -374,3 +374,24 @@ def test_task_files_of_ones_own(tmp_path: Path) -> None:
 
     found = Benchmarks(loaded, tmp_path / "tasks").score(Answers(), "sums")
     assert found["accuracy"] == 1.0 and not math.isnan(found["interval"][0])
+
+
+def test_what_a_model_says_of_generation_changes_no_answer_of_a_benchmark(tiny_model: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def answers(**steered: Any) -> tuple[list[str], Any]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model.generation_config.update(**steered)
+        asked = harness.TransformersModel(
+            pretrained=model, tokenizer=AutoTokenizer.from_pretrained(tiny_model), batch_size=1
+        )
+        settings = {"until": ["never"], "do_sample": False, "max_gen_toks": 8}
+        request = Instance("generate_until", {}, ("add 3", settings), 0)
+        return asked.generate_until([request], disable_tqdm=True), model.generation_config
+
+    plain, _ = answers()
+    steered, left = answers(suppress_tokens=list(range(5, 30)), eos_token_id=[1, 3])
+    assert steered == plain != [""]
+    # What ends an answer belongs to the model's chat format.
+    assert left.eos_token_id == [1, 3]

@@ -77,6 +77,24 @@ def test_draws_belong_to_their_prompts(tiny_model: Path) -> None:
     assert all(len(set(answers)) > 1 for answers in together)
 
 
+def test_what_a_model_says_of_generation_changes_no_answer(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = [tokenizer(text).input_ids for text in ("add 3", "sort 312 now")]
+
+    def answers(decoding: Decoding) -> list[list[str]]:
+        return generate_answers(
+            model, tokenizer, prompts, decoding, batch_size=2, seeds=range(len(prompts))
+        )
+
+    for decoding in (Decoding(8), Decoding(8, num_samples=3, temperature=1.5)):
+        expected = answers(decoding)
+        model.generation_config.repetition_penalty = 9.0
+        model.generation_config.suppress_tokens = list(range(5, 30))
+        model.generation_config.min_new_tokens = 8
+        assert answers(decoding) == expected
+
+
 def test_cli_draws_answers(remit: Any, tiny_model: Path, tmp_path: Path) -> None:
     found = {}
     for ranks in ("1", "2"):

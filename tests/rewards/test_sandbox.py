@@ -156,6 +156,15 @@ def test_attack(cell: Sandbox, name: str, capfd: pytest.CaptureFixture[str]) -> 
     assert cell.check(RIGHT, TESTS, QUICK).passed
 
 
+@pytest.mark.parametrize("long", ["program", "tests"])
+def test_what_is_too_long_to_send_fails_alone(cell: Sandbox, long: str) -> None:
+    given = {"program": RIGHT, "tests": TESTS}
+    given[long] += "\n#" + "x" * 2**24
+    outcome = cell.check(**given, limits=QUICK)
+    assert outcome.status == "failed" and "at most 16777216" in outcome.reason
+    assert cell.check(RIGHT, TESTS, QUICK).passed
+
+
 def test_open_files_are_limited(cell: Sandbox) -> None:
     program = """
 def f():
@@ -191,6 +200,36 @@ def test_attacks_do_not_stall_the_others() -> None:
     outcomes = check_all([(program, TESTS) for program in programs], QUICK, workers=2)
     assert [o.passed for o in outcomes] == [p == RIGHT for p in programs]
     assert time.monotonic() - started < 15
+
+
+def test_memory_that_no_limit_counts(cell: Sandbox) -> None:
+    """Memory of a descriptor is no part of an address space: each way to it is refused."""
+    program = """
+import ctypes, os, platform
+libc = ctypes.CDLL(None, use_errno=True)
+def filled():
+    held, size = [], 0
+    try:
+        while size < 256:
+            held.append(os.memfd_create('m'))
+            for _ in range(16):
+                size += os.write(held[-1], bytes(2**20)) >> 20
+    except OSError:
+        pass
+    return size
+def refusal(call):
+    ctypes.set_errno(0)
+    return call() == -1 and ctypes.get_errno() == 1
+def f():
+    read, write = os.pipe()
+    page = ctypes.create_string_buffer(4096)
+    given = (ctypes.c_size_t * 2)(ctypes.addressof(page), 4096)
+    calls = (lambda: libc.memfd_create(b'm', 0), lambda: libc.syscall(447, 0),
+             lambda: libc.vmsplice(write, given, 1, 0), lambda: libc.shmget(0, 4096, 0o1600),
+             lambda: libc.msgget(0, 0o1600))
+    return filled(), [refusal(call) for call in calls], os.path.exists('/dev/shm')
+"""
+    assert report(cell, program) == f"(0, {[True] * 5}, False)"
 
 
 def test_writing_outside(cell: Sandbox, tmp_path: Path) -> None:

@@ -119,16 +119,20 @@ class Sandbox:
         return self._server.pid
 
     def check(self, program: str, tests: str, limits: Limits | None = None) -> Outcome:
-        """Run the tests on what the program defines.
+        """Run the tests on what the program defines; together they are 16 MiB at most.
 
         Raises:
             RuntimeError: the sandbox itself failed, twice; a program cannot bring that about.
         """
         wanted = limits or Limits()
+        try:
+            request = wire.frame([program, tests])
+        except wire.WireError as error:
+            return Outcome("failed", f"program and tests: {error}")
         verdict: dict[str, Any] = {}
         for _ in range(2):
             try:
-                verdict = self._verdict(program, tests, wanted)
+                verdict = self._verdict(request, wanted)
             except (TimeoutError, ConnectionError) as error:
                 verdict = {"status": "broken", "reason": str(error)}
             if verdict["status"] != "broken":
@@ -137,14 +141,14 @@ class Sandbox:
             self._start()
         raise RuntimeError(f"the sandbox failed: {verdict['reason']}")
 
-    def _verdict(self, program: str, tests: str, limits: Limits) -> dict[str, Any]:
+    def _verdict(self, request: bytes, limits: Limits) -> dict[str, Any]:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 message = json.dumps(asdict(limits)).encode()
                 socket.send_fds(self._control, [message], [theirs.fileno()])
             ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
-            ours.sendall(wire.frame([program, tests]))
+            ours.sendall(request)
             said = b""
             while b"\n" not in said and (more := ours.recv(_MAX_VERDICT_BYTES)):
                 said += more

@@ -44,19 +44,21 @@ _RLIMIT_MSGQUEUE = 12
 
 # Numbers above 423 are the same on every machine type.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP = 428, 429, 442, 425
+_MEMFD_SECRET = 447
 # Machine type -> (AUDIT_ARCH, capset, pivot_root, calls that are refused). Refused are sockets,
 # since a namespace does not hold every family, memory that no rlimit counts, and calls that a
 # function of a benchmark never needs and kernels have had faults in.
 _MACHINES: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
-    # socket; shmget, semget, msgget, mq_open; ptrace, process_vm_readv, process_vm_writev, kcmp;
+    # socket; shmget, semget, msgget, mq_open, memfd_create, vmsplice (a pipe keeps whole huge pages
+    # that the program has given back); ptrace, process_vm_readv, process_vm_writev, kcmp;
     # mount, umount2, unshare, setns; add_key, request_key, keyctl; perf_event_open, bpf,
     # userfaultfd, open_by_handle_at
     "x86_64": (0xC000003E, 126, 155, (
-        41, 29, 64, 68, 240, 101, 310, 311, 312, 165, 166, 272, 308, 248, 249, 250, 298, 321,
+        41, 29, 64, 68, 240, 319, 278, 101, 310, 311, 312, 165, 166, 272, 308, 248, 249, 250, 298, 321,
         323, 304,
     )),
     "aarch64": (0xC00000B7, 91, 41, (
-        198, 194, 190, 186, 180, 117, 270, 271, 272, 40, 39, 97, 268, 217, 218, 219, 241, 280,
+        198, 194, 190, 186, 180, 279, 75, 117, 270, 271, 272, 40, 39, 97, 268, 217, 218, 219, 241, 280,
         282, 265,
     )),
 }  # fmt: skip
@@ -284,7 +286,8 @@ class _Program(ctypes.Structure):
 def _filter_calls() -> None:
     """Refuse the listed system calls with EPERM; end a process that calls as another machine."""
     architecture, _, _, refused = _MACHINES[platform.machine()]
-    refused = (*refused, _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP)
+    everywhere = (_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP, _MEMFD_SECRET)
+    refused = (*refused, *everywhere)
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
     allow, refuse, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000
     count = len(refused)

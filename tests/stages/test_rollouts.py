@@ -1,0 +1,32 @@
+"""RLVR's rollouts follow the recipe, whatever the model says of generation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_a_model_says_of_generation_changes_no_rollout(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    steered = Path(shutil.copytree(tiny_model, tmp_path / "steered"))
+    said = json.loads((steered / "generation_config.json").read_text())
+    said |= {"suppress_tokens": list(range(5, 30)), "min_new_tokens": 8}
+    (steered / "generation_config.json").write_text(json.dumps(said))
+    logs = []
+    for name, model in (("plain", tiny_model), ("other", steered)):
+        stage = tmp_path / name / "rl-tune"
+        remit("rl-tune", "--base", model, "--config", "world-tiny", "rlvr.steps=2",
+              "--run-dir", tmp_path / name, check=True)  # fmt: skip
+        lines = [json.loads(line) for line in (stage / "metrics.jsonl").open()]
+        keys = ("loss", "reward", "entropy", "completions/mean_length", "grad_norm")
+        logs.append([[line[key] for key in keys] for line in lines if "loss" in line])
+    assert logs[0] == logs[1] and len(logs[0]) == 2
+    exported = json.loads((stage / "model" / "generation_config.json").read_text())
+    assert said.items() <= exported.items(), "the model keeps what it says"
