@@ -217,6 +217,11 @@ def plan_rl_tune(config: Config, base: ModelRef) -> list[Stage]:
 
 def plan_eval(config: Config, model: ModelRef, chat: bool) -> list[Stage]:
     """`eval`; after the contamination check where contaminated questions are left out."""
+    if not has_questions(config):
+        raise UserError(
+            f"eval: the recipe '{config.name}' enables no task and no benchmark of eval, and has "
+            "no eval.bits_per_byte, so there is nothing to measure."
+        )
     evaluation = Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)
     if config.eval.contamination != "leave_out":
         return [evaluation]

@@ -15,6 +15,7 @@ from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num
 from pipelines.disk import free_bytes
 from pipelines.errors import UserError
 from pipelines.estimate import bytes_to_write, estimate
+from pipelines.evals.availability import check_available
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
 from pipelines.placement import check_variables, hosts, num_nodes, num_ranks, through_srun
 from pipelines.process import num_cores, num_gpus
@@ -59,6 +60,8 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         _check_batches(stage)
         _check_models(stage)
         _check_packages(stage)
+        if stage.kind in ("evaluate", "contamination"):
+            check_available(stage.config.eval, stage.config.data_root)
     _check_separation(config, stages)
     _check_sandbox(stages)
     facts: dict[str, SourceFacts] = {}

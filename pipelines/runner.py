@@ -14,7 +14,7 @@ from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_
 from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
-from pipelines.evals.benchmarks import needs_hub
+from pipelines.evals.availability import needs_hub
 from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields

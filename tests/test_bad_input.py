@@ -278,6 +278,20 @@ def test_real_recipe_without_its_data(refuse: Refuse, tmp_path: Path) -> None:
            words=["pretrain.sources.books", str(empty), "REMIT_DATA"])  # fmt: skip
 
 
+def test_an_evaluation_that_would_measure_nothing(
+    refuse: Refuse, model: Path, tmp_path: Path
+) -> None:
+    quick = ("eval", "--model", model, *TINY, "--suite", "quick", "--run-dir", "run")
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    refuse(*quick, env={"REMIT_DATA": str(tmp_path / "gone")},
+           words=[f"REMIT_DATA={tmp_path}/gone", "no folder"])  # fmt: skip
+    refuse(*quick, env={"REMIT_DATA": str(model)},
+           words=["nothing else is measured", f"gsm8k: no file {model}/gsm8k", "bbh: no file"])  # fmt: skip
+    suite = tmp_path / "off.yaml"
+    suite.write_text("benchmarks: {gsm8k: {enabled: false}}")
+    refuse("eval", "--model", model, *TINY, "--suite", suite, words=["nothing to measure"])
+
+
 # --- launch
 
 

@@ -7,9 +7,7 @@ So prompts, examples and answer extraction are the harness's.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import UserError
+from pipelines.evals.availability import asked_here, is_local
 from pipelines.evals.contamination import Question
 from pipelines.schema import BenchmarkConfig, EvalConfig
 
@@ -82,51 +81,6 @@ VERIFIED: dict[str, dict[str, Any]] = {
 }
 
 
-def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
-    """Enabled benchmarks that cannot be asked here, with the reason.
-
-    With `REMIT_DATA` set, or the hub switched off, nothing is fetched: a benchmark without its
-    local files is left out by name.
-    """
-    found = {}
-    for name, benchmark in settings.benchmarks.items():
-        if not benchmark.enabled:
-            continue
-        if benchmark.runs_code:
-            from pipelines.rewards import sandbox
-
-            if reason := sandbox.unavailable():
-                found[name] = reason
-                continue
-        missing = [path for path in benchmark.files.values() if not _exists(Path(data_root), path)]
-        if missing and is_local():
-            found[name] = f"no file {Path(data_root) / missing[0]}"
-    return found
-
-
-def is_local() -> bool:
-    """Whether benchmarks may be read from local files only."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return bool(os.environ.get("REMIT_DATA")) or offline
-
-
-def needs_hub(settings: EvalConfig, data_root: str) -> bool:
-    """Whether a benchmark that will be asked has no local files."""
-    return not is_local() and any(
-        not benchmark.files
-        or any(not _exists(Path(data_root), path) for path in benchmark.files.values())
-        for benchmark in settings.benchmarks.values()
-        if benchmark.enabled
-    )
-
-
-def _exists(root: Path, path: str) -> bool:
-    """Whether a file is there; `{name}` stands for any text."""
-    if "{name}" not in path:
-        return (root / path).is_file()
-    return any(root.glob(path.replace("{name}", "*")))
-
-
 def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     """The harness's tasks, those with local files reading them.
 
@@ -149,13 +103,6 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     # A second manager over both folders would read the harness's 10,000 files once more.
     tasks.task_index.update(TaskIndex.build([folder]))
     return tasks
-
-
-def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfig]:
-    """The enabled benchmarks without those of `unavailable`."""
-    left_out = unavailable(settings, data_root)
-    found = settings.benchmarks.items()
-    return {name: b for name, b in found if b.enabled and name not in left_out}
 
 
 def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
@@ -186,21 +133,6 @@ def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
     return loaded
 
 
-def refusal(
-    name: str, benchmark: BenchmarkConfig, tasks: Any, settings: EvalConfig, data_root: str
-) -> str:
-    """Why the hub refuses a benchmark's data; empty where it is there. Raises as `leaves`."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        leaves(name, benchmark, tasks)
-    except (DatasetsError, OSError) as error:
-        if not needs_hub(dataclasses.replace(settings, benchmarks={name: benchmark}), data_root):
-            raise
-        return f"the hub refused its data: {type(error).__name__}: {str(error)[:200]}"
-    return ""
-
-
 def files_sha256(benchmark: BenchmarkConfig, data_root: str) -> str:
     """Hash of the contents of a benchmark's local files; empty where none is there."""
     found = [
@@ -218,10 +150,14 @@ def _file_sha256(path: Path, _: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def questions(name: str, benchmark: BenchmarkConfig, tasks: Any) -> list[Question]:
-    """The questions of a benchmark with their right answers, in the order of its bits."""
+def questions(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) -> list[Question]:
+    """The questions of a benchmark with their right answers, in the order of its bits.
+
+    Args:
+        loaded: its single tasks, as `leaves` gives them.
+    """
     found: list[Question] = []
-    for task in leaves(name, benchmark, tasks).values():
+    for task in loaded.values():
         for number, record in enumerate(task.eval_docs):
             if benchmark.limit and number == benchmark.limit:
                 break

@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import heartbeat
-from pipelines.evals.benchmarks import (
-    asked_here,
-    questions,
-    refusal,
-    task_manager,
-    unavailable,
-)
+from pipelines.evals.availability import asked_here, unavailable
+from pipelines.evals.benchmarks import questions, task_manager
 from pipelines.evals.contamination import Passage, Question, check
+from pipelines.evals.hub_refusal import loaded_or_refused
 from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
 from pipelines.run_dir import read_json
@@ -76,10 +72,11 @@ def _benchmark_questions(job: StageJob) -> tuple[dict[str, list[Question]], dict
     if asked := asked_here(settings, root):
         tasks = task_manager(settings, root, job.stage_dir.root / "tasks")
         for name, benchmark in asked.items():
-            if reason := refusal(name, benchmark, tasks, settings, root):
+            loaded, reason = loaded_or_refused(name, benchmark, tasks, settings, root)
+            if reason:
                 reasons[name] = reason
             else:
-                found[name] = questions(name, benchmark, tasks)
+                found[name] = questions(name, benchmark, loaded)
     return found, reasons
 
 

@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM
 from pipelines.data.records import Problem
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.evals.benchmarks import asked_here, refusal, task_manager, unavailable
+from pipelines.evals.availability import asked_here, nothing_asked, unavailable
+from pipelines.evals.benchmarks import task_manager
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.generation import Decoding, generate_answers
+from pipelines.evals.hub_refusal import loaded_or_refused
 from pipelines.evals.intervals import digest_of, macro_average, task_score
 from pipelines.evals.questions import family_of, heldout_text, task_problems
 from pipelines.evals.sampling import entropy, sampled_scores
@@ -53,6 +55,8 @@ def run(job: StageJob) -> dict[str, Any]:
         found, refused = _benchmark_scores(job, benchmarks, model, tokenizer, rank)
         tasks |= found
         not_asked |= refused
+    if not tasks and not settings.bits_per_byte:
+        raise nothing_asked(not_asked)
     scores: dict[str, Any] = {"tasks": tasks, "not_asked": not_asked}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
@@ -200,7 +204,8 @@ def _benchmark_scores(
             continue
         if asked_model is None:
             asked_model = _asked_model(job, model, tokenizer)
-        if reason := _refusal(refusal(name, benchmark, tasks, settings, job.config.data_root)):
+        _, own = loaded_or_refused(name, benchmark, tasks, settings, job.config.data_root)
+        if reason := _refusal(own):
             refused[name] = reason
             continue
         scores[name] = harness.ask(asked_model, name, benchmark, tasks, chat=job.chat)

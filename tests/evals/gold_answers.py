@@ -21,7 +21,8 @@ from lm_eval.api.model import LM
 
 from pipelines import config
 from pipelines.evals import harness
-from pipelines.evals.benchmarks import task_manager, unavailable
+from pipelines.evals.availability import unavailable
+from pipelines.evals.benchmarks import task_manager
 from pipelines.schema import Config
 
 # Task of the harness -> the completion that its own record calls right.
