@@ -28,7 +28,7 @@ LAYERS = [
      "pipelines.process", "pipelines.fail_points", "pipelines.disk",
      "pipelines.saved_state", "pipelines.run_dir", "pipelines.quantities",
      "pipelines.progress", "pipelines.ledger", "pipelines.batches", "pipelines.heartbeat",
-     "pipelines.stop", "pipelines.memory", "pipelines.ownership",
+     "pipelines.signals", "pipelines.stop", "pipelines.memory", "pipelines.ownership",
      "pipelines.nesting", "pipelines.slurm", "pipelines.markers",
      "pipelines.recipe_rules"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
