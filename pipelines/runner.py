@@ -13,11 +13,18 @@ from pipelines import launch, ledger, memory
 from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
 from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
-from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
+from pipelines.errors import (
+    WRONG_INPUT_CODE,
+    DamagedFile,
+    Interrupted,
+    StageFailed,
+    UserError,
+)
 from pipelines.evals.benchmarks import needs_hub
 from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
+from pipelines.markers import read_marker
 from pipelines.process import num_gpus
 from pipelines.progress import tail
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_yaml
@@ -294,7 +301,13 @@ def is_made(stage_dir: StageDir) -> bool:
     if not stage_dir.is_complete() or not stage_dir.config.is_file():
         return False
     result = stage_dir.read_result()
-    return "scores" not in result or (Path(result["scores"]) / "complete.json").is_file()
+    if "scores" not in result:
+        return True
+    try:
+        read_marker(Path(result["scores"]) / "complete.json", {})
+    except (FileNotFoundError, DamagedFile):
+        return False
+    return True
 
 
 def is_derived(stage: Stage) -> bool:
