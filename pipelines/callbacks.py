@@ -24,16 +24,18 @@ from transformers import (
 from pipelines import heartbeat
 from pipelines.checkpoint import file_sha256
 from pipelines.disk import require_space
-from pipelines.errors import DamagedFile
+from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
 from pipelines.ownership import check_resume_state, make_private
-from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, read_json, write_json
+from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, fsync_dir, write_json
 from pipelines.saved_state import (
-    MARKER,
+    check_identity,
     check_split,
+    checkpoint_folders,
     complete_checkpoints,
-    package_versions,
+    read_checkpoint_marker,
     remove_checkpoint,
+    write_checkpoint_marker,
 )
 
 # Of a checkpoint, for each parameter: fp32 master weight and two moments.
@@ -128,7 +130,8 @@ class SnapshotWriter(TrainerCallback):
 
 
 class SpaceCheck(TrainerCallback):
-    """Refuse a save that cannot fit, before a byte of it is written; added after all who ask.
+    """Refuse a save that cannot fit or whose name is taken, before a byte of it is written; added
+    after all who ask.
 
     The main rank looks; where it stops, the launcher ends the others.
     """
@@ -147,6 +150,12 @@ class SpaceCheck(TrainerCallback):
         if control.should_save and state.is_world_process_zero and model is not None:
             needed = model_bytes(model) + OPTIMIZER_BYTES * num_parameters(model)
             what = f"a checkpoint at step {state.global_step}"
+            place = self.checkpoints / f"checkpoint-{state.global_step}"
+            if place.is_symlink() or place.is_file():
+                raise UserError(
+                    f"{place} is a file or a link, in the place of {what}. Move it elsewhere, and "
+                    "run the command again."
+                )
             require_space(self.checkpoints, needed, what)
 
 
@@ -167,6 +176,7 @@ class CheckpointMarker(TrainerCallback):
     """
 
     def __init__(self, stage_dir: StageDir, keep: int) -> None:
+        self.stage_dir = stage_dir
         self.checkpoints = stage_dir.checkpoints
         self.keep = keep
 
@@ -181,18 +191,14 @@ class CheckpointMarker(TrainerCallback):
             files = sorted(p for p in folder.rglob("*") if p.is_file())
             for path in files:
                 _fsync(path)
-            write_json(
-                folder / MARKER,
+            write_checkpoint_marker(
+                folder,
+                self.stage_dir,
                 {
-                    "step": state.global_step,
                     "world_size": args.world_size,
                     "zero_stage": args.deepspeed["zero_optimization"]["stage"],
-                    "versions": package_versions(),
-                    "files": {
-                        str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)]
-                        for p in files
-                    },
                 },
+                {str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)] for p in files},
             )
             fsync_dir(self.checkpoints)
             fail_point("after the marker, before pruning")
@@ -221,13 +227,14 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
         for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
                 check_resume_state(folder)
+                check_identity(folder, stage_dir)
                 check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"checkpoint {folder} is damaged and is left out", flush=True)
             remove_checkpoint(folder)
         whole = complete_checkpoints(stage_dir.checkpoints)
-        for folder in stage_dir.checkpoints.glob("checkpoint-*"):
+        for folder in checkpoint_folders(stage_dir.checkpoints):
             if folder not in whole:
                 shutil.rmtree(folder)
     if dist.is_initialized():
@@ -237,7 +244,7 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        files: dict[str, list[Any]] = read_json(folder / MARKER, needs=("files",))["files"]
+        files: dict[str, list[Any]] = read_checkpoint_marker(folder)["files"]
     except DamagedFile:
         return False
     return all(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DamagedFile, UserError
-from pipelines.run_dir import StageDir, read_json, write_json
+from pipelines.markers import read_marker, write_marker
+from pipelines.run_dir import StageDir, read_json
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?$")
 
@@ -275,7 +276,7 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     `cache` is a JSON file of digests by path, size and time of change, so that a large model is
     read once.
     """
-    known = read_json(cache) if cache and cache.is_file() else {}
+    known = _known_hashes(cache) if cache and cache.is_file() else {}
     combined = hashlib.sha256()
     changed = False
     for path in _hashed_files(folder):
@@ -286,7 +287,7 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
             changed = True
         combined.update(f"{path.relative_to(folder).as_posix()}:{known[key]}\n".encode())
     if cache and changed:
-        write_json(cache, known)
+        write_marker(cache, known)
     return combined.hexdigest()
 
 
@@ -319,6 +320,15 @@ def _steers_generation(folder: Path) -> bool:
     origin = ("_from_model_config", "transformers_version")
     rest = {name: value for name, value in said.items() if name not in origin}
     return not same or any(value != _SAVED_ALWAYS.get(name) for name, value in rest.items())
+
+
+def _known_hashes(cache: Path) -> dict[str, str]:
+    try:
+        known = read_marker(cache, {})
+    except DamagedFile:
+        # All of it can be found out again.
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, str)}
 
 
 def check_made_model(folder: Path, digest: str) -> None:

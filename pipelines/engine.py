@@ -37,6 +37,7 @@ from pipelines.fail_points import armed, fail_point
 from pipelines.finite_guard import FiniteGuard
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config, TrainConfig, micro_batch_rows
+from pipelines.shared_memory import own_buffer
 from pipelines.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
@@ -167,9 +168,7 @@ def _unlink_shared_buffer() -> None:
     """
     # Every rank has opened the others' buffers.
     dist.barrier()
-    address, port, rank = (os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
+    own_buffer().unlink(missing_ok=True)
 
 
 @contextmanager

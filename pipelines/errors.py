@@ -39,8 +39,11 @@ class StageFailed(RuntimeError):
         self.reason = reason
 
 
-class Interrupted(RuntimeError):
+class Interrupted(BaseException):
     """A signal, or the end of the job's time, ended the command: exit code 130 or 143.
+
+    No `Exception`, as KeyboardInterrupt is none: it can come in the middle of a library that
+    catches those and goes on, or makes another error of it.
 
     Attributes:
         signum: the signal; SIGTERM for the end of the time.

@@ -16,7 +16,7 @@ from pipelines.placement import command_line, environment
 from pipelines.progress import tail
 from pipelines.run_dir import RunDir, StageDir, read_json
 from pipelines.schema import LaunchConfig
-from pipelines.stop import signals_raise
+from pipelines.signals import signals_raise
 
 
 def node_rank(launch: LaunchConfig) -> int:

@@ -33,6 +33,7 @@ from pipelines.placement import (
 from pipelines.process import die_with_parent, free_port, num_gpus
 from pipelines.run_dir import StageDir
 from pipelines.schema import LaunchConfig
+from pipelines.shared_memory import none_left
 from pipelines.stop import Noted, Stop, block_signals, interruption
 
 POLL_SECONDS = 0.2
@@ -83,21 +84,22 @@ def run_stage(
     stop = Stop(launch, stage_dir, noted, watch)
     process: Launched | None = None
     hang, overdue = "", False
-    if nursery is not None:
-        process = nursery.start(stage_dir, env, rank_environments(launch, port))
-    if process is None:
-        token = write_orders(launch, stage_dir, port, env)
-        command = command_line(launch, stage_dir, port, token)
-        process = spawn(command, stage_dir.log, env, inherited)
-    try:
-        while process.poll() is None and not hang and not overdue:
-            on_tick()
-            watch.look()
-            hang = watch.hang()
-            overdue = stop.is_overdue()
-            time.sleep(POLL_SECONDS)
-    finally:
-        end_group(process)
+    with none_left(stage_dir, port):
+        if nursery is not None:
+            process = nursery.start(stage_dir, env, rank_environments(launch, port))
+        if process is None:
+            token = write_orders(launch, stage_dir, port, env)
+            command = command_line(launch, stage_dir, port, token)
+            process = spawn(command, stage_dir.log, env, inherited)
+        try:
+            while process.poll() is None and not hang and not overdue:
+                on_tick()
+                watch.look()
+                hang = watch.hang()
+                overdue = stop.is_overdue()
+                time.sleep(POLL_SECONDS)
+        finally:
+            end_group(process)
     returncode = process.poll()
     assert returncode is not None
     interrupted = None

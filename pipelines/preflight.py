@@ -23,7 +23,7 @@ from pipelines.quantities import quantity
 from pipelines.rewards import sandbox
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
-from pipelines.saved_state import changed_versions, check_split, complete_checkpoints
+from pipelines.saved_state import changed_versions, check_split, newest_marker
 from pipelines.schema import (
     Config,
     LaunchConfig,
@@ -93,10 +93,10 @@ def check_splits(stages: list[Stage], run: RunDir) -> None:
         stage_dir, settings = run.stage(stage.name), settings_of(stage)
         if stage_dir.is_complete() or not isinstance(settings, TrainConfig):
             continue
-        saved = complete_checkpoints(stage_dir.checkpoints)
-        if saved:
+        newest = newest_marker(stage_dir.checkpoints)
+        if newest:
             ranks = num_ranks(stage.config.launch)
-            check_split(saved[-1], ranks, settings.zero_stage, stage.kind)
+            check_split(newest[0], ranks, settings.zero_stage, stage.kind)
 
 
 def check_disk(stages: list[Stage], run: RunDir) -> None:

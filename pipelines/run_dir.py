@@ -132,6 +132,11 @@ class StageDir:
         return self.root / "heartbeats"
 
     @property
+    def port(self) -> Path:
+        """Where the ranks of a start meet; gone when they have ended."""
+        return self.root / "port.json"
+
+    @property
     def not_finite(self) -> Path:
         """The batch whose loss or gradient was not finite."""
         return self.root / "not-finite.json"

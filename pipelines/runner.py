@@ -13,14 +13,22 @@ from pipelines import launch, ledger, memory
 from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
 from pipelines.config import resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
-from pipelines.errors import WRONG_INPUT_CODE, Interrupted, StageFailed, UserError
+from pipelines.errors import (
+    WRONG_INPUT_CODE,
+    DamagedFile,
+    Interrupted,
+    StageFailed,
+    UserError,
+)
 from pipelines.evals.availability import needs_hub
 from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
+from pipelines.markers import read_marker
 from pipelines.process import num_gpus
 from pipelines.progress import tail
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_yaml
+from pipelines.saved_state import made_with
 from pipelines.schema import Config
 from pipelines.stop import Noted, seconds_of_job, signals_noted
 
@@ -45,13 +53,10 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
     """
     for stage in stages:
         stage_dir = run.stage(stage.name)
-        if not stage_dir.config.is_file() or is_derived(stage):
+        made = None if is_derived(stage) else made_with(stage_dir)
+        if made is None:
             continue
-        old = {
-            key: value
-            for key, value in stage_dir.read_config()["identity_fields"].items()
-            if not key.startswith(("input ", "data "))
-        }
+        old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
         new = {
             key: value
             for key, value in _fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
@@ -133,13 +138,13 @@ class Runner:
         data = {key: self.data_sha256[key] for key in sources_of(stage)}
         fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
         how: Literal["start", "resume"] = "start"
-        if stage_dir.config.is_file():
-            old = stage_dir.read_config()["identity_fields"]
+        old = made_with(stage_dir)
+        if old is not None:
             if old != fields:
                 if not is_derived(stage):
                     raise refusal(stage_dir, old, fields)
                 stage_dir.result.unlink(missing_ok=True)
-            elif stage_dir.is_complete() and has_scores(stage_dir.read_result()):
+            elif is_made(stage_dir):
                 result = stage_dir.read_result()
                 self._recover_finish(stage, result, fields)
                 ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
@@ -291,9 +296,18 @@ class Runner:
         }
 
 
-def has_scores(result: dict[str, Any]) -> bool:
-    """Whether the scores that a score stage made are still there and whole; true for others."""
-    return "scores" not in result or (Path(result["scores"]) / "complete.json").is_file()
+def is_made(stage_dir: StageDir) -> bool:
+    """Whether a stage is complete, and the scores that a score stage made are still there."""
+    if not stage_dir.is_complete() or not stage_dir.config.is_file():
+        return False
+    result = stage_dir.read_result()
+    if "scores" not in result:
+        return True
+    try:
+        read_marker(Path(result["scores"]) / "complete.json", {})
+    except (FileNotFoundError, DamagedFile):
+        return False
+    return True
 
 
 def is_derived(stage: Stage) -> bool:

@@ -21,7 +21,8 @@ from transformers import (
 from pipelines import heartbeat
 from pipelines.errors import Stopped
 from pipelines.run_dir import StageDir
-from pipelines.stop import SIGNALS, requested
+from pipelines.signals import SIGNALS
+from pipelines.stop import requested
 
 
 class StepBoundary(TrainerCallback):

@@ -20,8 +20,7 @@ from pipelines.errors import DamagedFile, Interrupted, Stopped, UserError
 from pipelines.heartbeat import Watch
 from pipelines.run_dir import StageDir, read_json, write_json
 from pipelines.schema import LaunchConfig
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from pipelines.signals import SIGNALS
 
 
 def block_signals() -> None:
@@ -70,21 +69,6 @@ def signals_noted() -> Iterator[Noted]:
     previous = {s: signal.signal(s, noted.note) for s in SIGNALS}
     try:
         yield noted
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn the signals into `Interrupted`, wherever the command is."""
-
-    def raise_interrupted(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    previous = {s: signal.signal(s, raise_interrupted) for s in SIGNALS}
-    try:
-        yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)

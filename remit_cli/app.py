@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
@@ -326,15 +325,10 @@ def report(
 
 
 def main() -> None:
-    """Entry point of the `remit` command."""
-    import pipelines
+    """The `remit` command, for who knows it by this name."""
+    from remit_cli.__main__ import main as start
 
-    if not hasattr(pipelines, "__version__"):
-        sys.exit(
-            f"remit: another package named 'pipelines' was imported ({pipelines.__path__}). "
-            "Install remit in a virtual environment of its own."
-        )
-    app()
+    start()
 
 
 if __name__ == "__main__":

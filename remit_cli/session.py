@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from pipelines.runner import (
     read_flywheel_plan,
     write_plan,
 )
-from pipelines.stop import signals_raise
+from pipelines.signals import signals_raise
 from remit_cli import render
 
 
@@ -295,8 +294,8 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
 
 
 def show_doctor(run_dir: Path | None, json: bool) -> None:

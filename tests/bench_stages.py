@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from pipelines import engine
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.intervals import mean_interval
+from pipelines.markers import write_marker
 from pipelines.placement import environment
 from pipelines.process import free_port
 from pipelines.run_dir import StageDir
@@ -258,8 +259,8 @@ def _checkpoint_after(step: int, stage: Path, stage_dir: StageDir) -> None:
     state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": step}))
     marker = moved / "complete.json"
     facts = json.loads(marker.read_text())
-    del facts["files"][state.name]
-    marker.write_text(json.dumps(facts))
+    del facts["checksum"], facts["files"][state.name]
+    write_marker(marker, facts | {"step": step})
 
 
 def bench_offsets(run: Path, tokens: int, repeats: int = 12) -> None:

@@ -6,11 +6,10 @@ size and modification time.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +24,8 @@ from pipelines.data.sources import (
     open_source,
     resolve_files,
 )
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
+from pipelines.markers import read_marker, write_marker
 from pipelines.schema import SourceConfig
 
 Use = Literal["documents", "conversations", "pairs", "problems"]
@@ -334,11 +334,9 @@ class _Cache:
         self._entries: dict[str, dict[str, Any]] = {}
         self._changed = False
         if self._path and self._path.is_file():
-            try:
-                loaded = json.loads(self._path.read_text("utf-8"))
-            except ValueError:  # cut off by a kill: scan again
-                loaded = {}
-            self._entries = loaded if isinstance(loaded, dict) else {}
+            # A damaged one: scan again.
+            with contextlib.suppress(DamagedFile):
+                self._entries = read_marker(self._path, {})
 
     def get(self, path: Path, kind: str) -> dict[str, Any] | None:
         entry = self._entries.get(f"{kind}:{path.resolve()}")
@@ -361,10 +359,5 @@ class _Cache:
         self._changed = True
 
     def save(self) -> None:
-        if self._path is None or not self._changed:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(self._entries, stream)
-        os.replace(temporary, self._path)
+        if self._path is not None and self._changed:
+            write_marker(self._path, self._entries)

@@ -67,7 +67,8 @@ def place(folder: Path, cache: str) -> Path:
 def is_whole(folder: Path, copy: Path) -> bool:
     """Whether a copy has the files of the set's marker, byte for byte."""
     facts = read_json(folder / MARKER, needs=("files",))
-    return (copy / MARKER).is_file() and all(
+    marker = copy / MARKER
+    return (marker.is_file() and marker.read_bytes() == (folder / MARKER).read_bytes()) and all(
         (copy / name).is_file()
         and (copy / name).stat().st_size == file["bytes"]
         and _sha256(copy / name) == file["sha256"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,34 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from pipelines.errors import DamagedFile
+from pipelines.markers import read_marker
+
 MARKER = "complete.json"
 START_TYPE = np.dtype(np.uint64)
 SOURCE_TYPE = np.dtype(np.uint16)
+_TYPES = {"context_length": int, "num_sequences": int, "dtype": str, "sources": dict, "files": dict}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The content of a packed set's marker.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    path = folder / MARKER
+    facts = read_marker(path, _TYPES)
+    try:
+        for counts in facts["sources"].values():
+            float(counts["share"]), int(counts["epochs"])
+        files = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in facts["files"].items()}
+        size = facts["num_sequences"] * facts["context_length"] * np.dtype(facts["dtype"]).itemsize
+        fits = files["tokens.bin"][0] == size and {"starts.bin", "sources.bin"} <= files.keys()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}.") from error
+    if not fits or facts["dtype"] not in ("uint16", "uint32"):
+        raise DamagedFile(f"{path} is damaged: its numbers do not fit each other.")
+    return facts
 
 
 class PackedDataset(Dataset):  # type: ignore[type-arg]
@@ -30,7 +54,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
     def __init__(self, folder: str | Path, *, document_mask: bool) -> None:
         self.folder = Path(folder)
         self.document_mask = document_mask
-        self.facts: dict[str, Any] = json.loads((self.folder / MARKER).read_text("utf-8"))
+        self.facts: dict[str, Any] = read_facts(self.folder)
         self.fingerprint = self.folder.name
         self.context_length: int = self.facts["context_length"]
         self.source_names: list[str] = list(self.facts["sources"])

@@ -25,12 +25,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import heartbeat
-from pipelines.data.packed_set import MARKER, SOURCE_TYPE, START_TYPE, PackedDataset
+from pipelines.data.packed_set import (
+    MARKER,
+    SOURCE_TYPE,
+    START_TYPE,
+    PackedDataset,
+    read_facts,
+)
 from pipelines.data.records import Document, document_streams, interleave
 from pipelines.data.tokenizer import encoding_fingerprint
 from pipelines.disk import require_space
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
+from pipelines.markers import write_marker
 from pipelines.schema import SourceConfig
 
 if TYPE_CHECKING:
@@ -260,10 +267,7 @@ class _Writer:
             "sources": counts,
             "files": files,
         }
-        with open(self.folder / MARKER, "w", encoding="utf-8") as stream:
-            json.dump(facts, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_marker(self.folder / MARKER, facts)
 
 
 def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
@@ -341,10 +345,10 @@ def _is_complete(folder: Path) -> bool:
 def _damaged(folder: Path, *, checksums: bool) -> list[str]:
     """Files of a marked set that differ from its marker, or the marker itself."""
     try:
-        files = json.loads((folder / MARKER).read_text("utf-8"))["files"]
-        wanted = {name: (facts["bytes"], facts["sha256"]) for name, facts in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):  # cut off by a power loss
+        files = read_facts(folder)["files"]
+    except DamagedFile:
         return [MARKER]
+    wanted = {name: (facts["bytes"], facts["sha256"]) for name, facts in files.items()}
     return [
         name
         for name, (size, digest) in wanted.items()

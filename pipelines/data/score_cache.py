@@ -9,6 +9,7 @@ at -8. ReMiT's weight moves by at most half of that (the slope of 2 sigmoid(c) i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,10 +25,12 @@ from pipelines.data.packed_set import PackedDataset
 from pipelines.disk import require_space
 from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
+from pipelines.markers import read_marker, write_marker
 from pipelines.run_dir import fsync_dir, read_json, remove_parts, write_json
 
 SCORE_VERSION = 1
 _MARKER = "complete.json"
+_TYPES = {"key": dict, "shard_sequences": int, "files": dict}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class ScoreCache:
         self.key = key
         self.num_sequences = num_sequences
         if self.is_complete():
-            shard_sequences = int(read_json(self.folder / _MARKER)["shard_sequences"])
+            # `drop_damaged` names a damaged one, and removes it with all shards.
+            with contextlib.suppress(DamagedFile):
+                shard_sequences = self._marker()["shard_sequences"]
         self.shard_sequences = shard_sequences
         self.num_shards = -(-num_sequences // shard_sequences)
         self._shards: list[np.ndarray] = []
@@ -130,7 +135,7 @@ class ScoreCache:
             for shard in range(self.num_shards)
         }
         fail_point("before the marker of scores")
-        write_json(
+        write_marker(
             self.folder / _MARKER,
             {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
         )
@@ -140,11 +145,33 @@ class ScoreCache:
             leftover.unlink()
         remove_parts(self.folder)
 
+    def _marker(self) -> dict[str, Any]:
+        """What the marker says; raises `DamagedFile` where it is not what was written."""
+        path = self.folder / _MARKER
+        marker = read_marker(path, _TYPES)
+        size = marker["shard_sequences"]
+        names = [
+            f"sequences-{first:09d}-{min(first + size, self.num_sequences):09d}.npy"
+            for first in range(0, self.num_sequences, max(size, 1))
+        ]
+        if size < 1 or marker["key"] != asdict(self.key) or sorted(marker["files"]) != names:
+            raise DamagedFile(f"{path} is damaged: it is of other scores.")
+        return marker
+
     def drop_damaged(self) -> list[str]:
-        """Remove the marker and the shards that differ from it; their names."""
+        """Remove the marker and the shards that differ from it; their names.
+
+        A marker that is damaged itself says of no shard whether it is whole: all go.
+        """
         if not self.is_complete():
             return []
-        files: dict[str, Any] = read_json(self.folder / _MARKER)["files"]
+        try:
+            files: dict[str, Any] = self._marker()["files"]
+        except DamagedFile:
+            for path in self.folder.glob("sequences-*"):
+                path.unlink(missing_ok=True)
+            (self.folder / _MARKER).unlink(missing_ok=True)
+            return [_MARKER]
         bad = [name for name, facts in files.items() if _facts(self.folder / name) != facts]
         if bad:
             for name, facts in files.items():
@@ -187,14 +214,18 @@ def open_scores(scores_dir: Path, key: ScoreKey, num_sequences: int, whose: str)
     if damaged:
         raise UserError(
             f"scores of {whose}: {', '.join(damaged)} in {cache.folder} differs from its checksum "
-            "and was removed. Run the command again: only that is scored anew."
+            "and was removed. Run the command again: only what was removed is scored anew."
         )
     if cache.is_complete():
         return cache
     wanted = asdict(key)
     nearest: list[str] = []
     for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
-        found = read_json(marker)["key"]
+        try:
+            found = read_marker(marker, _TYPES)["key"]
+        except DamagedFile:
+            # Of another set, whose own stage names it.
+            continue
         differing = [
             f"{name}: {found.get(name)} there, {value} here"
             for name, value in wanted.items()

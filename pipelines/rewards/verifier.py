@@ -135,7 +135,7 @@ class Verifier:
                 descriptor = worker.conversation.fileno()
                 busy[descriptor] = (worker, at, time.monotonic() + self.wall_seconds)
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, (worker, at, verdict) in self._answers(poll, busy).items():
+            for descriptor, (at, verdict) in self._answers(poll, busy).items():
                 del busy[descriptor]
                 poll.unregister(descriptor)
                 if verdict is None:
@@ -156,7 +156,7 @@ class Verifier:
 
     def _answers(
         self, poll: select.poll, busy: dict[int, tuple[_Worker, int, float]]
-    ) -> dict[int, tuple[_Worker, int, Verdict | None]]:
+    ) -> dict[int, tuple[int, Verdict | None]]:
         """Wait until a request has an answer or is given up; those that are done, by descriptor.
 
         No verdict: the worker is gone, and it was not the request that ended it.
@@ -165,21 +165,21 @@ class Verifier:
             return {}
         patience = min(deadline for _, _, deadline in busy.values()) - time.monotonic()
         ready = {descriptor for descriptor, _ in poll.poll(max(0.0, patience) * 1000 + 1)}
-        done: dict[int, tuple[_Worker, int, Verdict | None]] = {}
+        done: dict[int, tuple[int, Verdict | None]] = {}
         for descriptor, (worker, at, deadline) in busy.items():
             if descriptor in ready:
                 try:
                     verdict = self._hear(worker)
                 except ConnectionError:
                     worker.end()
-                    done[descriptor] = (worker, at, None)
+                    done[descriptor] = (at, None)
                 else:
                     if verdict is not None:
-                        done[descriptor] = (worker, at, verdict)
+                        done[descriptor] = (at, verdict)
             elif time.monotonic() >= deadline:
                 worker.end()
                 error = f"no verdict in {self.wall_seconds:g} s"
-                done[descriptor] = (worker, at, Verdict(error=error))
+                done[descriptor] = (at, Verdict(error=error))
         return done
 
     def _hear(self, worker: _Worker) -> Verdict | None:

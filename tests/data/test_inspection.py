@@ -161,6 +161,18 @@ def test_a_field_that_every_record_must_have(tmp_path: Path) -> None:
     inspect_source(KEY, replace(source, limit=1), tmp_path, "problems", cache, needs="level")
 
 
+@pytest.mark.parametrize("old, new", [('"records"', '"recordz"'), ('"size"', '"sise"'), ("{", "[")])
+def test_a_damaged_cache_is_thrown_away(tmp_path: Path, old: str, new: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    source, cache = SourceConfig(path="a.jsonl"), tmp_path / "facts.json"
+    first = inspect_source(KEY, source, tmp_path, "documents", cache)
+    whole = cache.read_text()
+    assert old in whole
+    cache.write_text(whole.replace(old, new))
+    assert inspect_source(KEY, source, tmp_path, "documents", cache) == first
+    assert cache.read_text() == whole
+
+
 def test_second_inspection_reads_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import numpy as np
 import pytest
 
 from pipelines import fail_points, ledger
+from pipelines.checkpoint import content_hash
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
 from pipelines.data.tokenizer import build_tokenizer
 from pipelines.disk import explained, require_space
 from pipelines.errors import UserError
-from pipelines.run_dir import RunDir, RunLock, read_json, write_json
+from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_json
+from pipelines.runner import is_made
 from pipelines.schema import SourceConfig, TokenizerConfig
 
 KEY = ScoreKey("data", True, "model", 300, "sdpa", "fp32")
@@ -165,6 +169,65 @@ def test_a_damaged_score_shard_is_named_and_made_again(
     assert open_scores(tmp_path, KEY, 4, "ref")[2].tolist() == ROWS[0].tolist()
 
 
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def rename_a_key(path: Path) -> None:
+    path.write_text(path.read_text().replace('"shard_sequences"', '"shard_sequencez"'))
+
+
+def change_the_size(path: Path) -> None:
+    facts = json.loads(path.read_text())
+    del facts["checksum"]
+    path.write_text(json.dumps(facts | {"shard_sequences": 4}))
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, rename_a_key, change_the_size])
+def test_a_damaged_marker_of_scores_is_named_and_all_made_again(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    cache = cache_of(tmp_path)
+    for shard in (0, 1):
+        cache.write(shard, ROWS)
+    cache.finish()
+    marker = cache.folder / "complete.json"
+    damage(marker)
+    # Another set beside it is no reason to fail.
+    with pytest.raises(UserError, match="no scores of ref"):
+        open_scores(tmp_path, replace(KEY, model="other"), 4, "ref")
+    with pytest.raises(UserError, match=r"complete\.json .* was removed.*scored anew"):
+        open_scores(tmp_path, KEY, 4, "ref")
+    damage_again = cache_of(tmp_path)
+    for shard in (0, 1):
+        assert not damage_again.has(shard)
+        damage_again.write(shard, ROWS)
+    damage_again.finish()
+    damage(marker)
+    # The stage that makes them again.
+    again = cache_of(tmp_path)
+    assert again.drop_damaged() == ["complete.json"] and list(again.folder.iterdir()) == []
+    for shard in (0, 1):
+        again.write(shard, ROWS)
+    again.finish()
+    assert open_scores(tmp_path, KEY, 4, "ref")[2].tolist() == ROWS[0].tolist()
+
+
+@pytest.mark.parametrize("damage", [None, truncate, flip_a_bit, Path.unlink])
+def test_a_score_stage_without_a_whole_marker_is_not_made(
+    tmp_path: Path, damage: Callable[[Path], None] | None
+) -> None:
+    cache, stage_dir = cache_of(tmp_path / "scores"), StageDir(tmp_path / "score")
+    for shard in (0, 1):
+        cache.write(shard, ROWS)
+    cache.finish()
+    write_json(stage_dir.result, {"kind": "score", "seconds": 1, "scores": str(cache.folder)})
+    stage_dir.config.touch()
+    if damage is not None:
+        damage(cache.folder / "complete.json")
+    assert is_made(stage_dir) == (damage is None)
+
+
 @pytest.fixture
 def pack_here(tmp_path: Path) -> Callable[[], PackedDataset]:
     tokenizer = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
@@ -205,6 +268,46 @@ def test_damaged_packed_data_is_named_and_made_again(
     pack_here()
     assert f"{folder / name}: damaged" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"num_sequences"', '"num_sequencez"'), ('"dtype": "uint16"', '"dtype": "uint9"'),
+        ('"dtype": "uint16"', '"dtype": "uint32"'), ('"dtype": "uint16"', '"dtype": 16'),
+        ('"num_sequences": 20', '"num_sequences": "20"'), ('"share"', '"shape"'),
+        ('"num_sequences": 20', '"num_sequences": 21'), ('"sources"', '"sourcez"'),
+        ('"bytes"', '"bites"'), ('"tokens.bin"', '"token.bin"'),
+    ],
+)  # fmt: skip
+def test_a_marker_of_packed_data_that_parses_can_be_damaged_too(
+    old: str, new: str, sealed: bool, pack_here: Callable[[], PackedDataset],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    marker = pack_here().folder / "complete.json"
+    whole = marker.read_text()
+    assert old in whole
+    facts = json.loads(whole.replace(old, new))
+    if not sealed:
+        del facts["checksum"]
+    marker.write_text(json.dumps(facts))
+    assert len(pack_here()) == 20
+    assert f"{marker}: damaged" in capsys.readouterr().out
+    assert marker.read_text() == whole
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, truncate, lambda p: p.write_text("[1")])
+def test_a_damaged_cache_of_hashes_is_thrown_away(
+    damage: Callable[[Path], None], tiny_model: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "hashes.json"
+    expected = content_hash(tiny_model, cache)
+    whole = cache.read_text()
+    cache.write_text(whole.rstrip())
+    damage(cache)
+    assert content_hash(tiny_model, cache) == expected == content_hash(tiny_model)
+    assert cache.read_text() == whole
 
 
 def test_bytes_needed_and_free_are_named(tmp_path: Path) -> None:
