@@ -74,6 +74,22 @@ def test_gaps_are_those_of_bits_per_byte(tiny_run: Any, copied: Path, remit: Rem
             assert mean == pytest.approx(nats * np.log(2), abs=0.02)
 
 
+def test_accuracy_along_the_annealing(tiny_run: Any) -> None:
+    result = analysis(tiny_run.root)
+    assert result["accuracy_missing"] == ""
+    along = {entry["checkpoint"]: entry for entry in result["accuracy"]}
+    assert [(name, e["round"], e["done"]) for name, e in along.items()] == [
+        ("base", None, 0.0),
+        ("round-0/10-mid-train@1", 0, 0.5), ("round-0/10-mid-train", 0, 1.0),
+        ("round-1/10-mid-train@1", 1, 0.5), ("round-1/10-mid-train", 1, 1.0),
+    ]  # fmt: skip
+    # The answers of an evaluation to the first ten questions of each family.
+    for name, evaluation in (("base", "base-eval"), ("round-1/10-mid-train", "round-1/15-eval")):
+        whole = json.loads((tiny_run.root / evaluation / "result.json").read_text())["tasks"]
+        bits = {family: score["bits"] for family, score in along[name]["tasks"].items()}
+        assert bits == {family: score["bits"][:10] for family, score in whole.items()}
+
+
 def test_weights_are_those_of_the_training(tiny_run: Any) -> None:
     (entry,) = analysis(tiny_run.root)["rounds"]
     assert (entry["round"], entry["mid"], entry["reference"]) == (

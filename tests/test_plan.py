@@ -90,6 +90,17 @@ def test_inputs_of_one_round() -> None:
     }
 
 
+def test_an_analysis_reads_the_tasks_that_it_asks(tmp_path: Path) -> None:
+    assert "eval.tasks.world" in sources_of(wheel()["analysis"])
+    assert "eval.tasks.world" not in sources_of(wheel("analysis.accuracy_questions=0")["analysis"])
+    with_answers, without = (
+        estimate(list(wheel(*given).values()), RunDir(tmp_path), None).stages[-1].tokens
+        for given in ((), ("analysis.accuracy_questions=0",))
+    )
+    # 10 questions of 10 families, 8 tokens each, of the base and two models of each round.
+    assert with_answers - without == 100 * 8 * 5
+
+
 def test_contamination_reads_what_the_stages_read() -> None:
     stages = wheel("dpo.enabled=false")
     training = {f"{section}.sources.world" for section in ("pretrain", "mid_train", "sft", "rlvr")}
