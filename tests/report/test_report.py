@@ -15,7 +15,17 @@ from inputs import HOSTILE, sequence, with_inputs
 from pipelines import ledger
 from pipelines.errors import UserError
 from pipelines.report import charts, compose, write_report
-from pipelines.report.blocks import DotPlot, LineChart, Missing, Section, Table, Text, Wheel
+from pipelines.report.blocks import (
+    PERCENT,
+    DotPlot,
+    LineChart,
+    Missing,
+    Section,
+    Series,
+    Table,
+    Text,
+    Wheel,
+)
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
@@ -93,6 +103,40 @@ def test_every_pair_of_models_has_its_difference(tmp_path: Path) -> None:
     assert "over different questions" in notes[0] and "eval-c: 5 questions of 1 task" in notes[0]
 
 
+def test_the_page_says_why_there_is_no_accuracy_along_the_annealing(
+    analyzed_run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(analyzed_run, tmp_path / "run")
+    path = copy / "analysis" / "result.json"
+    values = json.loads(path.read_text())
+    why = "No accuracy along the annealing: eval.tasks enables no task."
+    path.write_text(
+        json.dumps(values | {"accuracy": [], "accuracy_missing": why, "missing": [why]})
+    )
+    assert said(copy, "md").count(why) == 1
+    assert sections(RunDir(copy))["training"].blocks[0] == Text(why)
+    for key in ("accuracy", "accuracy_missing"):
+        del values[key]
+    path.write_text(json.dumps(values))
+    missing = sections(RunDir(copy))["training"].blocks[0]
+    assert isinstance(missing, Missing) and missing.command == "remit analyze RUN"
+
+
+def test_axes_of_percent_do_not_leave_it() -> None:
+    def axis(values: list[float], limits: tuple[float, float] | None) -> list[str]:
+        points = [Point(float(i), value, 5.0) for i, value in enumerate(values)]
+        chart = LineChart("", "step", "percent", [Series("", points, 0)], limits=limits)
+        drawn = charts.lines(chart)
+        ends = [(dot.low, dot.high) for line in drawn.lines for dot in line.dots]
+        bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+        assert all(top <= high <= low <= bottom for low, high in ends)
+        return [tick.text for tick in drawn.y_ticks]
+
+    assert float(axis([100, 100, 100], PERCENT)[-1]) == 100
+    assert float(axis([100, 100, 100], None)[-1]) > 100
+    assert axis([0, 50, 99], PERCENT)[0] == "0" and float(axis([0, 50, 99], PERCENT)[-1]) <= 100
+
+
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
     report = compose(read_record(evaluated(tmp_path / "run", bits)))
@@ -134,7 +178,26 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     models = ["base", "mid-0", "post-0", "mid-1", "post-1"]
     assert table.columns == ["task", *models] and drawn.columns == ["", *models]
     assert differences.columns == ["", *models[:-1]] and len(differences.rows) == 4
-    assert [row[0].text for row in drawn.rows][-2:] == ["pass@8", "entropy, nats"]
+    assert [row[0].text for row in drawn.rows][-2:] == ["pass@8, percent", "entropy, nats"]
+    along = found["training"].blocks[0]
+    assert isinstance(along, LineChart) and along.title == "Accuracy along the annealing"
+    assert [(series.name, series.colour) for series in along.series] == [
+        ("round 0", 0), ("round 1", 1)
+    ]  # fmt: skip
+    assert [point.x for point in along.series[1].points] == [0, 25, 50, 75, 100]
+    assert [point.y for point in along.series[1].points] == pytest.approx([6, 12, 22, 32, 42])
+    assert {point.half for point in along.series[1].points} == {4.0}
+    assert along.note.startswith("From the base on") and "500 in all" in along.note
+    gaps = next(b for b in found["dynamics"].blocks if isinstance(b, LineChart))
+    assert [gaps.x_labels[i] for i in gaps.marks] == ["base", "annealed"]
+    drawn_gaps = charts.lines(gaps)
+    assert {"base", "annealed"} <= {tick.text for tick in drawn_gaps.x_ticks}
+    assert len(drawn_gaps.marks) == 2
+    clipped = next(b for b in found["dynamics"].blocks if isinstance(b, Table))
+    assert clipped.columns == ["group", "targets", "low", "high", "low at end", "high at end"]
+    assert [cell.text for cell in clipped.rows[0]] == ["problem", "4,000", *["10.0", "12.0"] * 2]
+    weights = next(b for b in found["dynamics"].blocks if isinstance(b, DotPlot))
+    assert weights.dots[0].after == pytest.approx(float(weights.dots[0].text.split()[-1]), abs=5e-4)
     titles = [getattr(block, "title", "") for block in found["training"].blocks]
     assert {"Mid-training: loss", "Token weights: spread", "RLVR: reward"} <= set(titles)
     missing = {key for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
@@ -202,7 +265,7 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
     assert {stage.state for stage in wheel.rounds[1].stages} == {"to do"}
     missing = {key: b for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
     assert missing.keys() == {
-        "verdict", "objectives", "tokens", "dynamics", "contamination",
+        "verdict", "objectives", "training", "tokens", "dynamics", "contamination",
     }  # fmt: skip
     assert missing["tokens"].command == "remit analyze RUN"
     for form in FORMATS:
