@@ -183,15 +183,11 @@ def test_a_run_with_one_model_has_nothing_to_compare(copied: Path, remit: Remit)
     assert not (copied / "analysis").exists()
 
 
-def test_without_post_training_there_is_no_reference(copied: Path, remit: Remit) -> None:
-    off = [f"{kind}.enabled=false" for kind in ("sft", "dpo", "rlvr")]
-    refused = remit("analyze", copied, *off)
-    assert refused.returncode == 2 and "all switched off" in refused.stderr
-
-
-def test_another_last_step_is_another_analysis(copied: Path, remit: Remit) -> None:
-    done = remit("analyze", copied, "rlvr.enabled=false", "--json", check=True)
-    assert done.json["analysis"]["dynamics_reference"] == "round-0/30-dpo"
+def test_what_was_trained_is_not_told_otherwise(copied: Path, remit: Remit) -> None:
+    before = (copied / "analysis" / "result.json").read_text()
+    refused = remit("analyze", copied, "rlvr.enabled=false", "analysis.tokens=2_000")
+    assert refused.returncode == 2 and "rlvr.enabled is a setting of what was" in refused.stderr
+    assert (copied / "analysis" / "result.json").read_text() == before
 
 
 def test_a_folder_that_is_no_flywheel(remit: Remit, tmp_path: Path) -> None:
