@@ -93,14 +93,13 @@ def _along_annealing(analysis: dict[str, Any] | None) -> Block:
 
 
 def _clipped(line: Line) -> float | None:
-    if "weight_at_low" not in line:
-        return None
-    return 100 * (float(line["weight_at_low"]) + float(line["weight_at_high"]))
+    low, high = line.get("weight_at_low"), line.get("weight_at_high")
+    return None if low is None or high is None else 100 * (low + high)
 
 
 def _silent(line: Line) -> float | None:
     found = line.get("frac_reward_zero_std")
-    return None if found is None else 100 * float(found)
+    return None if found is None else 100 * found
 
 
 def _seed_folder(stages: Sequence[StageRecord]) -> str:
@@ -147,9 +146,7 @@ def _series(
 ) -> Series:
     name, colour = named(stage)
     points = [
-        Point(float(line["step"]), float(number))
-        for line in stage.metrics
-        if isinstance(number := value(line), (int, float)) and math.isfinite(number)
+        Point(line["step"], number) for line in stage.metrics if (number := value(line)) is not None
     ]
     return Series(name, thinned(points), colour)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from inputs import HOSTILE, sequence, with_inputs
+from rich.console import Console
 
 from pipelines import ledger
 from pipelines.errors import UserError
@@ -31,6 +32,8 @@ from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
 from pipelines.rows import Row, write_rows
 from pipelines.run_dir import RunDir, write_json
+from remit_cli.session import draw_report, show_status
+from remit_cli.status import status_of
 
 FORMATS = ("html", "md", "json")
 
@@ -319,6 +322,86 @@ def test_damaged_files_are_named(remit: Callable[..., Any], tiny_run: Any, tmp_p
     (run / "compare" / "rows.jsonl").write_text('{"arm": "ntp"}\n')
     wrong = remit("report", run)
     assert wrong.returncode == 2 and "rows.jsonl, line 1: no row" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("5", None), ('{"loss": 3}', None), ('{"step": "a", "loss": 1}', None), ("[]", None),
+        ('{"step": true, "loss": 1}', None), ('{"step": 3, "loss": "x", "num_tokens": "y"}', 3),
+        ('{"step": 3, "loss": NaN, "weight_at_low": "x"}', 3),
+    ],
+)  # fmt: skip
+def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: int | None) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    ledger.append(run.ledger, "start", "base", kind="pretrain")
+    log = run.stage("base").metrics
+    log.parent.mkdir()
+    log.write_text('{"step": 1, "loss": 3.5}\n' + line + '\n{"step": 9, "loss": 2.5}\n')
+    found = read_record(run).stages["base"].metrics
+    assert [entry["step"] for entry in found] == ([1, 9] if kept is None else [1, kept, 9])
+    assert said(run.root, "md").count("3.5 at 1") == 1
+    (chart,) = (b for b in sections(run)["training"].blocks if isinstance(b, LineChart))
+    assert [point.y for point in chart.series[0].points] == [3.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 3, "bits": "01"}}},
+         "tasks.sums has 3 questions and 2 bits"),
+        ({"tasks": {"sums": 5}}, "tasks.sums is no object"), ({"tasks": None}, "its tasks is a"),
+        ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 2}}},
+         "tasks.sums: it has no bits"),
+        ({"kind": "contamination"}, "it has no evals"),
+        ({"kind": "contamination", "ngram": 13, "evals": {"sums": {}}}, "evals.sums: it has no q"),
+        ({"kind": "analyze"}, "it has no rounds"), ({"kind": "dpo"}, "it has no heldout_pair"),
+    ],
+)  # fmt: skip
+def test_results_that_lack_something_are_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    path = run.stage("eval").result
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (lambda: write_report(run), lambda: status_of(run)):
+        with pytest.raises(UserError) as named:
+            read()
+        assert str(named.value).startswith(f"{path} is damaged: ") and words in str(named.value)
+
+
+def test_a_ledger_without_a_line_is_warned_of(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    draw_report(run.root, "md", None, True, False)
+    assert "warning" not in capfd.readouterr().err
+    run.ledger.write_text("5\n{\n")
+    for command in (
+        lambda: draw_report(run.root, "md", None, True, False),
+        lambda: show_status(run.root, False, True),
+    ):
+        command()
+        found = " ".join(capfd.readouterr().err.split())
+        assert found.count("warning:") == 1 and "not one of its lines can be read" in found
+
+
+def test_status_and_report_have_the_same_time(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    ledger.append(run.ledger, "finish", "eval", kind="evaluate", wall_seconds=7.5)
+    ledger.append(run.ledger, "start", "base", kind="pretrain")
+    ledger.append(run.ledger, "fail", "base", exit_code=1, seconds=4.0)
+    ledger.append(run.ledger, "start", "old", kind="pretrain")
+    ledger.append(run.ledger, "interrupt", "old", state="interrupted")
+    shown, values = status_of(run)
+    seconds = {name: stage["seconds"] for name, stage in values["stages"].items()}
+    assert seconds == {"eval": 7.5, "base": 4.0, "old": None}
+    assert read_record(run).stages["eval"].seconds == 7.5
+    text = Console(width=200)
+    with text.capture() as captured:
+        text.print(shown)
+    row = next(line for line in captured.get().splitlines() if " old " in line)
+    assert "0s" not in row
 
 
 def test_a_finished_run_has_a_report_and_stays_finished_without(
