@@ -5,6 +5,7 @@ The only user of OmegaConf. Everything below receives dataclasses.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,8 @@ from pipelines.recipe_rules import check_values, did_you_mean
 from pipelines.schema import Config
 
 DEFAULT_CONFIG = "world"
+# How OmegaConf says that ${oc.env:NAME} has no value.
+UNSET = re.compile(r"Environment variable '(\w+)' not found")
 # What a suite may set, all of section eval.
 MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
@@ -78,6 +81,17 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
         OmegaConf.resolve(merged)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
+        if unset := UNSET.search(str(error)):
+            name = unset[1]
+            raise UserError(
+                f"{path}: key '{error.full_key}': the environment variable {name} is not set. "
+                + (
+                    f"Set {name} to the folder of the data (docs/data.md says which files it has), "
+                    "or give the folder with data_root=FOLDER."
+                    if error.full_key == "data_root"
+                    else f"Set it, or give the value with {error.full_key}=VALUE."
+                )
+            ) from error
         raise UserError(f"{path}: key '{error.full_key}': {_first_line(error)}") from error
     assert isinstance(config, Config)
     config.data_root = str(Path(config.data_root).expanduser().resolve())
@@ -174,6 +188,17 @@ def _parse_override(override: str) -> DictConfig:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def override_keys(overrides: list[str]) -> list[str]:
+    """The whole key of every value that overrides set."""
+    return [key for override in overrides for key in _keys(_parse_override(override))]
+
+
+def _keys(patch: Any, prefix: str = "") -> list[str]:
+    if not OmegaConf.is_dict(patch):
+        return [prefix.removesuffix(".")]
+    return [found for key in patch for found in _keys(patch._get_node(key), f"{prefix}{key!s}.")]
 
 
 def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:

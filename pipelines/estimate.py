@@ -29,6 +29,8 @@ START_SECONDS = {"forked": 2.0, "cpu": 10.0, "gpu": 25.0}
 GENERATION_SLOWDOWN = 6.0
 BYTES = {"fp32": 4, "bf16": 2}
 TRAINING = ("pretrain", "mid_train", "sft", "dpo", "rlvr")
+# Families of a task that is split into some: as many as the built-in world has.
+FAMILIES = 10
 # Prompt and answer of a conversation, as a share of the context, on average.
 CHAT_FILL = 0.6
 
@@ -193,8 +195,10 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
         flops = training + generation
         return tokens, flops, (training + generation * GENERATION_SLOWDOWN) / flops
     if stage.kind == "analyze":
-        tokens = _analysis_tokens(stage)
-        return tokens, 2 * n * tokens, 1.0
+        scored, generated = _analysis_tokens(stage), _analysis_answers(stage)
+        tokens = scored + generated
+        as_if = generated * GENERATION_SLOWDOWN + scored
+        return tokens, 2 * n * tokens, as_if / max(1, tokens)
     tasks = [task for task in config.eval.tasks.values() if task.enabled]
     questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
     longest = max((task.max_new_tokens for task in tasks), default=0)
@@ -208,11 +212,29 @@ def _analysis_tokens(stage: Stage) -> int:
     """Tokens that an analysis scores: every model held-out text, the rounds' training text too."""
     config = stage.config
     heldout = config.analysis.heldout_tokens * len(config.eval.bits_per_byte)
-    mids = sum(name.endswith("mid-train") for name in stage.inputs)
+    mids = _num_rounds(stage)
     kept = config.pretrain.keep_points + config.mid_train.keep_points * mids
     training = min(config.analysis.tokens, config.mid_train.tokens)
     # Two pairs of models for each round's movement; the base once, and two models for each round.
     return heldout * (len(stage.inputs) + kept + 4 * mids) + training * (2 * mids - 1)
+
+
+def _analysis_answers(stage: Stage) -> int:
+    """Tokens that an analysis generates: the base and the models along each annealing answer."""
+    config, mids = stage.config, _num_rounds(stage)
+    each = config.analysis.accuracy_questions
+    tokens = sum(
+        min(each * (FAMILIES if task.split_by else 1), task.limit or each * FAMILIES)
+        * task.max_new_tokens
+        for task in config.eval.tasks.values()
+        if task.enabled
+    )
+    return tokens * (1 + mids * (1 + config.mid_train.keep_points))
+
+
+def _num_rounds(stage: Stage) -> int:
+    """Rounds whose annealed model an analysis looks at."""
+    return sum(name.endswith("mid-train") for name in stage.inputs)
 
 
 def _disk_bytes(stage: Stage, parameters: int) -> int:

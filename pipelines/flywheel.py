@@ -69,7 +69,9 @@ def sources_of(stage: Stage) -> dict[str, Any]:
         return {key: every[key] for key in stage.reads}
     key = SECTION.get(stage.kind, stage.kind)
     found: dict[str, Any] = {}
-    if stage.kind == "evaluate":
+    if stage.kind == "evaluate" or (
+        stage.kind == "analyze" and stage.config.analysis.accuracy_questions
+    ):
         tasks = stage.config.eval.tasks
         found |= {f"eval.tasks.{name}": t.source for name, t in tasks.items() if t.enabled}
     if stage.kind in ("evaluate", "analyze"):

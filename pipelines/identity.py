@@ -26,6 +26,8 @@ NUMERICS_VERSION = {
 SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
 # Of a contamination check, what decides the questions, and how far endless sources are read.
 TASK_KEYS = ("enabled", "source", "limit", "split_by")
+# Of an analysis, what decides the greedy answers to the tasks.
+ASKED_KEYS = (*TASK_KEYS, "max_new_tokens", "base_template", "stop")
 DRAW_KEYS = ("tokens", "steps", "global_batch", "num_generations", "heldout_pairs", "sources")
 POST_TRAINING = ("sft", "dpo", "rlvr")
 TRAINING = ("pretrain", "mid_train", *POST_TRAINING)
@@ -67,6 +69,11 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
         # They decide which model of a round is the next reference.
         kept["post_steps"] = [kind for kind in POST_TRAINING if everything[kind]["enabled"]]
         kept["heldout"] = everything["eval"]["bits_per_byte"]
+        if config.analysis.accuracy_questions:
+            kept["asked"] = {
+                name: {key: task[key] for key in ASKED_KEYS}
+                for name, task in everything["eval"]["tasks"].items()
+            }
         # They change no training, but they change what an analysis may show.
         kept["shown"] = {
             name: [source.licence, source.publish]

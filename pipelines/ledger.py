@@ -56,3 +56,8 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict) and is_name(entry.get("stage")):
                 yield entry
+
+
+def is_unreadable(path: Path) -> bool:
+    """Whether there is something in the ledger and not one line that can be read."""
+    return path.is_file() and path.stat().st_size > 0 and next(read(path), None) is None

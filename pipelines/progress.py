@@ -77,9 +77,9 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
     return Progress(
         step=last["step"],
         max_steps=last["max_steps"],
-        loss=_number(known.get("loss")),
-        reward=_number(known.get("reward")),
-        tokens_per_second=_number(known.get("tokens_per_second")),
+        loss=finite_number(known.get("loss")),
+        reward=finite_number(known.get("reward")),
+        tokens_per_second=finite_number(known.get("tokens_per_second")),
         seconds_left=None if pace is None else pace * (last["max_steps"] - last["step"]),
     )
 
@@ -91,15 +91,15 @@ def _entry(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict):
         return None
-    whole = all(_number(entry.get(key)) is not None for key in ("step", "max_steps", "time"))
-    return entry if whole and _number(entry.get("elapsed", 0.0)) is not None else None
+    whole = all(finite_number(entry.get(key)) is not None for key in ("step", "max_steps", "time"))
+    return entry if whole and finite_number(entry.get("elapsed", 0.0)) is not None else None
 
 
 def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
     return bool(entry.get("elapsed", 0.0) < before.get("elapsed", 0.0))
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """A finite number; None for anything else, too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

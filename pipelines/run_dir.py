@@ -22,6 +22,7 @@ import yaml
 from pipelines.errors import DamagedFile, UserError
 from pipelines.fail_points import fail_point
 from pipelines.nesting import values_of
+from pipelines.stage_result import flaw
 
 SNAPSHOT_FACTS = "snapshot.json"
 # End of the name of a file that is being written; what a killed process left has it too.
@@ -161,7 +162,10 @@ class StageDir:
         return read_yaml(self.config, needs=("config", "inputs", "identity_fields"))
 
     def read_result(self) -> dict[str, Any]:
-        return read_json(self.result, needs=("kind", "seconds"))
+        found = read_json(self.result, needs=("kind", "seconds"))
+        if why := flaw(found):
+            raise _damaged(self.result, why)
+        return found
 
 
 def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:

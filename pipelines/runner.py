@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from pipelines import launch, ledger, memory
 from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
-from pipelines.config import resolved, to_dict
+from pipelines.config import override_keys, resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import (
     WRONG_INPUT_CODE,
@@ -33,7 +34,18 @@ from pipelines.schema import Config
 from pipelines.stop import Noted, seconds_of_job, signals_noted
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
-NOT_IN_LEDGER = ("stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement")
+NOT_IN_LEDGER = (
+    "stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement",
+    "accuracy",
+)  # fmt: skip
+
+
+# Keys that an analysis may set: what it measures, where and how fast, and what it may show.
+OF_ANALYSIS = re.compile(
+    r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"
+    r"|eval\.(bits_per_byte_tokens|batch_size)|chunk_bytes|data_root"
+    r"|mid_train\.sources\.[^.]+\.(licence|publish)"
+)
 
 
 @dataclass(frozen=True)
@@ -345,6 +357,18 @@ def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
     )
 
 
+def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
+    """Refuse overrides that would say of a finished training what it was not."""
+    told = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
+    if told:
+        raise UserError(
+            f"analyze {run.root}: {', '.join(told)} is a setting of what was trained or evaluated, "
+            "and the run has it as it is. An analysis takes analysis.*, launch.*, eval.tasks.*, "
+            "eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and licence and publish "
+            "of mid_train.sources."
+        )
+
+
 def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
     """The config of the flywheel that made a run, with overrides, and its complete stages.
 
@@ -360,6 +384,7 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
     # The plan has all that the suite said when it was made.
     written["config"]["eval"]["suite"] = ""
     config = resolved(written["config"], overrides, run.flywheel_plan)
+    _check_analysis_keys(overrides, run)
     names = {entry["name"] for entry in written["stages"]}
     stages = [
         Stage(

@@ -133,10 +133,7 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         c.title: {
             "average": c.result.get("average"),
             "average_half_interval": c.result.get("average_half_interval"),
-            "tasks": {
-                task: {k: v for k, v in score.items() if k != "bits"}
-                for task, score in c.result["tasks"].items()
-            },
+            "tasks": {task: _without_bits(score) for task, score in c.result["tasks"].items()},
             "bits_per_byte": c.result.get("bits_per_byte", {}),
             "not_asked": c.result.get("not_asked", {}),
         }
@@ -157,6 +154,10 @@ def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _without_bits(score: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in score.items() if k != "bits"}
+
+
 def analysis_facts(result: dict[str, Any]) -> dict[str, Any]:
     """What an analysis says, without its excerpts."""
     rounds = [{k: v for k, v in r.items() if k != "sequences"} for r in result["rounds"]]
@@ -165,6 +166,11 @@ def analysis_facts(result: dict[str, Any]) -> dict[str, Any]:
         "dynamics": result["dynamics"],
         "rounds": rounds,
         "movement": result["movement"],
+        "accuracy": [
+            {k: v for k, v in entry.items() if k != "tasks"}
+            | {"tasks": {name: _without_bits(task) for name, task in entry["tasks"].items()}}
+            for entry in result["accuracy"]
+        ],
         "missing": result["missing"],
     }
 

@@ -16,6 +16,8 @@ def analysis_tables(found: dict[str, Any]) -> Iterator[Table]:
     """The tables of what `pipelines.summary.analysis_facts` gives."""
     if found["dynamics"]:
         yield _gaps(found["dynamics"], found["dynamics_reference"])
+    if found["accuracy"]:
+        yield _accuracy(found["accuracy"])
     for entry in found["rounds"]:
         yield _weights(entry)
     if found["movement"]:
@@ -39,6 +41,20 @@ def _gaps(dynamics: list[dict[str, Any]], reference: str) -> Table:
     for entry in dynamics:
         cells = (_cell(gap["mean"], gap["half_interval"]) for gap in entry["gap"].values())
         table.add_row(escape(entry["checkpoint"]), f"{entry['tokens']:,}", *cells)
+    return table
+
+
+def _accuracy(along: list[dict[str, Any]]) -> Table:
+    questions = sum(task["questions"] for task in along[0]["tasks"].values())
+    table = _table(
+        f"average accuracy in percent on {questions:,} questions", "checkpoint", "annealing done",
+        "accuracy",
+    )  # fmt: skip
+    for entry in along:
+        table.add_row(
+            escape(entry["checkpoint"]), f"{entry['done']:.0%}",
+            f"{100 * entry['average']:.1f}+-{100 * entry['average_half_interval']:.1f}",
+        )  # fmt: skip
     return table
 
 

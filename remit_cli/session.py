@@ -17,6 +17,7 @@ from pipelines import (
     disk,
     flywheel,
     follower,
+    ledger,
     preflight,
     rows,
     selection,
@@ -289,6 +290,7 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
     if not run.ledger.is_file():
         screen.user_error(f"{folder}: no run directory (it has no ledger.jsonl).")
         sys.exit(2)
+    _warn_of_ledger(run, screen)
     try:
         screen.status(run, once=once or json)
     except UserError as error:
@@ -296,6 +298,14 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
         sys.exit(2)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
+
+
+def _warn_of_ledger(run: RunDir, screen: render.Screen) -> None:
+    if ledger.is_unreadable(run.ledger):
+        screen.warning(
+            f"{run.ledger}: not one of its lines can be read, so that nothing is known of the "
+            "stages of this run beyond their folders."
+        )
 
 
 def show_doctor(run_dir: Path | None, json: bool) -> None:
@@ -313,8 +323,10 @@ def draw_report(
 ) -> None:
     """`remit report`: a page about a run, from its files alone."""
     screen = render.Screen(as_json=False)
+    run = RunDir(folder.resolve())
+    _warn_of_ledger(run, screen)
     try:
-        path = write_report(RunDir(folder.resolve()), form, with_text=with_text, output=output)
+        path = write_report(run, form, with_text=with_text, output=output)
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)

@@ -27,7 +27,8 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     stages: dict[str, Any] = {}
     for name in last:
         state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
-        table.add_row(name, state, duration(seconds), escape(words))
+        time_shown = "" if seconds is None else duration(seconds)
+        table.add_row(name, state, time_shown, escape(words))
         stages[name] = {"state": state, "seconds": seconds, "result": words}
         at = read_progress(run.stage(name)) if state == "running" else None
         if at:
@@ -50,12 +51,14 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
 
 def _stage_status(
     run: RunDir, name: str, entry: dict[str, Any], running: bool
-) -> tuple[str, float, str]:
+) -> tuple[str, float | None, str]:
+    """State, wall time, and what there is to say; no time where it is not known."""
     stage_dir = run.stage(name)
     state = stage_state(stage_dir, entry["event"], running=running)
     if stage_dir.is_complete():
         result = stage_dir.read_result()
-        return state, result["seconds"], headline(result)
+        # With the start of its process, as in the report.
+        return state, entry.get("wall_seconds", result["seconds"]), headline(result)
     if entry["event"] in ("start", "resume"):
         return state, time.time() - entry["time"], str(read_progress(stage_dir) or "no steps yet")
-    return state, 0.0, str(stage_dir.log)
+    return state, entry.get("seconds"), str(stage_dir.log)

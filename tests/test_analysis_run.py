@@ -74,6 +74,22 @@ def test_gaps_are_those_of_bits_per_byte(tiny_run: Any, copied: Path, remit: Rem
             assert mean == pytest.approx(nats * np.log(2), abs=0.02)
 
 
+def test_accuracy_along_the_annealing(tiny_run: Any) -> None:
+    result = analysis(tiny_run.root)
+    assert result["accuracy_missing"] == ""
+    along = {entry["checkpoint"]: entry for entry in result["accuracy"]}
+    assert [(name, e["round"], e["done"]) for name, e in along.items()] == [
+        ("base", None, 0.0),
+        ("round-0/10-mid-train@1", 0, 0.5), ("round-0/10-mid-train", 0, 1.0),
+        ("round-1/10-mid-train@1", 1, 0.5), ("round-1/10-mid-train", 1, 1.0),
+    ]  # fmt: skip
+    # The answers of an evaluation to the first ten questions of each family.
+    for name, evaluation in (("base", "base-eval"), ("round-1/10-mid-train", "round-1/15-eval")):
+        whole = json.loads((tiny_run.root / evaluation / "result.json").read_text())["tasks"]
+        bits = {family: score["bits"] for family, score in along[name]["tasks"].items()}
+        assert bits == {family: score["bits"][:10] for family, score in whole.items()}
+
+
 def test_weights_are_those_of_the_training(tiny_run: Any) -> None:
     (entry,) = analysis(tiny_run.root)["rounds"]
     assert (entry["round"], entry["mid"], entry["reference"]) == (
@@ -167,15 +183,11 @@ def test_a_run_with_one_model_has_nothing_to_compare(copied: Path, remit: Remit)
     assert not (copied / "analysis").exists()
 
 
-def test_without_post_training_there_is_no_reference(copied: Path, remit: Remit) -> None:
-    off = [f"{kind}.enabled=false" for kind in ("sft", "dpo", "rlvr")]
-    refused = remit("analyze", copied, *off)
-    assert refused.returncode == 2 and "all switched off" in refused.stderr
-
-
-def test_another_last_step_is_another_analysis(copied: Path, remit: Remit) -> None:
-    done = remit("analyze", copied, "rlvr.enabled=false", "--json", check=True)
-    assert done.json["analysis"]["dynamics_reference"] == "round-0/30-dpo"
+def test_what_was_trained_is_not_told_otherwise(copied: Path, remit: Remit) -> None:
+    before = (copied / "analysis" / "result.json").read_text()
+    refused = remit("analyze", copied, "rlvr.enabled=false", "analysis.tokens=2_000")
+    assert refused.returncode == 2 and "rlvr.enabled is a setting of what was" in refused.stderr
+    assert (copied / "analysis" / "result.json").read_text() == before
 
 
 def test_a_folder_that_is_no_flywheel(remit: Remit, tmp_path: Path) -> None:

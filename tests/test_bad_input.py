@@ -271,7 +271,9 @@ def test_rl_prompts_are_never_sft_questions(
 
 
 def test_real_recipe_without_its_data(refuse: Refuse, tmp_path: Path) -> None:
-    refuse("flywheel", "--config", "gsm8k-small", words=["REMIT_DATA", "gsm8k-small.yaml"])
+    said = refuse("flywheel", "--config", "gsm8k-small", words=["gsm8k-small.yaml"])
+    assert "Set REMIT_DATA to the folder of the data" in " ".join(said.split())
+    assert "interpolation" not in said.lower() and "Environment variable" not in said
     empty = tmp_path / "empty"
     empty.mkdir()
     refuse("flywheel", "--config", "gsm8k-small", env={"REMIT_DATA": str(empty)},

@@ -122,6 +122,48 @@ def test_pages_have_command_lines() -> None:
     assert len(LINES) > 10
 
 
+def named_commands(page: Path) -> str:
+    """The code of a page, in blocks and within lines, a piece a line, continuation lines joined."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return "\n".join([*blocks, *(" ".join(s.split()) for s in re.findall(r"`([^`]+)`", outside))])
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    return set(re.findall(r"^([a-z]+):(?!=)", makefile, re.M))
+
+
+def named_targets(text: str) -> list[str]:
+    """The targets of every `make ...`, without its variables and what follows in the line."""
+    found = []
+    for line in re.findall(r"^\s*(?:\S+=\S+ )*make( .+)$", text, re.M):
+        for word in shlex.split(re.split(r"\s[#>|]|&&|;", line)[0]):
+            if not word.startswith("-") and "=" not in word:
+                found.append(word)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_pages_name_is_there(page: Path) -> None:
+    """Targets of the Makefile, scripts among the tests, suites of configs/eval."""
+    text = named_commands(page)
+    assert [target for target in named_targets(text) if target not in make_targets()] == []
+    scripts = re.findall(r"\btests/[\w./]+\.py", text)
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+    suites = re.findall(r"(?:--suite[ =]|eval\.suite=)([\w./~-]+)", text)
+    assert [suite for suite in suites if suite not in recipes.suite_names()] == []
+
+
+def test_what_pages_name_is_found() -> None:
+    text = "\n".join(map(named_commands, PAGES))
+    assert {"flywheel", "test", "gold", "soak"} <= set(named_targets(text)) <= make_targets()
+    assert re.search(r"--suite paper10", text)
+    wrong = "make nothing RANKS=1  # a comment\nX=1 make test ARGS='-k a b' && echo make"
+    assert named_targets(wrong) == ["nothing", "test"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")

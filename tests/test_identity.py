@@ -43,6 +43,16 @@ def test_these_cannot_change_mid_train(config: Config, override: str) -> None:
     assert of("mid_train", recipes.load("world-tiny", [override])) == of("mid_train", config)
 
 
+def test_an_analysis_depends_on_the_tasks_that_it_asks(config: Config) -> None:
+    none = "analysis.accuracy_questions=0"
+    other, without = (recipes.load("world-tiny", o) for o in (["eval.tasks.world.limit=9"], [none]))
+    both = recipes.load("world-tiny", ["eval.tasks.world.limit=9", none])
+    assert of("analyze", other) != of("analyze", config)
+    assert of("analyze", both) == of("analyze", without) != of("analyze", config)
+    drawn = recipes.load("world-tiny", ["eval.tasks.world.samples=4"])
+    assert of("analyze", drawn) == of("analyze", config)
+
+
 @pytest.mark.parametrize(
     "objective",
     [

@@ -25,6 +25,7 @@ from pipelines.flywheel import (
     sources_of,
 )
 from pipelines.run_dir import RunDir
+from pipelines.runner import read_flywheel_plan, write_plan
 from pipelines.schema import Config
 
 OUTSIDE = ModelRef("models/base", Path("/models/base"))
@@ -89,6 +90,17 @@ def test_inputs_of_one_round() -> None:
             for name in ("base", *(n for k in (0, 1) for n in a_round(k) if "eval" not in n))
         },
     }
+
+
+def test_an_analysis_reads_the_tasks_that_it_asks(tmp_path: Path) -> None:
+    assert "eval.tasks.world" in sources_of(wheel()["analysis"])
+    assert "eval.tasks.world" not in sources_of(wheel("analysis.accuracy_questions=0")["analysis"])
+    with_answers, without = (
+        estimate(list(wheel(*given).values()), RunDir(tmp_path), None).stages[-1].tokens
+        for given in ((), ("analysis.accuracy_questions=0",))
+    )
+    # 10 questions of 10 families, 8 tokens each, of the base and two models of each round.
+    assert with_answers - without == 100 * 8 * 5
 
 
 def test_contamination_reads_what_the_stages_read() -> None:
@@ -314,3 +326,31 @@ def test_the_stage_that_adopts_knows_what(command: str, tiny_model: Path) -> Non
         (base,) = session.plan_base(given)
     assert base.inputs == {"base": ModelRef(given, tiny_model.resolve())}
     assert base.config.base == given, "the stage records what it adopted"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=3", "mid_train.eps=0.6", "mid_train={eps: 0.6}", "mid_train[eps]=0.6",
+     "eval.suite=quick", "rlvr.enabled=false", "mid_train.sources.world.weight=2",
+     "context_length=64"],
+)  # fmt: skip
+def test_an_analysis_cannot_tell_a_training_otherwise(tmp_path: Path, override: str) -> None:
+    run = RunDir(tmp_path)
+    write_plan(run.flywheel_plan, recipe(), list(wheel().values()))
+    with pytest.raises(UserError, match="is a setting of what was trained") as refused:
+        read_flywheel_plan(run, ["analysis.tokens=9", override])
+    key = override.split("=")[0].replace("[eps]", ".eps")
+    assert f": {key}" in str(refused.value)
+
+
+def test_an_analysis_takes_settings_of_its_own(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_plan(run.flywheel_plan, recipe(), list(wheel().values()))
+    own = ["analysis.tokens=9", "analysis={batch_size: 2}", "launch.hang_seconds=9",
+           "chunk_bytes=99", "eval.batch_size=3", "eval.bits_per_byte_tokens=7",
+           "eval.tasks.world.limit=4",
+           "eval.bits_per_byte.pretrain.limit=5", "mid_train.sources.world.publish=false",
+           f"data_root={tmp_path}"]  # fmt: skip
+    config, _ = read_flywheel_plan(run, own)
+    assert (config.analysis.tokens, config.analysis.batch_size, config.eval.batch_size) == (9, 2, 3)
+    assert not config.mid_train.sources["world"].publish

@@ -72,7 +72,7 @@ def test_paths(tmp_path: Path) -> None:
 def test_complete_is_having_a_result(tmp_path: Path) -> None:
     stage = RunDir(tmp_path).stage("base")
     assert not stage.is_complete()
-    result = {"kind": "dpo", "seconds": 1.5}
+    result = {"kind": "sft", "seconds": 1.5}
     write_json(stage.result, result)
     assert stage.is_complete() and stage.read_result() == result
 

@@ -67,7 +67,7 @@ def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
 
 def _tokens(stage: StageRecord) -> float:
     """Trained or scored tokens: of the result, else as the trainer counted them."""
-    counted = stage.metrics[-1].get("num_tokens", 0) if stage.metrics else 0
+    counted = (stage.metrics[-1].get("num_tokens") or 0.0) if stage.metrics else 0.0
     return float(stage.result.get("tokens", counted))
 
 

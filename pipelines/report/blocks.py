@@ -69,11 +69,16 @@ class Series:
     colour: int
 
 
+PERCENT = (0.0, 100.0)
+
+
 @dataclass(frozen=True)
 class LineChart:
     """Attributes:
     x, y: axis titles with units.
     x_labels: names of x = 0, 1, ...; empty where x is a number.
+    limits: what y cannot leave; None where it has no bounds.
+    marks: numbers of the x_labels that are named first, each with a line.
     """
 
     title: str
@@ -82,15 +87,22 @@ class LineChart:
     series: list[Series]
     x_labels: list[str] = field(default_factory=list)
     note: str = ""
+    limits: tuple[float, float] | None = None
+    marks: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Dot:
+    """Attributes:
+    after: a second value, drawn hollow; None where there is none.
+    """
+
     label: str
     value: float
     half: float | None
     text: str
     colour: int = 1
+    after: float | None = None
 
 
 @dataclass(frozen=True)

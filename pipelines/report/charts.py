@@ -13,7 +13,9 @@ WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
 LABEL_STEP = 13.0
 ROW = 26.0
-DOT_LEFT, DOT_RIGHT = 134.0, 86.0
+DOT_LEFT = 134.0
+# Of the texts at the right of a dot plot: room for a character, and before the first.
+CHARACTER, DOT_GAP = 6.9, 14.0
 # More points than this have a band for their intervals, fewer have whiskers.
 MOST_WHISKERS = 12
 
@@ -55,10 +57,15 @@ class DrawnLine:
 
 @dataclass(frozen=True)
 class DrawnLines:
+    """Attributes:
+    marks: places on the x axis that have a line.
+    """
+
     lines: list[DrawnLine]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     zero: float | None
+    marks: list[float]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -110,13 +117,15 @@ def lines(chart: LineChart) -> DrawnLines:
         x_low, x_high = -0.3, len(chart.x_labels) - 0.7
     elif x_low == x_high:
         x_high = x_low + 1
+    lowest, highest = chart.limits or (-math.inf, math.inf)
     y_low, y_high = _range([y for p in every for y in (p.y - (p.half or 0), p.y + (p.half or 0))])
+    y_low, y_high = max(y_low, lowest), min(y_high, highest)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def place(point: Point, offset: float = 0.0) -> tuple[float, float]:
         return (
             _scaled(point.x, x_low, x_high, LEFT, right),
-            _scaled(point.y + offset, y_low, y_high, bottom, TOP),
+            _scaled(min(max(point.y + offset, lowest), highest), y_low, y_high, bottom, TOP),
         )
 
     drawn = []
@@ -142,20 +151,26 @@ def lines(chart: LineChart) -> DrawnLines:
         )  # fmt: skip
     x_ticks = _axis(x_low, x_high, LEFT, right, 5)
     if chart.x_labels:
-        x_ticks = _named(chart.x_labels, x_low, x_high, right)
+        x_ticks = _named(chart, x_low, x_high)
     zero = _scaled(0, y_low, y_high, bottom, TOP) if y_low < 0 < y_high else None
-    return DrawnLines(drawn, x_ticks, _axis(y_low, y_high, bottom, TOP, 4), zero)
+    marks = [_scaled(i, x_low, x_high, LEFT, right) for i in chart.marks]
+    return DrawnLines(drawn, x_ticks, _axis(y_low, y_high, bottom, TOP, 4), zero, marks)
 
 
-def _named(names: list[str], low: float, high: float, right: float) -> list[Tick]:
-    """Names on the x axis, as many as have room."""
-    room = (right - LEFT) / (7 * max(map(len, names)))
-    every = math.ceil(len(names) / max(1, room))
-    return [
-        Tick(_scaled(i, low, high, LEFT, right), name)
-        for i, name in enumerate(names)
-        if i % every == 0
-    ]
+def _named(chart: LineChart, low: float, high: float) -> list[Tick]:
+    """Names on the x axis: those of the marks first, then from the left as many as have room."""
+    names = chart.x_labels
+    found: dict[int, Tick] = {}
+    for i in [*chart.marks, *range(len(names))]:
+        tick = Tick(_scaled(i, low, high, LEFT, WIDTH - RIGHT), names[i])
+        if all(_apart(tick, other) for other in found.values()):
+            found[i] = tick
+    return [found[i] for i in sorted(found)]
+
+
+def _apart(tick: Tick, other: Tick) -> bool:
+    """Whether two names, each centred at its tick, have a space between them."""
+    return abs(tick.at - other.at) > CHARACTER * (len(tick.text) + len(other.text) + 1) / 2
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
@@ -186,10 +201,16 @@ class DrawnDot:
     low: float
     high: float
     y: float
+    after: float | None
 
 
 @dataclass(frozen=True)
 class DrawnDots:
+    """Attributes:
+    right: where the plot ends and the texts begin.
+    """
+
+    right: float
     height: float
     dots: list[DrawnDot]
     x_ticks: list[Tick]
@@ -199,12 +220,13 @@ class DrawnDots:
 def dots(plot: DotPlot) -> DrawnDots:
     """Where the rows of a dot plot stand."""
     values = [v for d in plot.dots for v in (d.value - (d.half or 0), d.value + (d.half or 0))]
+    values += [dot.after for dot in plot.dots if dot.after is not None]
     if plot.reference is not None:
         values.append(plot.reference)
     low, high = min(values), max(values)
     air = 0.06 * (high - low) or 0.05
     low, high = low - air, high + air
-    right = WIDTH - DOT_RIGHT
+    right = WIDTH - DOT_GAP - CHARACTER * max(len(dot.text) for dot in plot.dots)
 
     def place(value: float) -> float:
         return _scaled(value, low, high, DOT_LEFT, right)
@@ -213,12 +235,12 @@ def dots(plot: DotPlot) -> DrawnDots:
         DrawnDot(
             dot.label, dot.text, dot.colour, place(dot.value),
             place(dot.value - (dot.half or 0)), place(dot.value + (dot.half or 0)),
-            18 + ROW * row,
+            18 + ROW * row, None if dot.after is None else place(dot.after),
         )
         for row, dot in enumerate(plot.dots)
     ]  # fmt: skip
     return DrawnDots(
-        18 + ROW * len(drawn) + 26, drawn, _axis(low, high, DOT_LEFT, right, 4),
+        right, 18 + ROW * len(drawn) + 26, drawn, _axis(low, high, DOT_LEFT, right, 4),
         None if plot.reference is None else place(plot.reference),
     )  # fmt: skip
 

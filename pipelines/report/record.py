@@ -16,7 +16,7 @@ from pipelines.arms import CHECK, FOLDER
 from pipelines.config import from_dict
 from pipelines.errors import UserError
 from pipelines.flywheel import ANALYSIS, CONTAMINATION, Stage
-from pipelines.progress import stage_state
+from pipelines.progress import finite_number, stage_state
 from pipelines.rows import Row
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.schema import Config
@@ -69,8 +69,11 @@ class StageRecord:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Log lines of the training by step; of a step that was done twice, the later."""
-        by_step = {line["step"]: line for line in _json_lines(self.metrics_path) if "loss" in line}
+        """Log lines of the training by step; of a step that was done twice, the later.
+
+        A value that is no finite number is None.
+        """
+        by_step = {line["step"]: line for line in _log_lines(self.metrics_path) if "loss" in line}
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
@@ -162,13 +165,18 @@ def _result(run: RunDir, name: str) -> dict[str, Any] | None:
     return stage.read_result() if stage.is_complete() else None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may still be written; none where there is no file."""
+def _log_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines with a step of a log that may still be written; a value that is no number is None.
+
+    None where there is no file.
+    """
     found = []
     if path.is_file():
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
-                found.append(json.loads(line))
+                entry = json.loads(line)
             except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and finite_number(entry.get("step")) is not None:
+                found.append({key: finite_number(value) for key, value in entry.items()})
     return found

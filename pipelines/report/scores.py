@@ -9,6 +9,7 @@ from pipelines.comparison import Cell as Mean
 from pipelines.evals.intervals import paired_difference
 from pipelines.report.blocks import (
     NO_VALUE,
+    PERCENT,
     Block,
     Cell,
     Dot,
@@ -137,7 +138,7 @@ def _drawn(models: list[Column]) -> Block:
         )
     rows = [
         [
-            Cell(f"{name}, nats" if name == "entropy" else name),
+            Cell(f"{name}, {'nats' if name == 'entropy' else 'percent'}"),
             *(_mean_drawn([t[name] for t in of if name in t], name) for of in found.values()),
         ]
         for name in names
@@ -177,6 +178,7 @@ def _through_rounds(models: list[Column]) -> list[Block]:
             "Average accuracy by round", "round", "percent", series,
             [f"{n}" if n else "0 (plain)" for n in numbers],
             "Whiskers are 95% intervals of each average; differences have the paired ones above.",
+            PERCENT,
         )
     ]  # fmt: skip
 
@@ -268,6 +270,6 @@ def _annealing(record: Record) -> list[Block]:
     return [
         LineChart(
             "Accuracy along the annealing", "percent of the mid-training done",
-            "average accuracy, percent", series, note=note if reached else "",
+            "average accuracy, percent", series, note=note if reached else "", limits=PERCENT,
         )
     ]  # fmt: skip

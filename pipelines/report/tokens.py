@@ -107,10 +107,12 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
         for title, key in (("domain", "domains"), ("class of token", "classes")):
             at_end = part.get("at_end", {}).get(key, {})
             blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}), at_end)
-        blocks += _extremes(name, part, with_text)
+        blocks += [*_clip_table(name, part), *_extremes(name, part, with_text)]
     blocks += _gaps(record.analysis)
     blocks += _movement(record.analysis.get("movement", []))
-    blocks += [Text(sentence) for sentence in record.analysis.get("missing", [])]
+    # What is said beside the curves of the training is not said again.
+    said = record.analysis.get("accuracy_missing", "")
+    blocks += [Text(text) for text in record.analysis.get("missing", []) if text != said]
     return Section("dynamics", "What is up-weighted", lead, blocks)
 
 
@@ -127,6 +129,7 @@ def _weights_by(
             f"{group['mean_weight']:.3f}"
             + (f", then {at_end[name]['mean_weight']:.3f}" if name in at_end else ""),
             2 if group["mean_weight"] >= 1 else 1,
+            at_end[name]["mean_weight"] if name in at_end else None,
         )
         for name, group in ordered
     ]  # fmt: skip
@@ -134,8 +137,38 @@ def _weights_by(
     tokens = sum(group["tokens"] for group in known.values())
     note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are at the clip."
     if at_end:
-        note += " Drawn with the base as the learner; then: with the model that the round ends in."
+        note += " Full dots: the base is the learner; hollow: the model that the round ends in."
     return [DotPlot(title, "mean weight", dots, 1.0, note)]
+
+
+def _clip_table(name: str, part: dict[str, Any]) -> list[Block]:
+    """The share of each group's weights at the ends of the clip range, at the start and the end."""
+    learners = [part, *([part["at_end"]] if "at_end" in part else [])]
+    rows = []
+    for key in ("domains", "classes"):
+        for group, given in part.get(key, {}).items():
+            own = [each[key][group] for each in learners]
+            ends = [g[end] for g in own for end in ("clipped_low", "clipped_high")]
+            rows.append([Cell(group), _count(given["tokens"]), *map(_share, ends)])
+    if not rows:
+        return []
+    columns = [
+        "group",
+        "targets",
+        "low",
+        "high",
+        *(["low at end", "high at end"] * (len(learners) - 1)),
+    ]
+    return [
+        Table(
+            f"Weights at the ends of the clip range, percent of targets, {name}", columns, rows,
+            note="Domains, then classes of tokens.",
+        )
+    ]  # fmt: skip
+
+
+def _share(share: float | None) -> Cell:
+    return NO_VALUE if share is None else Cell(f"{100 * share:.1f}", value=share)
 
 
 def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:
@@ -195,20 +228,26 @@ def _gap_chart(number: int, reference: str, along: list[dict[str, Any]]) -> Line
     ]
     return LineChart(
         f"Reference less checkpoint, round {number}",
-        "checkpoint, in the order of training",
+        "checkpoint, in the order of training; step of its stage",
         "log-probability a token, nats",
         series,
         [_checkpoint(entry) for entry in along],
         f"Mean over held-out text: 0 where the checkpoint predicts as {reference} does. "
-        "Whiskers are 95% intervals.",
+        "The vertical lines are the base and the end of its annealing; whiskers are 95% intervals.",
+        marks=[
+            i
+            for i, entry in enumerate(along)
+            if entry["phase"] != "post" and "@" not in entry["checkpoint"]
+        ],
     )
 
 
 def _checkpoint(entry: dict[str, Any]) -> str:
-    if entry["phase"] == "anneal":
-        return f"step {entry['step']}"
     last = str(entry["checkpoint"]).rpartition("/")[2]
-    return {"20-sft": "SFT", "30-dpo": "DPO", "40-rlvr": "RLVR"}.get(last, last)
+    if "@" in last:
+        return f"step {entry['step']}"
+    names = {"10-mid-train": "annealed", "20-sft": "SFT", "30-dpo": "DPO", "40-rlvr": "RLVR"}
+    return names.get(last, last)
 
 
 def _movement(movement: list[dict[str, Any]]) -> list[Block]:

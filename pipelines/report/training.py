@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.arms import FOLDER
-from pipelines.report.blocks import Block, LineChart, Missing, Point, Section, Series
+from pipelines.report.blocks import (
+    PERCENT,
+    Block,
+    LineChart,
+    Missing,
+    Point,
+    Section,
+    Series,
+    Text,
+)
 from pipelines.report.record import Record, StageRecord
 from pipelines.report.scores import ARM_COLOURS
 
@@ -35,6 +44,8 @@ def section(record: Record) -> Section:
     own = [s for s in record.stages.values() if not s.name.startswith(f"{FOLDER}/")]
     compared = _first_seed(record)
     blocks: list[Block] = [*_charts(own, _round_series), *_charts(compared, _arm_series)]
+    if record.columns or record.analysis:
+        blocks.insert(0, _along_annealing(record.analysis))
     if not blocks:
         blocks = [Missing("No stage has trained yet.", "remit flywheel --run-dir RUN")]
     lines = "One line for each round; round 0 is the plain one." if own else ""
@@ -47,15 +58,48 @@ def section(record: Record) -> Section:
     return Section("training", "Training", lead, blocks)
 
 
+def _along_annealing(analysis: dict[str, Any] | None) -> Block:
+    """Accuracy of the models kept along the annealing of each round, from the base on."""
+    along = (analysis or {}).get("accuracy", [])
+    if not along:
+        why = (analysis or {}).get("accuracy_missing", "")
+        missing = Missing("Accuracy along the annealing was not measured.", "remit analyze RUN")
+        return Text(why) if why else missing
+    base = [entry for entry in along if entry["round"] is None]
+    rounds = dict.fromkeys(entry["round"] for entry in along if entry["round"] is not None)
+    series = [
+        Series(
+            f"round {number}",
+            [
+                Point(
+                    100 * entry["done"], 100 * entry["average"],
+                    100 * entry["average_half_interval"],
+                )
+                for entry in [*base, *(e for e in along if e["round"] == number)]
+            ],
+            number % 7,
+        )
+        for number in rounds
+    ]  # fmt: skip
+    tasks = along[0]["tasks"]
+    questions = sum(task["questions"] for task in tasks.values())
+    return LineChart(
+        "Accuracy along the annealing", "percent of the annealing done",
+        "average accuracy, percent", series,
+        note=f"From the base on, greedy answers to the first questions of each task, {questions:,} "
+        "in all. Whiskers are 95% intervals over questions.",
+        limits=PERCENT,
+    )  # fmt: skip
+
+
 def _clipped(line: Line) -> float | None:
-    if "weight_at_low" not in line:
-        return None
-    return 100 * (float(line["weight_at_low"]) + float(line["weight_at_high"]))
+    low, high = line.get("weight_at_low"), line.get("weight_at_high")
+    return None if low is None or high is None else 100 * (low + high)
 
 
 def _silent(line: Line) -> float | None:
     found = line.get("frac_reward_zero_std")
-    return None if found is None else 100 * float(found)
+    return None if found is None else 100 * found
 
 
 def _seed_folder(stages: Sequence[StageRecord]) -> str:
@@ -90,7 +134,8 @@ def _charts(
             continue
         of_arms = named is _arm_series
         where = f", {_seed_folder(stages)}" if of_arms else ""
-        found.append(LineChart(title + where, "step", unit, drawn))
+        limits = PERCENT if unit.startswith("percent") else None
+        found.append(LineChart(title + where, "step", unit, drawn, limits=limits))
     return found
 
 
@@ -101,9 +146,7 @@ def _series(
 ) -> Series:
     name, colour = named(stage)
     points = [
-        Point(float(line["step"]), float(number))
-        for line in stage.metrics
-        if isinstance(number := value(line), (int, float)) and math.isfinite(number)
+        Point(line["step"], number) for line in stage.metrics if (number := value(line)) is not None
     ]
     return Series(name, thinned(points), colour)
 

@@ -165,7 +165,8 @@ def score(stage: StageRecord) -> str:
     result = stage.result
     if not result:
         at = stage.metrics[-1:] if stage.state == "running" else []
-        return "".join(f"step {line['step']} of {line['max_steps']}" for line in at)
+        known = [line for line in at if line.get("max_steps") is not None]
+        return "".join(f"step {line['step']:.0f} of {line['max_steps']:.0f}" for line in known)
     if "average" in result:
         return f"{result['average']:.1%}"
     if stage.kind == "dpo":

@@ -102,4 +102,10 @@ class AnalysisConfig:
     heldout_tokens: int = setting(
         20_000, "held-out tokens for each domain of eval.bits_per_byte", low=1
     )
+    accuracy_questions: int = setting(
+        50,
+        "first questions of each family of eval.tasks asked of the models along the annealing; "
+        "0: none",
+        low=0,
+    )
     batch_size: int = setting(64, "sequences per forward", result=False, low=1)

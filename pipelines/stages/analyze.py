@@ -1,7 +1,8 @@
 """Stage analyze: training dynamics, what is up-weighted, and how far RL moves the model.
 
 One process with whole weights: each model of the run is loaded once and scores held-out text and,
-where weights are made of it, the first training sequences. No DeepSpeed engine.
+where weights are made of it, the first training sequences; those along the annealing also answer
+questions. No DeepSpeed engine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.analysis import heldout as held
-from pipelines.analysis.lineage import BASE, Lineage, lineage
+from pipelines.analysis.lineage import BASE, Checkpoint, Lineage, lineage
 from pipelines.analysis.token_classes import CLASSES
 from pipelines.analysis.token_text import TokenText
 from pipelines.analysis.token_weights import by_group, extremes, weights_of
@@ -37,9 +38,10 @@ from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
 from pipelines.schema import Config, pool_factor
 from pipelines.stages import StageJob
+from pipelines.stages.annealing import Asked, first_questions, scores_of
 from pipelines.stages.mid_train import objective_of
 from pipelines.stages.packed_data import packed
-from pipelines.stages.score import load_scorer, score
+from pipelines.stages.score import load_frozen, load_scorer, score
 
 POST_STEPS = ("sft", "dpo", "rlvr")
 
@@ -57,6 +59,8 @@ def run(job: StageJob) -> dict[str, Any]:
         "rounds": analysis.rounds(),
         "dynamics": analysis.dynamics(),
         "movement": analysis.movement(),
+        "accuracy": analysis.accuracy(),
+        "accuracy_missing": analysis.no_accuracy,
         "missing": missing(analysis),
     }
 
@@ -72,6 +76,8 @@ def missing(analysis: Analysis) -> list[str]:
         found.append("No round of weighted mid-training is complete: no weights.")
     elif analysis.objective is None:
         found.append("The objective of the rounds does not weight tokens: no weights.")
+    if analysis.no_accuracy:
+        found.append(analysis.no_accuracy)
     found += [
         f"Round {number} has no post-trained model: no movement from mid-training to it."
         for number in models.mids
@@ -87,12 +93,14 @@ class Analysis:
     Attributes:
         window_sums: by model and domain, summed log-probabilities of held-out windows.
         logprobs: by model, of the training sequences, [sequences, context].
+        answered: by model along an annealing, its scores.
     """
 
     job: StageJob
     models: Lineage
     window_sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     logprobs: dict[str, Tensor] = field(default_factory=dict)
+    answered: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -100,9 +108,12 @@ class Analysis:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(
+        found = load_tokenizer(
             self.job.inputs[BASE], trust_remote_code=bool(self.config.trust_remote_code)
         )
+        if found.pad_token_id is None:
+            found.pad_token = found.eos_token
+        return found
 
     @cached_property
     def objective(self) -> Objective | None:
@@ -138,6 +149,26 @@ class Analysis:
         }
 
     @cached_property
+    def questions(self) -> list[Asked]:
+        """What the models along the annealing are asked."""
+        return first_questions(self.config)
+
+    @property
+    def no_accuracy(self) -> str:
+        """Why there is no accuracy along the annealing; empty where there is."""
+        if self.questions:
+            return ""
+        asks = self.config.analysis.accuracy_questions
+        why = "eval.tasks enables no task" if asks else "analysis.accuracy_questions is 0"
+        return f"No accuracy along the annealing: {why}."
+
+    @property
+    def along_annealing(self) -> list[Checkpoint]:
+        """The base, and the models kept along each annealing with that of its end."""
+        every = self.models.checkpoints.values()
+        return [made for made in every if made.name == BASE or made.phase == "anneal"]
+
+    @cached_property
     def dataset(self) -> PackedDataset:
         mid = self.config.mid_train
         found = packed(self.job, "mid_train", mid, self.tokenizer, factor=pool_factor(mid))
@@ -163,7 +194,7 @@ class Analysis:
         )  # fmt: skip
 
     def score_models(self) -> None:
-        """One forward of each model over the texts that it is needed for."""
+        """Each model once, on the questions and the texts that it is needed for."""
         on_training_text = {BASE} if self.weighted_rounds else set()
         for number in self.weighted_rounds:
             on_training_text |= {self.models.mids[number], str(self.models.reference(number))}
@@ -172,12 +203,18 @@ class Analysis:
             on_heldout = {*self.models.checkpoints, self.rl_model}
         order = [*self.models.checkpoints, *([str(self.models.outside)] if self.models.outside
                                              else [])]  # fmt: skip
-        needed = [name for name in order if name in on_heldout | on_training_text]
+        on_questions = {made.name for made in self.along_annealing} if self.questions else set()
+        wanted = on_heldout | on_training_text | on_questions
+        needed = [name for name in order if name in wanted]
         # What is there now stays: a collection after each model need not look at it again.
         gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
-            model = self._load(name)
+            model = load_frozen(self.models.folder(name), self.config)
+            if name in on_questions:
+                size = self.config.eval.batch_size
+                self.answered[name] = scores_of(model, self.tokenizer, self.questions, size)
+            score_tokens_in_forward(model, len(self.tokenizer), chunk_bytes=self.config.chunk_bytes)
             size = self.config.analysis.batch_size
             if name in on_heldout:
                 self.window_sums[name] = {
@@ -209,6 +246,22 @@ class Analysis:
                 },
             }
             for made in self.models.checkpoints.values()
+        ]
+
+    def accuracy(self) -> list[dict[str, Any]]:
+        """The scores of each model along the annealing of each round; first those of the base."""
+        if not self.questions:
+            return []
+        ends = {number: self.models.checkpoints[mid] for number, mid in self.models.mids.items()}
+        return [
+            {
+                "checkpoint": made.name,
+                "round": made.round,
+                "step": made.step if made.round is not None else 0,
+                "done": made.step / ends[made.round].step if made.round is not None else 0.0,
+                **self.answered[made.name],
+            }
+            for made in self.along_annealing
         ]
 
     def movement(self) -> list[dict[str, Any]]:

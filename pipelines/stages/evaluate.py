@@ -96,11 +96,11 @@ def _task_scores(
     config = job.config
     asked = task_problems(name, task, config.data_root)
     mine = asked[rank::world]
-    prompts = [_prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
+    prompts = [prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
     batch_size = config.eval.batch_size
     decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
     answers = generate_answers(model, tokenizer, prompts, decoding, batch_size=batch_size)
-    found: list[Any] = [(*bit, None, None) for bit in _right(task, answers, mine)]
+    found: list[Any] = [(*bit, None, None) for bit in right_answers(task, answers, mine)]
     families: dict[str, list[int]] = {}
     for i, problem in enumerate(asked):
         families.setdefault(family_of(problem, name, task), []).append(i)
@@ -114,7 +114,7 @@ def _task_scores(
             ),
             batch_size=batch_size, seeds=[rank + place * world for place in places],
         )  # fmt: skip
-        right = _right(task, drawn, [mine[place] for place in places])
+        right = right_answers(task, drawn, [mine[place] for place in places])
         for place, correct, given in zip(places, right, drawn, strict=True):
             found[place] = (found[place][0], sum(correct), _answer_entropy(given))
     gathered = [found]
@@ -154,7 +154,9 @@ def clean(name: str, rows: list[Any], contaminated: str) -> list[Any]:
     return kept
 
 
-def _right(task: TaskConfig, answers: list[list[str]], asked: list[Problem]) -> list[list[int]]:
+def right_answers(
+    task: TaskConfig, answers: list[list[str]], asked: list[Problem]
+) -> list[list[int]]:
     """1 for each right answer, else 0, in the shape of the answers."""
     judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
     bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
@@ -275,7 +277,8 @@ def _check_lengths(benchmarks: dict[str, BenchmarkConfig], max_length: int) -> N
             )
 
 
-def _prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
+def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens of a question, through the chat template or through the task's own."""
     if chat:
         text = tokenizer.apply_chat_template(
             user(prompt), tokenize=False, add_generation_prompt=True

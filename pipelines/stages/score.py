@@ -98,6 +98,13 @@ def _write_missing(
 
 def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
     """A frozen model in eval mode on this rank's device, whose forward scores tokens."""
+    model = load_frozen(folder, config)
+    score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
+    return model
+
+
+def load_frozen(folder: Path, config: Config) -> Any:
+    """A frozen model in eval mode on this rank's device."""
     device = "cpu"
     if torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -109,7 +116,6 @@ def load_scorer(folder: Path, config: Config, num_tokens: int) -> Any:
         use_safetensors=True,
         local_files_only=True,
     ).to(device)
-    score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
     return model.eval().requires_grad_(False)
 
 

@@ -66,12 +66,29 @@ def analysis(rounds: int = 1, hostile: str = "") -> dict[str, Any]:
         checkpoints += [(f"{mid}@{n}", "anneal", k, 25 * n) for n in (1, 2, 3)]
         checkpoints += [(mid, "anneal", k, 100), (f"round-{k}/20-sft", "post", k, 0),
                         (f"round-{k}/40-rlvr", "post", k, 0)]  # fmt: skip
+    along = [("base", None, 0.0, 0.06)] + [
+        (f"round-{k}/10-mid-train" + ("" if n == 4 else f"@{n}"), k, n / 4, 0.1 * n + 0.02 * k)
+        for k in range(rounds + 1)
+        for n in (1, 2, 3, 4)
+    ]
     return {
+        "accuracy_missing": "",
+        "accuracy": [
+            {"checkpoint": name, "round": k, "step": 25, "done": done, "average": average,
+             "average_half_interval": 0.04,
+             "tasks": {family: {"accuracy": average, "interval": [0.0, 1.0], "questions": 50}
+                       for family in FAMILIES}}
+            for name, k, done, average in along
+        ],
         "rounds": [
             {
                 "round": k, "mid": f"round-{k}/10-mid-train", "reference": f"round-{k - 1}/40-rlvr",
                 "domains": {hostile + name: weighed(i) for i, name in enumerate(domains)},
                 "classes": {name: weighed(i + 3 * k) for i, name in enumerate(CLASSES)},
+                "at_end": {
+                    "domains": {hostile + name: weighed(i + 7) for i, name in enumerate(domains)},
+                    "classes": {name: weighed(i + 3 * k + 7) for i, name in enumerate(CLASSES)},
+                },
                 "highest": [
                     {"token": f"{hostile} {i}\n", "count": 40 - i, "mean_weight": 1.2 - i / 90}
                     for i in range(8)

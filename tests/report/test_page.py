@@ -34,6 +34,20 @@ CROWDED = """[...document.querySelectorAll('.chart svg, .wheel svg')].flatMap((s
       .map((other) => `${text.textContent} on ${other.textContent}`),
   ]);
 })"""
+# Texts of charts with a dot of a chart on them.
+DOTTED = """[...document.querySelectorAll('.chart svg')].flatMap((svg) => {
+  const texts = [...svg.querySelectorAll('text')].filter((text) => text.textContent);
+  const dots = [...svg.querySelectorAll('circle')].map((dot) => dot.getBoundingClientRect());
+  return texts.filter((text) => {
+    const box = text.getBoundingClientRect();
+    return dots.some((dot) => dot.left < box.right && box.left < dot.right
+      && dot.top < box.bottom - 3 && box.top + 3 < dot.bottom);
+  }).map((text) => `${text.textContent} of ${svg.ariaLabel}`);
+})"""
+OPEN = "document.querySelectorAll('details[open]').length"
+HIDDEN_FACTS = """[...document.querySelectorAll('dd')]
+  .filter((fact) => !fact.checkVisibility({contentVisibilityAuto: true})
+    || !fact.getBoundingClientRect().height).length"""
 CHOOSE_PROSE = """((select) => {
   select.value = 'prose';
   select.dispatchEvent(new Event('change'));
@@ -67,6 +81,53 @@ def test_no_text_of_a_chart_leaves_it_or_lies_on_another(browser: Browser, page:
     browser.open(page)
     crowded = browser.value(CROWDED)
     assert crowded == []
+    assert browser.value("document.querySelectorAll('.hollow').length") == 8
+    assert browser.value(DOTTED) == []
+
+
+def hidden_facts(browser: Browser) -> int:
+    """Facts of the provenance that cannot be seen, in the next picture that is drawn."""
+    browser.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return int(browser.value(HIDDEN_FACTS))
+
+
+def on_paper(browser: Browser, page: Path) -> None:
+    """Open a page at the width of A4 less margins, as it is printed."""
+    browser.open(page, width=718)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+
+
+def test_paper_shows_what_the_screen_folds(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    folded = hidden_facts(browser)
+    assert folded == browser.value("document.querySelectorAll('dd').length") > 50
+    browser.value("dispatchEvent(new Event('beforeprint'))")
+    folds = browser.value("document.querySelectorAll('details').length")
+    assert browser.value(OPEN) == folds and hidden_facts(browser) == 0
+    browser.value("dispatchEvent(new Event('afterprint'))")
+    assert browser.value(OPEN) == 0
+    try:
+        on_paper(browser, page)
+        assert browser.value(OPEN) == 0 and hidden_facts(browser) == 0
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_paper_has_two_charts_beside_each_other(browser: Browser, page: Path) -> None:
+    try:
+        on_paper(browser, page)
+        columns = (
+            "getComputedStyle(document.querySelector('#training .charts')).gridTemplateColumns"
+        )
+        assert len(browser.value(columns).split()) == 2
+        assert browser.value("document.documentElement.scrollWidth") == 718
+        crowded, dotted = browser.value(CROWDED), browser.value(DOTTED)
+        assert (crowded, dotted) == ([], [])
+        for heading in ("h2", ".lead", "figcaption", "summary"):
+            style = f"getComputedStyle(document.querySelector('{heading}')).breakAfter"
+            assert browser.value(style) == "avoid", heading
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_a_token_tells_its_numbers(browser: Browser, page: Path) -> None:

@@ -11,16 +11,29 @@ from typing import Any
 
 import pytest
 from inputs import HOSTILE, sequence, with_inputs
+from rich.console import Console
 
 from pipelines import ledger
 from pipelines.errors import UserError
 from pipelines.report import charts, compose, write_report
-from pipelines.report.blocks import DotPlot, LineChart, Missing, Section, Table, Text, Wheel
+from pipelines.report.blocks import (
+    PERCENT,
+    DotPlot,
+    LineChart,
+    Missing,
+    Section,
+    Series,
+    Table,
+    Text,
+    Wheel,
+)
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
 from pipelines.rows import Row, write_rows
 from pipelines.run_dir import RunDir, write_json
+from remit_cli.session import draw_report, show_status
+from remit_cli.status import status_of
 
 FORMATS = ("html", "md", "json")
 
@@ -93,6 +106,40 @@ def test_every_pair_of_models_has_its_difference(tmp_path: Path) -> None:
     assert "over different questions" in notes[0] and "eval-c: 5 questions of 1 task" in notes[0]
 
 
+def test_the_page_says_why_there_is_no_accuracy_along_the_annealing(
+    analyzed_run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(analyzed_run, tmp_path / "run")
+    path = copy / "analysis" / "result.json"
+    values = json.loads(path.read_text())
+    why = "No accuracy along the annealing: eval.tasks enables no task."
+    path.write_text(
+        json.dumps(values | {"accuracy": [], "accuracy_missing": why, "missing": [why]})
+    )
+    assert said(copy, "md").count(why) == 1
+    assert sections(RunDir(copy))["training"].blocks[0] == Text(why)
+    for key in ("accuracy", "accuracy_missing"):
+        del values[key]
+    path.write_text(json.dumps(values))
+    missing = sections(RunDir(copy))["training"].blocks[0]
+    assert isinstance(missing, Missing) and missing.command == "remit analyze RUN"
+
+
+def test_axes_of_percent_do_not_leave_it() -> None:
+    def axis(values: list[float], limits: tuple[float, float] | None) -> list[str]:
+        points = [Point(float(i), value, 5.0) for i, value in enumerate(values)]
+        chart = LineChart("", "step", "percent", [Series("", points, 0)], limits=limits)
+        drawn = charts.lines(chart)
+        ends = [(dot.low, dot.high) for line in drawn.lines for dot in line.dots]
+        bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+        assert all(top <= high <= low <= bottom for low, high in ends)
+        return [tick.text for tick in drawn.y_ticks]
+
+    assert float(axis([100, 100, 100], PERCENT)[-1]) == 100
+    assert float(axis([100, 100, 100], None)[-1]) > 100
+    assert axis([0, 50, 99], PERCENT)[0] == "0" and float(axis([0, 50, 99], PERCENT)[-1]) <= 100
+
+
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
     report = compose(read_record(evaluated(tmp_path / "run", bits)))
@@ -134,7 +181,26 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     models = ["base", "mid-0", "post-0", "mid-1", "post-1"]
     assert table.columns == ["task", *models] and drawn.columns == ["", *models]
     assert differences.columns == ["", *models[:-1]] and len(differences.rows) == 4
-    assert [row[0].text for row in drawn.rows][-2:] == ["pass@8", "entropy, nats"]
+    assert [row[0].text for row in drawn.rows][-2:] == ["pass@8, percent", "entropy, nats"]
+    along = found["training"].blocks[0]
+    assert isinstance(along, LineChart) and along.title == "Accuracy along the annealing"
+    assert [(series.name, series.colour) for series in along.series] == [
+        ("round 0", 0), ("round 1", 1)
+    ]  # fmt: skip
+    assert [point.x for point in along.series[1].points] == [0, 25, 50, 75, 100]
+    assert [point.y for point in along.series[1].points] == pytest.approx([6, 12, 22, 32, 42])
+    assert {point.half for point in along.series[1].points} == {4.0}
+    assert along.note.startswith("From the base on") and "500 in all" in along.note
+    gaps = next(b for b in found["dynamics"].blocks if isinstance(b, LineChart))
+    assert [gaps.x_labels[i] for i in gaps.marks] == ["base", "annealed"]
+    drawn_gaps = charts.lines(gaps)
+    assert {"base", "annealed"} <= {tick.text for tick in drawn_gaps.x_ticks}
+    assert len(drawn_gaps.marks) == 2
+    clipped = next(b for b in found["dynamics"].blocks if isinstance(b, Table))
+    assert clipped.columns == ["group", "targets", "low", "high", "low at end", "high at end"]
+    assert [cell.text for cell in clipped.rows[0]] == ["problem", "4,000", *["10.0", "12.0"] * 2]
+    weights = next(b for b in found["dynamics"].blocks if isinstance(b, DotPlot))
+    assert weights.dots[0].after == pytest.approx(float(weights.dots[0].text.split()[-1]), abs=5e-4)
     titles = [getattr(block, "title", "") for block in found["training"].blocks]
     assert {"Mid-training: loss", "Token weights: spread", "RLVR: reward"} <= set(titles)
     missing = {key for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
@@ -202,7 +268,7 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
     assert {stage.state for stage in wheel.rounds[1].stages} == {"to do"}
     missing = {key: b for key, s in found.items() for b in s.blocks if isinstance(b, Missing)}
     assert missing.keys() == {
-        "verdict", "objectives", "tokens", "dynamics", "contamination",
+        "verdict", "objectives", "training", "tokens", "dynamics", "contamination",
     }  # fmt: skip
     assert missing["tokens"].command == "remit analyze RUN"
     for form in FORMATS:
@@ -256,6 +322,86 @@ def test_damaged_files_are_named(remit: Callable[..., Any], tiny_run: Any, tmp_p
     (run / "compare" / "rows.jsonl").write_text('{"arm": "ntp"}\n')
     wrong = remit("report", run)
     assert wrong.returncode == 2 and "rows.jsonl, line 1: no row" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("5", None), ('{"loss": 3}', None), ('{"step": "a", "loss": 1}', None), ("[]", None),
+        ('{"step": true, "loss": 1}', None), ('{"step": 3, "loss": "x", "num_tokens": "y"}', 3),
+        ('{"step": 3, "loss": NaN, "weight_at_low": "x"}', 3),
+    ],
+)  # fmt: skip
+def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: int | None) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    ledger.append(run.ledger, "start", "base", kind="pretrain")
+    log = run.stage("base").metrics
+    log.parent.mkdir()
+    log.write_text('{"step": 1, "loss": 3.5}\n' + line + '\n{"step": 9, "loss": 2.5}\n')
+    found = read_record(run).stages["base"].metrics
+    assert [entry["step"] for entry in found] == ([1, 9] if kept is None else [1, kept, 9])
+    assert said(run.root, "md").count("3.5 at 1") == 1
+    (chart,) = (b for b in sections(run)["training"].blocks if isinstance(b, LineChart))
+    assert [point.y for point in chart.series[0].points] == [3.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 3, "bits": "01"}}},
+         "tasks.sums has 3 questions and 2 bits"),
+        ({"tasks": {"sums": 5}}, "tasks.sums is no object"), ({"tasks": None}, "its tasks is a"),
+        ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 2}}},
+         "tasks.sums: it has no bits"),
+        ({"kind": "contamination"}, "it has no evals"),
+        ({"kind": "contamination", "ngram": 13, "evals": {"sums": {}}}, "evals.sums: it has no q"),
+        ({"kind": "analyze"}, "it has no rounds"), ({"kind": "dpo"}, "it has no heldout_pair"),
+    ],
+)  # fmt: skip
+def test_results_that_lack_something_are_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    path = run.stage("eval").result
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (lambda: write_report(run), lambda: status_of(run)):
+        with pytest.raises(UserError) as named:
+            read()
+        assert str(named.value).startswith(f"{path} is damaged: ") and words in str(named.value)
+
+
+def test_a_ledger_without_a_line_is_warned_of(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    draw_report(run.root, "md", None, True, False)
+    assert "warning" not in capfd.readouterr().err
+    run.ledger.write_text("5\n{\n")
+    for command in (
+        lambda: draw_report(run.root, "md", None, True, False),
+        lambda: show_status(run.root, False, True),
+    ):
+        command()
+        found = " ".join(capfd.readouterr().err.split())
+        assert found.count("warning:") == 1 and "not one of its lines can be read" in found
+
+
+def test_status_and_report_have_the_same_time(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", {"eval": "01"})
+    ledger.append(run.ledger, "finish", "eval", kind="evaluate", wall_seconds=7.5)
+    ledger.append(run.ledger, "start", "base", kind="pretrain")
+    ledger.append(run.ledger, "fail", "base", exit_code=1, seconds=4.0)
+    ledger.append(run.ledger, "start", "old", kind="pretrain")
+    ledger.append(run.ledger, "interrupt", "old", state="interrupted")
+    shown, values = status_of(run)
+    seconds = {name: stage["seconds"] for name, stage in values["stages"].items()}
+    assert seconds == {"eval": 7.5, "base": 4.0, "old": None}
+    assert read_record(run).stages["eval"].seconds == 7.5
+    text = Console(width=200)
+    with text.capture() as captured:
+        text.print(shown)
+    row = next(line for line in captured.get().splitlines() if " old " in line)
+    assert "0s" not in row
 
 
 def test_a_finished_run_has_a_report_and_stays_finished_without(

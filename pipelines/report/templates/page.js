@@ -40,6 +40,19 @@ for (const tokens of document.querySelectorAll(".tokens")) {
 }
 addEventListener("scroll", hide, { passive: true });
 
+// Paper cannot be unfolded: all facts open for the printer, and fold again.
+const closed = new Set();
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details:not([open])")) {
+    closed.add(details);
+    details.open = true;
+  }
+});
+addEventListener("afterprint", () => {
+  for (const details of closed) details.open = false;
+  closed.clear();
+});
+
 // The filters: their choice stands in the address, so that it can be linked.
 const filters = [...document.querySelectorAll("[data-filter]")];
 const sequences = [...document.querySelectorAll(".sequence")];

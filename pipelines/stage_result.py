@@ -1,0 +1,58 @@
+"""Whether the result of a stage has what its readers ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Keys that a result of each kind has, by the type of their values.
+NUMBER = (int, float)
+SHAPES: dict[str, dict[str, Any]] = {
+    "evaluate": {"tasks": dict, "bits_per_byte": dict},
+    "contamination": {"evals": dict, "ngram": NUMBER},
+    "analyze": {"rounds": list, "dynamics": list, "movement": list},
+    "dpo": {"heldout_pair_accuracy": NUMBER},
+    "rlvr": {
+        "reward_first_quarter": NUMBER, "reward_last_quarter": NUMBER,
+        "zero_variance_groups": NUMBER,
+    },
+}  # fmt: skip
+TASK = {"accuracy": NUMBER, "interval": list, "questions": int, "bits": str}
+CHECKED = {"questions": int, "contaminated": int, "exact": int, "sources": dict}
+
+
+def flaw(result: dict[str, Any]) -> str:
+    """What is wrong with a result, in a few words; empty where nothing is."""
+    kind = result["kind"]
+    found = _lacks(result, SHAPES.get(kind, {}) if isinstance(kind, str) else {})
+    if found or kind not in ("evaluate", "contamination"):
+        return found
+    if kind == "contamination":
+        return _first_flaw("evals", result["evals"], CHECKED)
+    found = _first_flaw("tasks", result["tasks"], TASK)
+    if found:
+        return found
+    for name, task in result["tasks"].items():
+        bits, questions = task["bits"], task["questions"]
+        if len(bits) != questions or set(bits) - {"0", "1"}:
+            return f"tasks.{name} has {questions} questions and {len(bits)} bits"
+        if len(task["interval"]) != 2:
+            return f"the interval of tasks.{name} has not two ends"
+    return ""
+
+
+def _first_flaw(section: str, entries: dict[str, Any], shape: dict[str, Any]) -> str:
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            return f"{section}.{name} is no object"
+        if found := _lacks(entry, shape):
+            return f"{section}.{name}: {found}"
+    return ""
+
+
+def _lacks(values: dict[str, Any], shape: dict[str, Any]) -> str:
+    for key, wanted in shape.items():
+        if key not in values:
+            return f"it has no {key}"
+        if not isinstance(values[key], wanted) or isinstance(values[key], bool):
+            return f"its {key} is a {type(values[key]).__name__}"
+    return ""
