@@ -17,6 +17,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TASK = {"accuracy": NUMBER, "interval": list, "questions": int, "bits": str}
+AVERAGE = {"average": NUMBER, "average_half_interval": NUMBER}
 CHECKED = {"questions": int, "contaminated": int, "exact": int, "sources": dict}
 
 
@@ -28,7 +29,11 @@ def flaw(result: dict[str, Any]) -> str:
         return found
     if kind == "contamination":
         return _first_flaw("evals", result["evals"], CHECKED)
-    found = _first_flaw("tasks", result["tasks"], TASK)
+    found = (
+        _first_flaw("tasks", result["tasks"], TASK)
+        or _first_flaw("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})
+        or _lacks(result, AVERAGE if result["tasks"] else {})
+    )
     if found:
         return found
     for name, task in result["tasks"].items():

@@ -353,6 +353,8 @@ def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: i
         ({"tasks": {"sums": 5}}, "tasks.sums is no object"), ({"tasks": None}, "its tasks is a"),
         ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 2}}},
          "tasks.sums: it has no bits"),
+        ({"average": None}, "its average is a NoneType"),
+        ({"bits_per_byte": {"prose": {}}}, "bits_per_byte.prose: it has no bits_per_byte"),
         ({"kind": "contamination"}, "it has no evals"),
         ({"kind": "contamination", "ngram": 13, "evals": {"sums": {}}}, "evals.sums: it has no q"),
         ({"kind": "analyze"}, "it has no rounds"), ({"kind": "dpo"}, "it has no heldout_pair"),
