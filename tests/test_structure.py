@@ -29,7 +29,7 @@ LAYERS = [
      "pipelines.saved_state", "pipelines.run_dir", "pipelines.quantities",
      "pipelines.progress", "pipelines.ledger", "pipelines.batches", "pipelines.heartbeat",
      "pipelines.stop", "pipelines.memory", "pipelines.ownership",
-     "pipelines.nesting", "pipelines.slurm",
+     "pipelines.nesting", "pipelines.slurm", "pipelines.model_shape",
      "pipelines.recipe_rules"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},
