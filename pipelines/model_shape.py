@@ -1,4 +1,4 @@
-"""What a model's `config.json` says of its shape, checked before anything is loaded."""
+"""What a model's `config.json` says of itself, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _ROWS = ("vocab_size", "num_hidden_layers")
 
 
 def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> None:
-    """Look whether a `config.json` can be that of a causal language model with these weights.
+    """Look whether a `config.json` can be that of a causal language model with these weights, and
+    asks for no code from elsewhere.
 
     Args:
         config: what is in the file.
@@ -25,8 +26,8 @@ def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> Non
         where: the file, as a message names it.
 
     Raises:
-        UserError: a type of model that transformers does not know, a size that is no whole number,
-            or a model larger than its weights; the message names the key.
+        UserError: a kernel of the hub, a type of model that transformers does not know, a size that
+            is no whole number, or a model larger than its weights; the message names the key.
     """
     for key in _COUNTS:
         value = config.get(key)
@@ -43,6 +44,26 @@ def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> Non
                 f"{weight_bytes} bytes that the folder holds. The file belongs to another model."
             )
     _check_type(config, where)
+    _check_kernels(config, where)
+
+
+def _check_kernels(config: Mapping[str, Any], where: str) -> None:
+    """No `_attn_implementation` and the like, at whatever depth, that names a repository.
+
+    transformers would fetch it and run it, whatever backend the loader asks for.
+    """
+    left: list[tuple[str, Any, bool]] = [("", config, False)]
+    while left:
+        key, value, chooses = left.pop()
+        if isinstance(value, dict):
+            left += [(k, v, chooses or k.endswith("_implementation")) for k, v in value.items()]
+        elif isinstance(value, list):
+            left += [(key, one, chooses) for one in value]
+        elif chooses and isinstance(value, str) and "/" in value:
+            raise UserError(
+                f"{where}: {key} = {_shown(value)} names a kernel of the hub, which is code. "
+                "Remove it from the file; model.attention says what is used here."
+            )
 
 
 def _check_type(config: Mapping[str, Any], where: str) -> None:

@@ -142,6 +142,9 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 asks for more weights"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers = -1", "above 0"]),
         ({"model_type": "lama"}, ["model_type = 'lama'", "transformers"]),
+        ({"_attn_implementation": "a/b"}, ["_attn_implementation = 'a/b'", "kernel", "code"]),
+        ({"attn_implementation": {"": "a/b@v1"}}, ["'a/b@v1'", "kernel"]),
+        ({"text_config": {"_experts_implementation": "a/b"}}, ["_experts_implementation", "a/b"]),
         ({"model_type": ["llama"]}, ["model_type = ['llama']", "transformers"]),
     ],
 )
