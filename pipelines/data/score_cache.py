@@ -4,9 +4,10 @@ Two bytes a token. A set is named by everything that decides its numbers, writte
 appear whole, and counts only with its marker, so a scoring that was cut off goes on where it was.
 
 Rounding: fp16 has 11 significant bits, so a log-probability of -x is off by at most x / 2048: 0.004
-at -8. A mean is subtracted, so ReMiT's weight moves by at most half of the token's own error plus the
-mean error of its sequence (the slope of 2 sigmoid(c) is at most 1/2): at most by the largest error of
-the sequence. Twice that with the maps identity and tanh; `standardize` divides it by the spread too.
+at -8. A mean is subtracted, so ReMiT's weight moves by at most half of the token's own error plus
+the mean error of its sequence (the slope of 2 sigmoid(c) is at most 1/2), and so by at most the
+largest error of the sequence. Twice that with the maps identity and tanh; `standardize` divides it
+by the spread too.
 """
 
 from __future__ import annotations
