@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.errors import DamagedFile, UserError
 from pipelines.markers import read_marker, write_marker
+from pipelines.model_shape import check_shape
 from pipelines.run_dir import StageDir, read_json
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?$")
@@ -136,7 +137,9 @@ def check_model_folder(folder: Path, option: str) -> None:
     for path in weight_files(folder):
         _check_whole(path, option)
     _check_index(folder, option)
-    read_model_config(folder, option)
+    weight_bytes = sum(path.stat().st_size for path in weight_files(folder))
+    config = read_model_config(folder, option)
+    check_shape(config, weight_bytes, f"{option} {folder}/config.json")
 
 
 def _way_to_convert(folder: Path) -> str:

@@ -86,7 +86,7 @@ def base_parameters(config: Config, base: ModelRef | None) -> int:
         described = read_model_config(base.folder, "--base")
         stored = described.get("dtype") or described.get("torch_dtype") or "float32"
         size = sum(path.stat().st_size for path in weight_files(base.folder))
-        return size // (4 if "32" in stored else 2)
+        return size // (4 if "32" in str(stored) else 2)
     vocab = config.model.vocab_size
     if not vocab:
         kind = config.tokenizer.kind

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import secrets
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -101,7 +103,8 @@ def is_spread(launch: LaunchConfig) -> bool:
 
 
 def check_variables(launch: LaunchConfig) -> None:
-    """Refuse variables of `launch.env` that the launcher sets, and a port that is none.
+    """Refuse variables of `launch.env` that the launcher sets or that no environment can hold, and
+    a port that is none.
 
     Raises:
         UserError: which one, and what to write instead.
@@ -112,9 +115,38 @@ def check_variables(launch: LaunchConfig) -> None:
                 f"launch.env.{name}: every rank has its own, from what starts it. Leave it out; "
                 "--gpus, launch.nodes and --hostfile say how many ranks there are."
             )
+    for name, value in launch.env.items():
+        if not name or "=" in name or "\0" in name:
+            raise UserError(
+                f"launch.env: {name!r} is no name of a variable; it must not be empty or have '='."
+            )
+        if "\0" in value:
+            raise UserError(f"launch.env.{name}: the value has a NUL, which no variable can hold.")
     port = launch.env.get("MASTER_PORT", "29500")
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"launch.env.MASTER_PORT = {port}: a port is a number up to 65535.")
+
+
+def check_prologue(launch: LaunchConfig) -> None:
+    """Have bash read each line of `launch.prologue`; runs none.
+
+    Raises:
+        UserError: a line that bash does not understand, or there is no bash.
+    """
+    for line in launch.prologue:
+        if "\0" in line:
+            raise UserError(f"launch.prologue: {line!r} has a NUL, which no line can hold.")
+        try:
+            read = subprocess.run(
+                ["bash", "-n", "-c", line], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            raise UserError("launch.prologue needs bash, which is not on the PATH.") from error
+        if read.returncode:
+            said = (read.stderr.strip().splitlines() or ["no reason given"])[0]
+            raise UserError(
+                f"launch.prologue: {shlex.quote(line)} is no whole command of bash ({said})."
+            )
 
 
 def master_port(launch: LaunchConfig) -> int:

@@ -17,7 +17,14 @@ from pipelines.errors import UserError
 from pipelines.estimate import bytes_to_write, estimate
 from pipelines.evals.availability import check_available
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
-from pipelines.placement import check_variables, hosts, num_nodes, num_ranks, through_srun
+from pipelines.placement import (
+    check_prologue,
+    check_variables,
+    hosts,
+    num_nodes,
+    num_ranks,
+    through_srun,
+)
 from pipelines.process import num_cores, num_gpus
 from pipelines.quantities import quantity
 from pipelines.rewards import sandbox
@@ -173,6 +180,7 @@ def check_launch(launch: LaunchConfig) -> None:
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
     check_variables(launch)
+    check_prologue(launch)
     seconds_of_job(launch)
     if launch.hostfile:
         hosts(launch.hostfile)

@@ -27,6 +27,13 @@ PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
 
+# A line may also end the shell itself (`exit`), so the end of the shell is what is met.
+_NAME_WHAT_ENDS_IT = f"""\
+trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
+exit {WRONG_INPUT_CODE}' EXIT
+"""
+
+
 def read_orders(
     stage_dir: StageDir, token: str, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
@@ -59,12 +66,11 @@ def with_prologue(command: list[str], lines: list[str]) -> list[str]:
     """The command after lines of bash in the same shell; one that fails ends it by name."""
     if not lines:
         return command
-    script = "\n".join(
-        f"{{ {line}\n}} || {{ echo error: launch.prologue: {shlex.quote(shlex.quote(line))} failed "
-        f'on host "$(hostname)"; exit {WRONG_INPUT_CODE}; }}'
-        for line in lines
+    steps = "".join(
+        f"remit_line={shlex.quote(shlex.quote(line))}\n{{ {line}\n}} || exit\n" for line in lines
     )
-    return ["bash", "-c", f'{script}\nexec "$@"', "remit", *command]
+    script = _NAME_WHAT_ENDS_IT + steps + 'trap - EXIT\nunset remit_line\nexec "$@"'
+    return ["bash", "-c", script, "remit", *command]
 
 
 def main() -> None:

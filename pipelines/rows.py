@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,7 +188,67 @@ def _parse(line: str, where: str) -> Row:
         raise UserError(f"{where}: no JSON ({error}).") from error
     if not isinstance(values, dict) or values.keys() != set(names):
         raise UserError(f"{where}: no row of remit compare, whose keys are {', '.join(names)}.")
+    for key, fits, wanted in _FIELDS:
+        if not fits(values[key]):
+            raise UserError(f"{where}: {key} is not {wanted}.")
+    for task, score in values["tasks"].items():
+        _check_score(score, f"{where}: tasks.{task}")
     return Row(**values)
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number too large for a float is none.
+    return _is_count(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"mid|post|[1-9]\d{0,8}/[1-9]\d{0,8}", value)
+    )
+
+
+def _holds(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_COUNT, _NUMBER = "a whole number from 0", "a finite number"
+# Key, whether a value fits, what it should be.
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("arm", _is_text, "a text"),
+    ("seed", _is_count, _COUNT),
+    ("point", _is_point, "mid, post or a part such as 1/4"),
+    ("identity", _is_text, "a text"),
+    ("study", _holds(_is_text), "an object of texts"),
+    ("average", _is_number, _NUMBER),
+    ("tasks", _holds(lambda score: isinstance(score, dict)), "an object of scores by task"),
+    ("bits_per_byte", _holds(_is_number), "an object of finite numbers"),
+    ("tokens", _is_count, _COUNT),
+    ("steps", _is_count, _COUNT),
+    ("passes", _is_count, _COUNT),
+    ("flops", _is_number, _NUMBER),
+    ("seconds", _is_number, _NUMBER),
+)
+
+
+def _check_score(score: dict[str, Any], where: str) -> None:
+    names = ("accuracy", "questions", "bits")
+    if score.keys() != set(names):
+        raise UserError(f"{where}: a score has the keys {', '.join(names)}.")
+    if not _is_number(score["accuracy"]):
+        raise UserError(f"{where}.accuracy is not {_NUMBER}.")
+    if not _is_count(score["questions"]):
+        raise UserError(f"{where}.questions is not {_COUNT}.")
+    bits = score["bits"]
+    if not isinstance(bits, str) or set(bits) - {"0", "1"} or len(bits) != score["questions"]:
+        raise UserError(f"{where}.bits is not a text of one 0 or 1 for each question.")
 
 
 def _check_study(row: Row, wanted: dict[str, str], where: str) -> None:

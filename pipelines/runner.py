@@ -219,7 +219,9 @@ class Runner:
             if ended.returncode == WRONG_INPUT_CODE:
                 lines = tail(stage_dir.log, lines=200).splitlines()
                 said = [line for line in lines if line.startswith("error: ")]
-                raise UserError(f"{stage.name}: {said[-1].removeprefix('error: ')}")
+                # Another program may end with this code too.
+                if said:
+                    raise UserError(f"{stage.name}: {said[-1].removeprefix('error: ')}")
             raise StageFailed(
                 stage.name, str(stage_dir.log), tail(stage_dir.log), ended.returncode, reason
             )

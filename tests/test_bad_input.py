@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from pipelines import config as recipes
+from pipelines.checkpoint import find_checkpoint
+from pipelines.data.tokenizer import num_tokens
+from pipelines.errors import UserError
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_tokenizers
 from pipelines.run_dir import RunDir, RunLock, write_yaml
@@ -121,6 +124,61 @@ def test_broken_model_files(refuse: Refuse, model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     refuse("mid-train", "--base", model, *TINY, words=["--base", "model.safetensors"])
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_position_embeddings": "many"}, ["max_position_embeddings = 'many'", "whole number"]),
+        ({"hidden_size": "32"}, ["hidden_size = '32'", "whole number"]),
+        ({"hidden_size": True}, ["hidden_size = True", "whole number"]),
+        ({"vocab_size": 1e12}, ["vocab_size = 1000000000000.0", "whole number"]),
+        ({"vocab_size": 10**12}, ["vocab_size = 1000000000000 asks for more weights"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 asks for more weights"]),
+        ({"num_hidden_layers": -1}, ["num_hidden_layers = -1", "above 0"]),
+        ({"model_type": "lama"}, ["model_type = 'lama'", "transformers"]),
+        ({"_attn_implementation": "a/b"}, ["_attn_implementation = 'a/b'", "kernel", "code"]),
+        ({"attn_implementation": {"": "a/b@v1"}}, ["'a/b@v1'", "kernel"]),
+        ({"text_config": {"_experts_implementation": "a/b"}}, ["_experts_implementation", "a/b"]),
+        ({"model_type": ["llama"]}, ["model_type = ['llama']", "transformers"]),
+    ],
+)
+def test_config_of_a_model_that_cannot_be(
+    model: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    edit_config(model, **changes)
+    with pytest.raises(UserError) as error:
+        find_checkpoint(str(model), "--base")
+    said = str(error.value)
+    assert f"--base {model}/config.json" in said and [w for w in words if w not in said] == []
+
+
+def test_a_model_that_cannot_be_is_refused_by_the_command(refuse: Refuse, model: Path) -> None:
+    edit_config(model, model_type="lama")
+    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/config.json", "'lama'"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b"3", b"{", b"\xff", b'{"model": 5, "added_tokens": []}',
+     b'{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}, "added_tokens": []}',
+     b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": {"a": 1}}'],
+)  # fmt: skip
+def test_a_tokenizer_that_is_none(model: Path, content: bytes) -> None:
+    (model / "tokenizer.json").write_bytes(content)
+    named = re.escape(str(model / "tokenizer.json"))
+    with pytest.raises(UserError, match=rf"{named} is no fast tokenizer: .+"):
+        num_tokens(model)
+
+
+def test_a_tokenizer_that_is_none_is_refused_by_the_command(refuse: Refuse, model: Path) -> None:
+    (model / "tokenizer.json").write_text("[]")
+    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/tokenizer.json", "no fast"])
 
 
 @pytest.mark.parametrize(
@@ -305,6 +363,11 @@ def test_an_evaluation_that_would_measure_nothing(
         (("--gpus", "-2"), ["--gpus -2", "at least 1"]),
         (("launch.gpus=999",), ["--gpus 999"]),
         (("--hostfile", "nowhere"), ["--hostfile nowhere", "no such file"]),
+        (("launch.env={'A=B': c}",), ["launch.env: 'A=B' is no name"]),
+        (("launch.env={'': c}",), ["launch.env: '' is no name"]),
+        (('launch.env={A: "b\\0c"}',), ["launch.env.A", "NUL"]),
+        (("launch.prologue=['true','false ||']",), ["launch.prologue: 'false ||'", "bash"]),
+        (("stages.sft.launch.prologue=['} ; {']",), ["stages.sft.launch", "launch.prologue"]),
     ],
 )
 def test_ranks(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:

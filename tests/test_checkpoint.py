@@ -232,3 +232,23 @@ def test_what_steers_generation_is_part_of_the_hash(model: Path) -> None:
         found.add(content_hash(model))
     path.write_text("{}")
     assert len(found | {content_hash(model)}) == 5
+
+
+def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: Path) -> None:
+    from pipelines import config as recipes
+    from pipelines.run_dir import RunDir
+    from pipelines.stages import StageJob
+    from pipelines.stages.base_model import adopt
+
+    described = json.loads((model / "config.json").read_text())
+    described["attn_implementation"] = "someone/kernel"
+    (model / "config.json").write_text(json.dumps(described))
+    run = RunDir(tmp_path / "run")
+    stage_dir = run.stage("base")
+    stage_dir.root.mkdir(parents=True)
+    job = StageJob(
+        kind="pretrain", name="base", config=recipes.load("world-tiny"), run=run,
+        stage_dir=stage_dir, inputs={"base": model}, hashes={}, data_sha256={}, chat=False,
+    )  # fmt: skip
+    assert adopt(job)["parameters"] > 0
+    assert (stage_dir.model / "config.json").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from pipelines import config as recipes
 from pipelines import slurm
 from pipelines.data.local_cache import copied, is_whole
-from pipelines.errors import UserError
+from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.identity import identity_fields
 from pipelines.placement import (
     check_variables,
@@ -146,6 +147,15 @@ def test_a_prologue_that_fails_is_named(remit: Any, tiny_model: Path, tmp_path: 
     done = remit(*mid_train(tiny_model, tmp_path / "run", "launch.prologue=['module load x']"))
     assert done.returncode == 2, done.stderr
     assert "launch.prologue: 'module load x' failed on host" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["exit 3", "exit 0", "false", "no-such-x"])
+def test_a_prologue_that_ends_the_shell_is_named(line: str) -> None:
+    command = with_prologue(["echo", "the worker"], ["true", line, "true"])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == WRONG_INPUT_CODE
+    assert f"error: launch.prologue: {shlex.quote(line)} failed on host" in done.stdout
+    assert "the worker" not in done.stdout
 
 
 def test_a_prologue_runs_in_the_shell_that_becomes_the_rank() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipelines.comparison import curves, tables
 from pipelines.errors import UserError
 from pipelines.evals.intervals import mean_interval
 from pipelines.flywheel import Stage
-from pipelines.rows import Row
+from pipelines.rows import Row, parsed
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
         "eval.bits_per_byte_tokens=500", "compare.points=0")  # fmt: skip
@@ -198,6 +199,50 @@ def test_in_the_run_directory_of_a_flywheel(
     assert (run / "compare" / "plan.yaml").is_file()
     assert (run / "flywheel.yaml").read_bytes() == plan
     remit("analyze", run, check=True)
+
+
+GOOD_ROW: dict[str, Any] = {
+    "arm": "ntp", "seed": 0, "point": "mid", "identity": "id", "study": {"base": "ab"},
+    "average": 0.5, "tasks": {"t": {"accuracy": 0.5, "questions": 2, "bits": "10"}},
+    "bits_per_byte": {"web": 1.5}, "tokens": 100, "steps": 4, "passes": 1, "flops": 1e9,
+    "seconds": 2.0,
+}  # fmt: skip
+SPOILT: list[tuple[str, Any]] = [
+    ("arm", 3), ("seed", "0"), ("seed", True), ("seed", -1), ("seed", 0.0), ("point", ["mid"]),
+    ("point", "half"), ("point", "1/0"), ("identity", None), ("study", None),
+    ("study", {"base": 1}), ("average", None), ("average", True), ("average", math.nan),
+    ("average", "0.5"),
+    ("tasks", 5), ("tasks", {"t": 5}), ("bits_per_byte", [1.5]), ("bits_per_byte", {"web": "1"}),
+    ("tokens", 1.5), ("steps", None), ("passes", "1"), ("flops", math.inf), ("seconds", 10**400),
+]  # fmt: skip
+SPOILT_SCORES: list[tuple[str, Any]] = [
+    ("accuracy", None), ("accuracy", math.nan), ("questions", True), ("questions", 2.0),
+    ("bits", 10), ("bits", "1"), ("bits", "12"), ("bits", "100"), ("bits", [1, 0]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "row"),
+    [
+        *((key, GOOD_ROW | {key: value}) for key, value in SPOILT),
+        *((f"tasks.t.{key}", GOOD_ROW | {"tasks": {"t": GOOD_ROW["tasks"]["t"] | {key: value}}})
+          for key, value in SPOILT_SCORES),
+        ("tasks.t", GOOD_ROW | {"tasks": {"t": {"accuracy": 0.5}}}),
+    ],
+)  # fmt: skip
+def test_a_row_with_a_value_that_cannot_be(tmp_path: Path, key: str, row: dict[str, Any]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError) as error:
+        parsed(path, f"compare.rows: {path}")
+    assert str(error.value).startswith(f"compare.rows: {path}, line 2: {key}")
+
+
+def test_a_row_that_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": {}}
+    path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(quarter) + "\n")
+    assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
 
 
 @pytest.mark.slow

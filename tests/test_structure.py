@@ -30,7 +30,7 @@ LAYERS = [
      "pipelines.progress", "pipelines.ledger", "pipelines.batches", "pipelines.heartbeat",
      "pipelines.signals", "pipelines.stop", "pipelines.memory", "pipelines.ownership",
      "pipelines.nesting", "pipelines.slurm", "pipelines.markers",
-     "pipelines.shared_memory", "pipelines.stage_result",
+     "pipelines.shared_memory", "pipelines.stage_result", "pipelines.model_shape",
      "pipelines.recipe_rules"},
     {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},

@@ -4,7 +4,10 @@ Two bytes a token. A set is named by everything that decides its numbers, writte
 appear whole, and counts only with its marker, so a scoring that was cut off goes on where it was.
 
 Rounding: fp16 has 11 significant bits, so a log-probability of -x is off by at most x / 2048: 0.004
-at -8. ReMiT's weight moves by at most half of that (the slope of 2 sigmoid(c) is at most 1/2).
+at -8. A mean is subtracted, so ReMiT's weight moves by at most half of the token's own error plus
+the mean error of its sequence (the slope of 2 sigmoid(c) is at most 1/2), and so by at most the
+largest error of the sequence. Twice that with the maps identity and tanh; `standardize` divides it
+by the spread too.
 """
 
 from __future__ import annotations
@@ -129,7 +132,11 @@ class ScoreCache:
         fsync_dir(self.folder)
 
     def finish(self) -> None:
-        """Write the marker; every shard must be there."""
+        """Write the marker, and remove the files of shards that it does not name.
+
+        Every shard must be there. Others are of a scoring that was cut off and had shards of
+        another size.
+        """
         files = {
             self.path(shard).name: read_json(self._facts_path(shard))
             for shard in range(self.num_shards)
@@ -139,8 +146,9 @@ class ScoreCache:
             self.folder / _MARKER,
             {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
         )
-        for shard in range(self.num_shards):
-            self._facts_path(shard).unlink()
+        for path in self.folder.glob("sequences-*"):
+            if path.name not in files:
+                path.unlink()
         for leftover in self.folder.glob(".shard-*"):
             leftover.unlink()
         remove_parts(self.folder)

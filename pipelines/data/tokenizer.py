@@ -162,10 +162,9 @@ def load_tokenizer(
 
 def num_tokens(folder: str | Path) -> int:
     """Ids that a saved tokenizer needs: its largest one, and one more."""
-    rules = json.loads(_saved_rules(folder))
-    vocab = rules["model"]["vocab"]
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    return max([*ids, *(token["id"] for token in rules["added_tokens"])], default=-1) + 1
+    text = _saved_rules(folder)
+    vocab = _made(text, f"{folder}/tokenizer.json").get_vocab(with_added_tokens=True)
+    return max(vocab.values(), default=-1) + 1
 
 
 def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> list[str]:
@@ -255,15 +254,27 @@ def _saved_rules(folder: str | Path) -> str:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
-    return _read(path)
+    try:
+        return _read(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no fast tokenizer: {error}.") from error
+
+
+def _made(text: str, where: str) -> Tokenizer:
+    """The fast tokenizer of a `tokenizer.json`; `where` names the file in a message."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    # The library raises no other class.
+    except Exception as error:
+        raise UserError(f"{where} is no fast tokenizer: {error}.") from error
 
 
 def _difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
-    from tokenizers import Tokenizer
-
+    base_vocab = _made(base_json, "tokenizer.json of the base").get_vocab(with_added_tokens=True)
+    ref_vocab = _made(ref_json, "tokenizer.json of the reference").get_vocab(with_added_tokens=True)
     base, ref = _rules(base_json), _rules(ref_json)
-    base_vocab = Tokenizer.from_str(base_json).get_vocab(with_added_tokens=True)
-    ref_vocab = Tokenizer.from_str(ref_json).get_vocab(with_added_tokens=True)
     for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
         if token not in added and ref_vocab.get(token) != token_id:
             other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,7 +19,7 @@ def weighted_nll(nll: Tensor, weights: Tensor | None, divisor: Tensor | float) -
         Scalar; summed over the micro-batches and ranks of a step it is the loss of the step.
     """
     total = nll.sum() if weights is None else (weights * nll).sum()
-    return total / divisor
+    return total / _not_zero(divisor)
 
 
 def self_normalized_nll(
@@ -34,7 +35,7 @@ def self_normalized_nll(
         num_targets: N, the targets of the whole step.
     """
     weight_sum = weights.sum()
-    share = mask.sum() / num_targets
+    share = mask.sum() / _not_zero(num_targets)
     # Without a target both are 0, and so is the loss.
     return share * (weights * nll).sum() / weight_sum.clamp(min=1e-12)
 
@@ -49,4 +50,11 @@ def distillation(nll: Tensor, kl: Tensor, num_targets: Tensor | float, *, alpha:
         num_targets: N, the targets of the whole step.
         alpha: share of the KL term (the paper's rival: 0.5).
     """
-    return ((1.0 - alpha) * nll + alpha * kl).sum() / num_targets
+    return ((1.0 - alpha) * nll + alpha * kl).sum() / _not_zero(num_targets)
+
+
+def _not_zero(divisor: Tensor | float) -> Tensor | float:
+    """The divisor, but 1 for 0: a step without targets has the loss 0 and no gradient."""
+    if isinstance(divisor, Tensor):
+        return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    return divisor or 1.0

@@ -89,6 +89,8 @@ def adopt(job: StageJob) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         location,
         dtype="auto",
+        # Not what its config.json names, which may be a kernel of the hub: code.
+        attn_implementation=config.model.attention,
         trust_remote_code=bool(config.trust_remote_code),
         use_safetensors=True,
         local_files_only=True,

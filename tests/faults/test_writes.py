@@ -148,6 +148,19 @@ def test_a_score_shard_cut_short_is_none(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_shards_of_another_size_go_when_the_scoring_is_finished(tmp_path: Path) -> None:
+    cut_short = cache_of(tmp_path)
+    cut_short.write(0, ROWS)
+    resumed = ScoreCache(tmp_path, KEY, 4, shard_sequences=4)
+    resumed.write(0, np.concatenate([ROWS, ROWS + 1]))
+    assert cut_short.path(0).is_file()
+    resumed.finish()
+    assert sorted(p.name for p in resumed.folder.iterdir()) == [
+        "complete.json", "sequences-000000000-000000004.npy",
+    ]  # fmt: skip
+    assert open_scores(tmp_path, KEY, 4, "ref")[3].tolist() == (ROWS + 1)[1].tolist()
+
+
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_damaged_score_shard_is_named_and_made_again(

@@ -57,14 +57,19 @@ def test_rho1_divides_by_what_it_keeps() -> None:
     [NTP, Objective("remit"), Objective("remit", divisor="weights"), Objective("rho1"),
      Objective("kd")],
 )  # fmt: skip
-def test_an_empty_mask_gives_loss_and_gradient_zero(objective: Objective) -> None:
+@pytest.mark.parametrize("step_divisor", [None, 0.0])
+@pytest.mark.parametrize("num_targets", [1, 0, torch.tensor(0)], ids=str)
+def test_an_empty_mask_gives_loss_and_gradient_zero(
+    objective: Objective, num_targets: torch.Tensor | int, step_divisor: float | None
+) -> None:
+    """Of a micro-batch (others of its step have targets), and of a whole step."""
     nll = torch.zeros(2, 3, requires_grad=True)
     empty = torch.zeros(2, 3, dtype=torch.bool)
     kl = nll * 0.0
     weights = None
     if objective.uses_weights:
         weights = objective.weights(-nll, torch.randn(2, 3), empty, None)
-    loss = objective.loss({"nll": nll * empty, "kl": kl}, weights, empty, 1)
+    loss = objective.loss({"nll": nll * empty, "kl": kl}, weights, empty, num_targets, step_divisor)
     loss.backward()
     assert loss.item() == 0.0 and torch.equal(nll.grad, torch.zeros(2, 3))
 

@@ -257,3 +257,30 @@ def test_rho1_keeps_the_largest_share(seed: int, k: float, constant: float) -> N
     order = torch.tensor([2, 0, 1])
     moved = rho1_weights(logprobs[order], ref[order], mask[order], k=k)
     assert torch.equal(moved, weights[order])
+
+
+SLOPES = {"sigmoid": 0.5, "identity": 1.0, "tanh": 1.0}
+
+
+@pytest.mark.parametrize("map", list(SLOPES))
+def test_rounded_scores_move_a_weight_within_the_stated_bound(map: WeightMap) -> None:
+    """Slope * (own error + mean error of the sequence); docs/method.md."""
+    generator = torch.Generator().manual_seed(11)
+    logprobs, ref = (-6 * torch.rand(2, 16, 128, generator=generator)).unbind()
+    mask = torch.rand(16, 128, generator=generator) < 0.9
+
+    def excess(rounded: torch.Tensor, errors: torch.Tensor) -> float:
+        moved = remit_weights(logprobs, rounded, mask, map=map, eps=0.9)
+        moved = (moved - remit_weights(logprobs, ref, mask, map=map, eps=0.9)).abs()
+        mean = errors.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        assert moved.max() > 0
+        return float((moved - SLOPES[map] * (errors + mean))[mask].max())
+
+    stated = (ref.abs() / 2048).masked_fill(~mask, 0.0)
+    kept = ref.half().float()
+    errors = (kept - ref).abs().masked_fill(~mask, 0.0)
+    assert (errors <= stated).all()
+    assert excess(kept, errors) < 1e-6
+    assert excess(kept, stated) < 1e-6
+    # A coarser cache would be seen.
+    assert excess((32 * ref).round() / 32, stated) > 1e-3

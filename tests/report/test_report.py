@@ -154,7 +154,7 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = [
         Row(arm, seed, point, "id", {}, average,
-            {"sums": {"accuracy": average, "questions": 10, "bits": ""}}, {}, 100, 40, 1, 1.0, 2.0)
+            {"sums": {"accuracy": average, "questions": 2, "bits": "10"}}, {}, 100, 40, 1, 1.0, 2.0)
         for (arm, seed, point), average in averages.items()
     ]  # fmt: skip
     write_rows(run, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,18 @@ def test_one_sequence_that_does_not_fit_is_an_error(
     model.forward = full
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         score(model, dataset, range(4), batch_size=4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
+def test_two_ranks_write_the_shards_of_one(remit: Any, tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for ranks in ("1", "2"):
+        remit(
+            "score", "--config", "world-tiny", "--model", tiny_model, "mid_train.tokens=8192",
+            "score.shard_sequences=10", "--gpus", ranks, "--run-dir", tmp_path / ranks, check=True,
+        )  # fmt: skip
+        paths = (tmp_path / ranks).glob("scores/*/sequences-*.npy")
+        found.append({f"{p.parent.name}/{p.name}": p.read_bytes() for p in paths})
+    assert len(found[0]) == 7 and found[0] == found[1]
+    assert "7 of 7 shards" in (tmp_path / "2" / "score" / "log.txt").read_text()
