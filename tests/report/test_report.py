@@ -208,7 +208,7 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     cost = found["cost"].blocks[0]
     assert isinstance(cost, Table) and cost.rows[-1][0].text == "all stages"
     # 6 FLOPs for each of 22,304 parameters and 20,000 tokens.
-    assert cost.rows[0][3].value == 6 * 22_304 * 20_000
+    assert cost.rows[0][3].value == 6 * 22_304 * 20_480
 
 
 @pytest.mark.parametrize("form", FORMATS)
