@@ -116,7 +116,7 @@ def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
     stages = flywheel.plan_flywheel(loaded, None, None)
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     assert {longest_context(stage, stages) for stage in evaluated} == {128}
-    with pytest.raises(UserError, match="max_new_tokens = 128 leaves no room .* the 128 tokens"):
+    with pytest.raises(UserError, match=r"max_new_tokens = 128 leaves no room .* the 128 tokens"):
         check_plan(stages, RunDir(tmp_path / "run"))
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096}')
     given = ModelRef("given", folder=tmp_path)
