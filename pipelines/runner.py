@@ -25,7 +25,8 @@ from pipelines.schema import Config
 from pipelines.stop import Noted, seconds_of_job, signals_noted
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
-NOT_IN_LEDGER = ("stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement")
+NOT_IN_LEDGER = ("stage", "kind", "identity", "tasks", "heldout_blocks", "evals", "rounds",
+                 "dynamics", "movement")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ from pipelines.evals.sampling import entropy
 from pipelines.evals.tally import Tally
 from pipelines.schema import BenchmarkConfig
 
+# After each call the harness describes the machine, which takes it a second or more; a group makes
+# dozens of calls, and results of ours have what they need of it.
+lm_eval.evaluator.add_env_info = lambda storage: None
+
 
 class SharedRequests:
     """Mixin for a model of the harness: every rank answers its share of each call's requests.

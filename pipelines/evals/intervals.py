@@ -131,3 +131,22 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float,
     squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
     quantile = T975[n - 2] if n - 2 < len(T975) else Z95
     return mean, quantile * math.sqrt(squares * n / (n - 1)) / total
+
+
+def bits_difference(
+    first: dict[str, Any], second: dict[str, Any]
+) -> tuple[float, float | None] | None:
+    """Bits per byte of the second model less the first's, and half its 95% interval.
+
+    Args:
+        first, second: the `blocks` of two results; empty where they have none.
+
+    Returns:
+        None where they are not of the same texts. The interval pairs the blocks.
+    """
+    same = first and second and first["bytes"] == second["bytes"]
+    if not same or first["texts_sha256"] != second["texts_sha256"]:
+        return None
+    deltas = [y - x for x, y in zip(first["nll"], second["nll"], strict=True)]
+    mean, half = ratio_interval(deltas, first["bytes"])
+    return mean / math.log(2), None if half is None else half / math.log(2)

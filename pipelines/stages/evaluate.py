@@ -66,7 +66,9 @@ def run(job: StageJob) -> dict[str, Any]:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
     if rank == 0:
-        scores["bits_per_byte"] = _bits_per_byte(job, model, tokenizer, tally)
+        texts = _bits_per_byte(job, model, tokenizer, tally)
+        scores["heldout_blocks"] = {name: text.pop("blocks", {}) for name, text in texts.items()}
+        scores["bits_per_byte"] = texts
         tally.end()
     if world > 1:
         dist.barrier()

@@ -170,3 +170,33 @@ def test_progress_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tally.end()
     found = read_progress(stage_dir)
     assert found is not None and (found.step, found.task) == (100, "words")
+
+
+def test_cli_keeps_tasks_and_text_and_shows_progress(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    args = (
+        "eval", "--model", tiny_model, "--config", "world-tiny", "--run-dir", tmp_path,
+        "eval.tasks.world.limit=20", "eval.tasks.world.samples=0", "eval.bits_per_byte_tokens=200",
+    )  # fmt: skip
+    remit(*args, check=True)
+    stage_dir = StageDir(tmp_path / "eval")
+    first = stage_dir.read_result()
+    assert "heldout_blocks" in first and "blocks" not in first["bits_per_byte"]["pretrain"]
+    lines = [json.loads(line) for line in stage_dir.metrics.read_text().splitlines()]
+    assert [line["task"] for line in lines][:2] == ["world", "bits per byte of pretrain"]
+    assert lines[-1]["step"] == lines[-1]["max_steps"] == 20 + len(first["bits_per_byte"])
+    # As if it had been killed after the first text: what is kept is taken, the rest is measured.
+    stage_dir.result.unlink()
+    kept_task = stage_dir.root / "tasks" / "world.json"
+    task = json.loads(kept_task.read_text())
+    name = next(iter(task))
+    task[name]["accuracy"] = 0.625
+    kept_task.write_text(json.dumps(task))
+    (stage_dir.root / "bits_per_byte" / "mid_train.json").unlink()
+    remit(*args, check=True)
+    second = stage_dir.read_result()
+    assert second["tasks"][name]["accuracy"] == 0.625
+    assert second["bits_per_byte"] == first["bits_per_byte"]
+    again = [json.loads(line) for line in stage_dir.metrics.read_text().splitlines()][len(lines) :]
+    assert {line["task"] for line in again} == {"bits per byte of mid_train"}
