@@ -18,6 +18,7 @@ import lm_eval
 import numpy as np
 import torch
 import torch.distributed as dist
+from lm_eval import evaluator
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -33,7 +34,7 @@ from pipelines.schema import BenchmarkConfig
 
 # After each call the harness describes the machine, which takes it a second or more; a group makes
 # dozens of calls, and results of ours have what they need of it.
-lm_eval.evaluator.add_env_info = lambda storage: None
+evaluator.add_env_info = lambda storage: None
 
 
 class SharedRequests:
@@ -268,7 +269,7 @@ class _Asked:
             decoding = {**decoding, "max_gen_toks": benchmark.max_new_tokens}
         if decoding.get("do_sample") and dist.is_initialized():
             seed += 1_000_000 * dist.get_rank()  # ranks draw to different questions
-        outcome = lm_eval.simple_evaluate(
+        outcome = evaluator.simple_evaluate(
             model=self.model,
             tasks=[self.given],
             num_fewshot=benchmark.shots if benchmark.shots >= 0 else None,
