@@ -14,7 +14,11 @@ Result = TypeVar("Result")
 
 
 def in_batches(
-    items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], list[Result]], what: str
+    items: Sequence[Item],
+    size: int,
+    run: Callable[[Sequence[Item]], list[Result]],
+    what: str,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> list[Result]:
     """What `run` gives for each item, in their order.
 
@@ -24,6 +28,7 @@ def in_batches(
         size: items in a batch at the most.
         run: of a batch to one result for each item.
         what: the items' name in the log.
+        on_share: told after each batch the part that is done, from 0 to 1.
 
     Raises:
         torch.OutOfMemoryError: one item alone does not fit.
@@ -34,6 +39,7 @@ def in_batches(
         try:
             results += run(batch)
             heartbeat.moves()
+            on_share(len(results) / len(items))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

@@ -15,7 +15,7 @@ from pipelines.data.tokenizer import check_made_tokenizer, check_tokenizers, num
 from pipelines.disk import free_bytes
 from pipelines.errors import UserError
 from pipelines.estimate import bytes_to_write, estimate
-from pipelines.evals.availability import check_available
+from pipelines.evals.availability import asked_here, check_available, check_lengths
 from pipelines.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
 from pipelines.placement import (
     check_prologue,
@@ -69,6 +69,9 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         _check_packages(stage)
         if stage.kind in ("evaluate", "contamination"):
             check_available(stage.config.eval, stage.config.data_root)
+        if stage.kind == "evaluate":
+            asked = asked_here(stage.config.eval, stage.config.data_root)
+            check_lengths(asked, stage.config.eval.max_length or longest_context(stage, stages))
     _check_separation(config, stages)
     _check_sandbox(stages)
     facts: dict[str, SourceFacts] = {}
@@ -132,6 +135,28 @@ def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
         "differ in its last bits from a run with the old ones."
         for changes, names in by_change.items()
     ]
+
+
+def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
+    """The tokens that the model of a stage takes; None where the plan alone does not tell it.
+
+    A base that the plan trains takes its context_length, and what is trained from it too; a given
+    model what its config.json says.
+    """
+    by_name = {one.name: one for one in stages}
+    while True:
+        given = stage.inputs.get("model") or stage.inputs.get("base")
+        if isinstance(given, ModelRef):
+            if given.folder is None:
+                return None
+            found = read_model_config(given.folder, "--model").get("max_position_embeddings")
+            return found if isinstance(found, int) else None
+        if given is None:
+            return stage.config.context_length if stage.kind == "pretrain" else None
+        before = by_name.get(given.partition("@")[0])
+        if before is None:
+            return None
+        stage = before
 
 
 def _needs_sources(stage: Stage) -> bool:

@@ -18,6 +18,7 @@ class Progress:
 
     Attributes:
         seconds_left: at the pace of the last logged steps.
+        task: what an evaluation asks or reads now; its steps are answers.
     """
 
     step: int
@@ -26,9 +27,12 @@ class Progress:
     reward: float | None
     tokens_per_second: float | None
     seconds_left: float | None
+    task: str | None = None
 
     def __str__(self) -> str:
         words = [f"step {self.step:,} of {self.max_steps:,}"]
+        if self.task:
+            words = [self.task, f"answer {self.step:,} of {self.max_steps:,}"]
         if self.loss is not None:
             words.append(f"loss {self.loss:.3f}")
         if self.reward is not None:
@@ -81,6 +85,7 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
         reward=finite_number(known.get("reward")),
         tokens_per_second=finite_number(known.get("tokens_per_second")),
         seconds_left=None if pace is None else pace * (last["max_steps"] - last["step"]),
+        task=last["task"] if isinstance(last.get("task"), str) else None,
     )
 
 

@@ -35,11 +35,9 @@ from pipelines.stop import Noted, seconds_of_job, signals_noted
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
 NOT_IN_LEDGER = (
-    "stage", "kind", "identity", "tasks", "evals", "rounds", "dynamics", "movement",
-    "accuracy",
+    "stage", "kind", "identity", "tasks", "heldout_blocks", "evals", "rounds", "dynamics",
+    "movement", "accuracy",
 )  # fmt: skip
-
-
 # Keys that an analysis may set: what it measures, where and how fast, and what it may show.
 OF_ANALYSIS = re.compile(
     r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"

@@ -346,8 +346,7 @@ def test_an_evaluation_that_would_measure_nothing(
     refuse(*quick, env={"REMIT_DATA": str(tmp_path / "gone")},
            words=[f"REMIT_DATA={tmp_path}/gone", "no folder"])  # fmt: skip
     refuse(*quick, env={"REMIT_DATA": str(model)},
-           words=["nothing else is measured", f"gsm8k: no file {model}/gsm8k", "bbh: no file"],
-    )  # fmt: skip
+           words=["nothing else is measured", f"gsm8k: no file {model}", "bbh: no"])  # fmt: skip
     suite = tmp_path / "off.yaml"
     suite.write_text("benchmarks: {gsm8k: {enabled: false}}")
     refuse("eval", "--model", model, *TINY, "--suite", suite, words=["nothing to measure"])

@@ -52,10 +52,12 @@ def test_more_questions_narrow_it() -> None:
 
 def test_macro_average_weighs_tasks_the_same() -> None:
     mean, half = macro_average([(0.5, 100), (0.2, 400)])
-    # Variances 0.25/100 = 0.0025 and 0.16/400 = 0.0004; of the mean of two: 0.0029/4.
+    # With two right and two wrong more: 52 of 104 and 82 of 404, of the mean of two: a quarter.
+    variance = (0.25 / 104 + (82 / 404) * (322 / 404) / 404) / 4
     assert mean == pytest.approx(0.35)
-    assert half == pytest.approx(1.959964 * math.sqrt(0.0029 / 4), rel=1e-6)
-    assert macro_average([(1.0, 5)]) == (1.0, 0.0)
+    assert half == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    # 7 of 9.
+    assert macro_average([(1.0, 5)]) == (1.0, pytest.approx(1.959964 * math.sqrt(14 / 81 / 9)))
 
 
 def test_paired_difference_by_hand() -> None:
@@ -82,7 +84,36 @@ def test_paired_difference_by_hand() -> None:
 
 def test_pairing_narrows_what_agrees() -> None:
     bits = {"a": [0, 1] * 50}
-    assert paired_difference(bits, bits) == (0.0, 0.0)
+    assert paired_difference(bits, bits) == (0.0, pytest.approx(Z95 / 100))
+
+
+def test_equal_answers_are_no_certainty() -> None:
+    bits = {"a": [1] * 20}
+    assert paired_difference(bits, bits) == (0.0, pytest.approx(Z95 / 20))
+    many = {"a": [1, 0] * 50 + [1] * 300}, {"a": [0, 1] * 50 + [1] * 300}
+    plain = Z95 * math.sqrt(100 / 400**2)
+    assert plain < paired_difference(*many)[1] < 1.03 * plain  # the bootstrap moves it by 1% itself
+    assert math.hypot(1, 1 / math.sqrt(100)) < 1.02
+
+
+def test_intervals_cover() -> None:
+    rng = np.random.default_rng(0)
+    counts, rates = (20, 40, 40), (0.97, 0.9, 0.02)
+    hits = 0
+    for _ in range(2000):
+        scores = [(rng.binomial(n, p) / n, n) for n, p in zip(counts, rates, strict=True)]
+        mean, half = macro_average(scores)
+        hits += abs(mean - sum(rates) / 3) < half
+    assert 0.93 < hits / 2000 < 0.995
+    hits = 0
+    for _ in range(200):
+        # Answers that differ are rare: two in a hundred each way.
+        deltas = {n: rng.choice([-1, 0, 1], n, p=[0.02, 0.96, 0.02]) for n in (30, 40)}
+        first = {str(n): (found < 0).astype(int).tolist() for n, found in deltas.items()}
+        second = {str(n): (found > 0).astype(int).tolist() for n, found in deltas.items()}
+        difference, half = paired_difference(first, second)
+        hits += abs(difference) < half
+    assert 0.93 < hits / 200 <= 1.0
 
 
 @pytest.mark.parametrize("other", [{"a": [1]}, {"b": [1, 0]}, {"a": [1, 0], "b": [1, 0]}, {}])

@@ -58,6 +58,24 @@ def nothing_asked(reasons: dict[str, str]) -> UserError:
     )
 
 
+def check_lengths(asked: dict[str, BenchmarkConfig], max_length: int | None) -> None:
+    """Refuse answers that leave no room for a question.
+
+    Args:
+        max_length: tokens that the model takes; None where it does not say.
+
+    Raises:
+        UserError: names the first benchmark whose answers are too long.
+    """
+    for name, benchmark in asked.items():
+        if max_length and benchmark.max_new_tokens >= max_length:
+            raise UserError(
+                f"eval.benchmarks.{name}.max_new_tokens = {benchmark.max_new_tokens} leaves no "
+                f"room for a question in the {max_length} tokens that the model takes. Lower it, "
+                "or raise eval.max_length for a model that can take more."
+            )
+
+
 def is_local() -> bool:
     """Whether benchmarks may be read from local files only."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -12,7 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipelines import heartbeat
+from pipelines.evals.intervals import digest_of, ratio_interval
 from pipelines.objectives.token_nll import IGNORE
+
+# Enough for an interval; two numbers of each are kept.
+MAX_BLOCKS = 200
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,17 @@ class Windows:
 
     Attributes:
         ids: token ids of each window, in the order of the texts.
-        num_tokens, num_bytes: of all the texts, in UTF-8.
+        documents: the number of the text that each window is of.
+        num_tokens: of all the texts.
+        text_bytes: of each text, in UTF-8.
+        texts_sha256: of all the texts in their order.
     """
 
     ids: list[list[int]]
+    documents: list[int]
     num_tokens: int
-    num_bytes: int
+    text_bytes: list[int]
+    texts_sha256: str
 
 
 def cut(
@@ -41,16 +50,22 @@ def cut(
     Texts are taken to `max_tokens` tokens, the last one whole.
     """
     windows: list[list[int]] = []
-    num_bytes = num_tokens = 0
-    for text in texts:
+    documents: list[int] = []
+    text_bytes: list[int] = []
+    taken: list[str] = []
+    num_tokens = 0
+    for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False).input_ids
-        num_bytes += len(text.encode())
+        taken.append(text)
+        text_bytes.append(len(text.encode()))
         num_tokens += len(ids)
         step = context_length - 1
-        windows += [ids[i : i + step] for i in range(0, len(ids), step)]
+        own = [ids[i : i + step] for i in range(0, len(ids), step)]
+        windows += own
+        documents += [number] * len(own)
         if num_tokens >= max_tokens:
             break
-    return Windows(windows, num_tokens, num_bytes)
+    return Windows(windows, documents, num_tokens, text_bytes, digest_of(taken))
 
 
 def window_batches(
@@ -78,24 +93,44 @@ def bits_per_byte(
     context_length: int,
     max_tokens: int,
     batch_size: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Sum of -log2 p over the tokens of the texts, over their UTF-8 bytes; see `cut`.
 
     Args:
         scoring_model: a model after `score_tokens_in_forward`.
+
+    Returns:
+        bits_per_byte with half its 95% interval over the blocks (None for one block), tokens and
+        bytes; `blocks`: nll in nats and bytes of each block of documents, and the texts' hash.
     """
     found = cut(tokenizer, texts, context_length=context_length, max_tokens=max_tokens)
-    if not found.num_bytes:
+    num_bytes = sum(found.text_bytes)
+    if not num_bytes:
         return {"bits_per_byte": math.nan, "tokens": 0, "bytes": 0}
     nll, device = 0.0, scoring_model.device
-    for _, inputs, labels in window_batches(found.ids, tokenizer, batch_size):
-        nll += float(
-            scoring_model(input_ids=inputs.to(device), shift_labels=labels.to(device))["nll"]
-            .double()
-            .sum()
-        )
+    block_of = blocks(len(found.text_bytes))
+    block_nll = [0.0] * (block_of[-1] + 1)
+    for rows, inputs, labels in window_batches(found.ids, tokenizer, batch_size):
+        losses = scoring_model(input_ids=inputs.to(device), shift_labels=labels.to(device))["nll"]
+        nll += float(losses.double().sum())
+        for row, own in zip(rows, losses.double().sum(1).tolist(), strict=True):
+            block_nll[block_of[found.documents[row]]] += own
+    block_bytes = [0] * len(block_nll)
+    for block, size in zip(block_of, found.text_bytes, strict=True):
+        block_bytes[block] += size
+    _, half = ratio_interval(block_nll, block_bytes)
     return {
-        "bits_per_byte": nll / math.log(2) / found.num_bytes,
+        "bits_per_byte": nll / math.log(2) / num_bytes,
+        "half_interval": None if half is None else half / math.log(2),
         "tokens": found.num_tokens,
-        "bytes": found.num_bytes,
-    }
+        "bytes": num_bytes,
+        "blocks": {
+            "nll": block_nll, "bytes": block_bytes, "texts_sha256": found.texts_sha256,
+        },
+    }  # fmt: skip
+
+
+def blocks(num_documents: int) -> list[int]:
+    """The block of each document: at most `MAX_BLOCKS`, of documents that follow each other."""
+    count = min(MAX_BLOCKS, num_documents)
+    return [number * count // num_documents for number in range(num_documents)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ def generate_answers(
     *,
     batch_size: int,
     seeds: Sequence[int] = (),
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
     """The continuations of each prompt, in the order of the prompts.
 
@@ -104,6 +105,7 @@ def generate_answers(
         prompts: token ids of each prompt.
         seeds: of the draws, one for each prompt; unused where decoding is greedy.
         batch_size: sequences generated together; halved where they do not fit into memory.
+        on_share: told after each batch the part that is done, from 0 to 1.
     """
     # The longest first: what fits then, fits later.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -135,5 +137,5 @@ def generate_answers(
         cut = [text.split(stop)[0] if stop else text for text in texts]
         return [cut[i : i + each] for i in range(0, len(cut), each)]
 
-    answers = in_batches(order, max(1, batch_size // each), generate, "prompts")
+    answers = in_batches(order, max(1, batch_size // each), generate, "prompts", on_share)
     return [given for _, given in sorted(zip(order, answers, strict=True))]

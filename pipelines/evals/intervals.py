@@ -54,11 +54,16 @@ def digest_of(questions: Iterable[str]) -> str:
 def macro_average(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Mean of task accuracies, each weighing the same, and half its 95% interval.
 
+    The variance of a task is that of Agresti and Coull (The American Statistician 52, 1998):
+    p(1 - p) / (n + 4) with p = (x + 2) / (n + 4) for x right answers of n. So a task whose answers
+    are all right, or all wrong, is no certainty.
+
     Args:
         scores: (accuracy, number of questions) of each task.
     """
     mean = sum(p for p, _ in scores) / len(scores)
-    variance = sum(p * (1 - p) / n for p, n in scores) / len(scores) ** 2
+    adjusted = [((p * n + 2) / (n + 4), n + 4) for p, n in scores]
+    variance = sum(p * (1 - p) / n for p, n in adjusted) / len(scores) ** 2
     return mean, Z95 * math.sqrt(variance)
 
 
@@ -71,6 +76,12 @@ def paired_difference(
     `RESAMPLES` draws, seeded: the questions of each task are drawn anew, with both models' answers
     to them. Differences are -1, 0 or 1, so that a draw is one multinomial number of each.
 
+    A bootstrap sees no spread where no two answers differ. So each task gets the variance of one
+    unseen discordant pair besides, half of it in each direction: with T tasks of n_t questions,
+    half = sqrt(bootstrap half^2 + Z95^2 sum_t 1 / (n_t T)^2). The half pair in each cell is that of
+    Agresti and Min (Statistics in Medicine 24, 2005); to add its variance is our choice. With d
+    discordant pairs it widens the interval by 1 / (2d) of its width.
+
     Args:
         first, second: per task, 1 or 0 for each question, in the same order.
 
@@ -80,15 +91,17 @@ def paired_difference(
     if first.keys() != second.keys() or any(len(first[k]) != len(second[k]) for k in first):
         raise ValueError("the two evaluations have different questions")
     rng = np.random.default_rng(0)
-    means, draws = [], np.zeros(RESAMPLES)
+    means, draws, unseen = [], np.zeros(RESAMPLES), 0.0
     for task, bits in first.items():
         deltas = np.asarray(second[task]) - np.asarray(bits)
         counts = np.array([np.sum(deltas == value) for value in (-1, 0, 1)])
         drawn = rng.multinomial(len(deltas), counts / len(deltas), size=RESAMPLES)
         means.append(float(deltas.mean()))
         draws += (drawn[:, 2] - drawn[:, 0]) / len(deltas)
+        unseen += 1 / len(deltas) ** 2
     low, high = np.percentile(draws / len(means), (2.5, 97.5))
-    return sum(means) / len(means), float(high - low) / 2
+    half = math.hypot(float(high - low) / 2, Z95 * math.sqrt(unseen) / len(means))
+    return sum(means) / len(means), half
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -118,3 +131,22 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float,
     squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
     quantile = T975[n - 2] if n - 2 < len(T975) else Z95
     return mean, quantile * math.sqrt(squares * n / (n - 1)) / total
+
+
+def bits_difference(
+    first: dict[str, Any], second: dict[str, Any]
+) -> tuple[float, float | None] | None:
+    """Bits per byte of the second model less the first's, and half its 95% interval.
+
+    Args:
+        first, second: the `blocks` of two results; empty where they have none.
+
+    Returns:
+        None where they are not of the same texts. The interval pairs the blocks.
+    """
+    same = first and second and first["bytes"] == second["bytes"]
+    if not same or first["texts_sha256"] != second["texts_sha256"]:
+        return None
+    deltas = [y - x for x, y in zip(first["nll"], second["nll"], strict=True)]
+    mean, half = ratio_interval(deltas, first["bytes"])
+    return mean / math.log(2), None if half is None else half / math.log(2)

@@ -37,7 +37,8 @@ def sampled_scores(correct: Sequence[int], num_samples: int, entropies: Sequence
 
     Args:
         correct: right answers among the `num_samples` of each question.
-        entropies: entropy of the final answers to each question, in nats.
+        entropies: entropy of the final answers to each question, in nats; empty where it is not
+            known.
 
     Returns:
         Means over the questions with half their 95% intervals, by name.
@@ -45,7 +46,8 @@ def sampled_scores(correct: Sequence[int], num_samples: int, entropies: Sequence
     ks = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
     values = {f"mean@{num_samples}": [c / num_samples for c in correct]}
     values |= {f"pass@{k}": [pass_at_k(num_samples, c, k) for c in correct] for k in ks}
-    values["entropy"] = list(entropies)
+    if entropies:
+        values["entropy"] = list(entropies)
     return {name: _mean(found) for name, found in values.items()}
 
 

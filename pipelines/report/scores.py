@@ -6,7 +6,7 @@ import math
 
 from pipelines import comparison
 from pipelines.comparison import Cell as Mean
-from pipelines.evals.intervals import paired_difference
+from pipelines.evals.intervals import bits_difference, paired_difference
 from pipelines.report.blocks import (
     NO_VALUE,
     PERCENT,
@@ -53,11 +53,12 @@ def _table(models: list[Column]) -> Table:
         strong.append(len(rows))
         rows.append([Cell("average"), *(_average(m) for m in models)])
     for domain in dict.fromkeys(d for m in models for d in m.result["bits_per_byte"]):
-        rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain) for m in models)])
+        rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain, models) for m in models)])
     return Table(
         "Every task, every model", ["task", *(m.title for m in models)], rows, strong,
         "Intervals: Wilson for a task, normal for the average. Bits per byte of held-out text: "
-        "lower is better.",
+        "lower is better; intervals over blocks of documents, differences to round 0 paired by "
+        "block.",
     )  # fmt: skip
 
 
@@ -78,11 +79,23 @@ def _average(model: Column) -> Cell:
     return Cell(f"{100 * mean:.1f}", f"± {100 * half:.1f}", mean)
 
 
-def _bits(model: Column, domain: str) -> Cell:
+def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
+    """Bits per byte with its interval, and the paired difference to the same part of round 0."""
     found = model.result["bits_per_byte"].get(domain)
     if not found:
         return NO_VALUE
-    return Cell(f"{found['bits_per_byte']:.3f}", value=found["bits_per_byte"])
+    half = found.get("half_interval")
+    notes = [] if half is None else [f"± {half:.3f}"]
+    part = model.title.rpartition("-")[0]
+    for plain in models:
+        if part and plain.title == f"{part}-0" != model.title:
+            first, second = (m.result.get("heldout_blocks", {}).get(domain) or {}
+                             for m in (plain, model))  # fmt: skip
+            if (found_difference := bits_difference(first, second)) is not None:
+                mean, spread = found_difference
+                around = "" if spread is None else f" ± {spread:.3f}"
+                notes.append(f"{mean:+.3f}{around} to {plain.title}")
+    return Cell(f"{found['bits_per_byte']:.3f}", "; ".join(notes), found["bits_per_byte"])
 
 
 def _not_asked(models: list[Column]) -> list[Block]:

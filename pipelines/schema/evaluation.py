@@ -43,6 +43,14 @@ class BenchmarkConfig:
     shots: int = setting(-1, "worked examples before each question; -1: the task's own", low=-1)
     max_new_tokens: int = setting(0, "answer length; 0: the task's own", low=0)
     limit: int = setting(0, "first questions of each task of a group; 0: all", low=0)
+    samples: int = setting(
+        0, "answers drawn for each question besides, for pass@k, mean@n and entropy", low=0
+    )
+    sampled_questions: int = setting(
+        0, "questions of each task of a group with drawn answers, the first; 0: all", low=0
+    )
+    temperature: float = setting(1.0, "of the draws", above=0)
+    top_p: float = setting(1.0, "of the draws: least set of tokens with this much mass", above=0)
     files: dict[str, str] = setting(
         dict,
         "local file of each split below data_root, used where all are there; {name}: the task's "

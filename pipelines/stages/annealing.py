@@ -14,7 +14,7 @@ from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
 from pipelines.evals.questions import family_of, task_problems
 from pipelines.schema import Config, TaskConfig
-from pipelines.stages.evaluate import prompt_ids, right_answers
+from pipelines.stages.task_scores import prompt_ids, right_answers
 
 
 @dataclass(frozen=True)

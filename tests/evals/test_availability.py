@@ -101,3 +101,25 @@ def test_an_error_of_local_files_stays_what_it_is(monkeypatch: pytest.MonkeyPatc
         refused(monkeypatch, PermissionError("no"))
     with pytest.raises(UserError, match="could not be had"):
         refused(monkeypatch, ConnectionError("no"))
+
+
+def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
+    from pipelines import config, flywheel
+    from pipelines.checkpoint import ModelRef
+    from pipelines.preflight import check_plan, longest_context
+    from pipelines.run_dir import RunDir
+
+    asks = "eval.benchmarks={sums: {files: {test: sums.jsonl}, max_new_tokens: 128}}"
+    (tmp_path / "sums.jsonl").touch()
+    loaded = config.load("world-tiny", [asks, f"data_root={tmp_path}"])
+    assert loaded.context_length == 128
+    stages = flywheel.plan_flywheel(loaded, None, None)
+    evaluated = [stage for stage in stages if stage.kind == "evaluate"]
+    assert {longest_context(stage, stages) for stage in evaluated} == {128}
+    with pytest.raises(UserError, match=r"max_new_tokens = 128 leaves no room .* the 128 tokens"):
+        check_plan(stages, RunDir(tmp_path / "run"))
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096}')
+    given = ModelRef("given", folder=tmp_path)
+    stages = flywheel.plan_flywheel(loaded, given, None)
+    assert {longest_context(s, stages) for s in stages if s.kind == "evaluate"} == {4096}
+    assert longest_context(evaluated[-1], evaluated) is None

@@ -71,15 +71,15 @@ def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
     )  # fmt: skip
     report = compose(read_record(run))
     # Post: one in ten answers turned right. A bootstrap draws Binomial(100, 0.1) / 100, whose
-    # 2.5% and 97.5% points are 0.05 and 0.16.
+    # 2.5% and 97.5% points are 0.05 and 0.16; with an unseen pair sqrt(5.5^2 + 1.96^2).
     assert (
         report.headline
-        == "ReMiT round 1 is 10.0 ± 5.5 points above plain training after post-training"
+        == "ReMiT round 1 is 10.0 ± 5.8 points above plain training after post-training"
     )
-    # Mid: one of four. Variance 1/4, half = 1.96 * sqrt(1 / 16) = 0.49, so it may be chance.
+    # Mid: one of four, so it may be chance: sqrt(37.5^2 + 49^2), since 196 / 4 is 49.
     assert report.verdict[0] == (
         "Round 1 is not told apart from round 0 after mid-training: 75.0% against 50.0%, "
-        "+25.0 ± 37.5 points on 4 paired questions."
+        "+25.0 ± 61.7 points on 4 paired questions."
     )
     plot = report.sections[0].blocks[0]
     assert isinstance(plot, DotPlot) and [dot.value for dot in plot.dots] == pytest.approx([25, 10])
@@ -100,8 +100,9 @@ def test_every_pair_of_models_has_its_difference(tmp_path: Path) -> None:
     assert table.columns == ["", "eval", "eval-b"]
     (row,) = table.rows
     assert [cell.text for cell in row] == ["eval-b", "+25.0", "\N{EN DASH}"]
-    # One of four questions turned right: a draw is Binomial(4, 1 / 4) / 4, its ends 0 and 3 / 4.
-    assert row[1].interval == "\N{PLUS-MINUS SIGN} 37.5"
+    # One of four questions turned right: a draw is Binomial(4, 1 / 4) / 4, its ends 0 and 3 / 4; with an
+    # unseen pair sqrt(37.5^2 + 49^2).
+    assert row[1].interval == "\N{PLUS-MINUS SIGN} 61.7"
     notes = [block.text for block in sections(run)["scores"].blocks if isinstance(block, Text)]
     assert "over different questions" in notes[0] and "eval-c: 5 questions of 1 task" in notes[0]
 

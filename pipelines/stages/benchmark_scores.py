@@ -1,0 +1,180 @@
+"""Benchmarks of an evaluation: found to fit before anything is asked, then asked one by one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pipelines.checkpoint import read_model_config
+from pipelines.errors import UserError
+from pipelines.evals.availability import asked_here, check_lengths, unavailable
+from pipelines.evals.intervals import digest_of, task_score
+from pipelines.evals.kept import kept_path
+from pipelines.evals.sampling import sampled_scores
+from pipelines.evals.tally import Tally
+from pipelines.run_dir import read_json, write_text
+from pipelines.schema import BenchmarkConfig
+from pipelines.stages import StageJob
+from pipelines.stages.contamination import contaminated_bits
+from pipelines.stages.task_scores import clean
+
+
+@dataclass
+class Benchmarks:
+    """What an evaluation asks of benchmarks.
+
+    Attributes:
+        folder: where finished ones are kept.
+        answers: by benchmark that can be asked, the answers it takes.
+        not_asked: the others, with the reason.
+        tasks: the harness's tasks; None where nothing is to be asked.
+    """
+
+    folder: Path
+    answers: dict[str, int] = field(default_factory=dict)
+    not_asked: dict[str, str] = field(default_factory=dict)
+    tasks: Any = None
+
+
+def find_benchmarks(job: StageJob) -> Benchmarks:
+    """Load every benchmark that is not kept yet, and check its settings against its tasks.
+
+    Raises:
+        UserError: a task, version, metric or length does not fit, or the hub cannot be reached.
+    """
+    settings, root = job.config.eval, job.config.data_root
+    found = Benchmarks(job.stage_dir.root / "benchmarks", not_asked=unavailable(settings, root))
+    asked = asked_here(settings, root)
+    if not asked:
+        return found
+    from pipelines.evals import harness
+    from pipelines.evals.benchmarks import task_manager
+    from pipelines.evals.hub_refusal import loaded_or_refused
+
+    longest = read_model_config(job.inputs["model"], "--model").get("max_position_embeddings")
+    check_lengths(asked, settings.max_length or longest)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    found.tasks = task_manager(settings, root, found.folder / f"tasks-{rank}")
+    for name, benchmark in asked.items():
+        done = kept_path(found.folder, name)
+        if done.is_file():
+            found.answers[name] = _num_kept(read_json(done), benchmark)
+            continue
+        loaded, own = loaded_or_refused(name, benchmark, found.tasks, settings, root)
+        if reason := _of_any_rank(own):
+            found.not_asked[name] = reason
+            continue
+        harness.check_fits(name, benchmark, loaded)
+        found.answers[name] = sum(harness.num_answers(benchmark, t) for t in loaded.values())
+    return found
+
+
+def benchmark_scores(
+    job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, tally: Tally
+) -> dict[str, Any]:
+    """Scores by benchmark."""
+    from pipelines.evals import harness
+
+    asked_model: Any = None
+    scores: dict[str, Any] = {}
+    for name, answers in found.answers.items():
+        benchmark, path = job.config.eval.benchmarks[name], kept_path(found.folder, name)
+        if path.is_file():
+            scores[name] = read_json(path)
+            tally.skip(answers)
+            continue
+        if asked_model is None:
+            asked_model = _asked_model(job, model, tokenizer, tally)
+        scores[name] = harness.ask(
+            asked_model, name, benchmark, found.tasks, chat=job.chat,
+            folder=found.folder / path.stem, tally=tally,
+        )  # fmt: skip
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            write_text(path, json.dumps(scores[name]))
+    return _finished(job, scores)
+
+
+def _finished(job: StageJob, scores: dict[str, Any]) -> dict[str, Any]:
+    """Without contaminated questions where these are left out, what was drawn summed up."""
+    benchmarks = job.config.eval.benchmarks
+    if "contamination" in job.inputs:
+        contaminated = contaminated_bits(job.inputs["contamination"])
+        unchecked = scores.keys() - contaminated.keys()
+        if unchecked:
+            raise UserError(
+                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} could not be asked "
+                "when the check ran, and can now. Remove the folder of the check, and run again."
+            )
+        scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
+    return {name: with_sampled(score, benchmarks[name]) for name, score in scores.items()}
+
+
+def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, Any]:
+    """A score as results have it: what was drawn to each question summed up.
+
+    Args:
+        score: `drawn`, if it has it, is for each question the right answers among those drawn and
+            their entropy, or null.
+    """
+    score = dict(score)
+    drawn = [one for one in score.pop("drawn", []) if one is not None]
+    if drawn:
+        entropies = [spread for _, spread in drawn if spread is not None]
+        score["sampled"] = sampled_scores([c for c, _ in drawn], benchmark.samples, entropies)
+        score["sampled_questions"] = len(drawn)
+    return score
+
+
+def _num_kept(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
+    drawn = sum(one is not None for one in score.get("drawn", []))
+    return int(score["questions"]) + benchmark.samples * drawn
+
+
+def _of_any_rank(own: str) -> str:
+    """What the hub told any rank: all ask a benchmark, or none."""
+    reasons = [own]
+    if dist.is_initialized():
+        reasons = [""] * dist.get_world_size()
+        dist.all_gather_object(reasons, own)
+    return next(filter(None, reasons), "")
+
+
+def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
+    """The score of a benchmark on the questions that do not stand in training text."""
+    bits = [int(bit) for bit in score["bits"]]
+    left = clean(name, bits, contaminated)
+    cleaned = {**score, **task_score(left), "left_out": len(bits) - len(left)}
+    cleaned["questions_sha256"] = digest_of([score["questions_sha256"], contaminated])
+    if "drawn" in score:
+        cleaned["drawn"] = clean(name, score["drawn"], contaminated)
+    if "families" in score:
+        start, families = 0, {}
+        for family, whole in score["families"].items():
+            own = range(start, start := start + whole["questions"])
+            kept_bits = [bits[i] for i in own if contaminated[i] == "0"]
+            accuracy = sum(kept_bits) / len(kept_bits) if kept_bits else None
+            families[family] = {"accuracy": accuracy, "questions": len(kept_bits)}
+        cleaned["families"] = families
+    return cleaned
+
+
+def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any:
+    from pipelines.evals import harness
+
+    settings = job.config.eval
+    if settings.backend == "vllm":
+        return harness.vllm_model(
+            job.inputs["model"], precision=settings.precision, max_length=settings.max_length
+        )
+    found = harness.TransformersModel(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length or None,
+    )
+    found.on_share = tally.reached
+    return found

@@ -1,0 +1,154 @@
+"""Tasks of the built-in runner: greedy answers and draws, shared by the ranks and judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+
+from pipelines.data.records import Problem
+from pipelines.errors import UserError
+from pipelines.evals.generation import Decoding, generate_answers
+from pipelines.evals.intervals import digest_of, task_score
+from pipelines.evals.questions import family_of
+from pipelines.evals.sampling import entropy, sampled_scores
+from pipelines.evals.tally import Tally
+from pipelines.rewards import judge_all
+from pipelines.rewards.exact import final_answer, normal_text
+from pipelines.schema import TaskConfig
+from pipelines.stages import StageJob
+from pipelines.stages.chat_records import user
+from pipelines.stages.contamination import contaminated_bits
+
+
+def num_answers(name: str, task: TaskConfig, asked: list[Problem]) -> int:
+    """Greedy and drawn answers to a task's questions."""
+    return len(asked) + task.samples * len(_sampled(task, _families(name, task, asked)))
+
+
+def task_scores(
+    job: StageJob,
+    name: str,
+    asked: list[Problem],
+    model: Any,
+    tokenizer: Any,
+    tally: Tally,
+) -> dict[str, Any]:
+    """Scores by family (or by task), with the bits of all questions in their order."""
+    task = job.config.eval.tasks[name]
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = asked[rank::world]
+    prompts = [prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
+    batch_size = job.config.eval.batch_size
+    decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
+    tally.begin(name, len(asked))
+    answers = generate_answers(
+        model, tokenizer, prompts, decoding, batch_size=batch_size, on_share=tally.reached
+    )
+    found: list[Any] = [(*bit, None, None) for bit in right_answers(task, answers, mine)]
+    families = _families(name, task, asked)
+    if task.samples:
+        numbers = _sampled(task, families)
+        tally.begin(f"{name}, drawn answers", task.samples * len(numbers))
+        places = sorted(i // world for i in numbers if i % world == rank)
+        drawn = generate_answers(
+            model, tokenizer, [prompts[place] for place in places],
+            replace(
+                decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
+            ),
+            batch_size=batch_size, seeds=[rank + place * world for place in places],
+            on_share=tally.reached,
+        )  # fmt: skip
+        right = right_answers(task, drawn, [mine[place] for place in places])
+        for place, correct, given in zip(places, right, drawn, strict=True):
+            found[place] = (found[place][0], sum(correct), _answer_entropy(given))
+    gathered = [found]
+    if world > 1:
+        gathered = [[] for _ in range(world)]
+        dist.all_gather_object(gathered, found)
+    rows = {
+        family: [(asked[i], *gathered[i % world][i // world]) for i in own]
+        for family, own in families.items()
+    }
+    return _scores(job, task, rows)
+
+
+def clean(name: str, rows: list[Any], contaminated: str) -> list[Any]:
+    """What belongs to questions that do not stand in training text.
+
+    Args:
+        rows: one for each question of a task or family.
+        contaminated: 1 for each question that does, else 0.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = [row for row, found in zip(rows, contaminated, strict=True) if found == "0"]
+    if not kept:
+        raise UserError(
+            f"every question of {name} stands in training text, so none is left to score. Set "
+            "eval.contamination=report, or take the task or the source out."
+        )
+    return kept
+
+
+def _families(name: str, task: TaskConfig, asked: list[Problem]) -> dict[str, list[int]]:
+    """The numbers of the questions of each family."""
+    families: dict[str, list[int]] = {}
+    for i, problem in enumerate(asked):
+        families.setdefault(family_of(problem, name, task), []).append(i)
+    return families
+
+
+def _sampled(task: TaskConfig, families: dict[str, list[int]]) -> list[int]:
+    """The numbers of the questions that answers are drawn to."""
+    return [i for own in families.values() for i in own[: task.sampled_questions or None]]
+
+
+def _scores(job: StageJob, task: TaskConfig, rows: dict[str, list[Any]]) -> dict[str, Any]:
+    if "contamination" not in job.inputs:
+        return {family: _score(own, task) for family, own in rows.items()}
+    contaminated = contaminated_bits(job.inputs["contamination"])
+    scores = {}
+    for family, own in rows.items():
+        left = clean(family, own, contaminated[family])
+        scores[family] = {**_score(left, task), "left_out": len(own) - len(left)}
+    return scores
+
+
+def right_answers(
+    task: TaskConfig, answers: list[list[str]], asked: list[Problem]
+) -> list[list[int]]:
+    """1 for each right answer, else 0, in the shape of the answers."""
+    judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
+    bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
+    return [[next(bits) for _ in given] for given in answers]
+
+
+def _answer_entropy(answers: list[str]) -> float:
+    """Of the final answers, as the `exact` reward reads them: the way to one does not count."""
+    return entropy([normal_text(final_answer(answer)[0]) for answer in answers])
+
+
+def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
+    score = task_score([bit for _, bit, _, _ in rows])
+    score["questions_sha256"] = digest_of(f"{p.prompt}\n{p.answer}" for p, *_ in rows)
+    drawn = [(correct, spread) for _, _, correct, spread in rows if correct is not None]
+    if drawn:
+        correct, entropies = (list(column) for column in zip(*drawn, strict=True))
+        score["sampled"] = sampled_scores(correct, task.samples, entropies)
+        score["sampled_questions"] = len(drawn)
+    return score
+
+
+def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens of a question, through the chat template or through the task's own."""
+    if chat:
+        text = tokenizer.apply_chat_template(
+            user(prompt), tokenize=False, add_generation_prompt=True
+        )
+    else:
+        text = task.base_template.replace("{prompt}", prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
+    return ids

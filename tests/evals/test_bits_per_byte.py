@@ -1,0 +1,82 @@
+"""Bits per byte with its interval over blocks of documents, and the paired difference."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.evals.bits_per_byte import MAX_BLOCKS, bits_per_byte, blocks
+from pipelines.evals.intervals import bits_difference, ratio_interval
+
+
+class Letters:
+    """One token for each letter; a capital costs two bits, others one."""
+
+    eos_token_id = pad_token_id = 0
+    device = "cpu"
+
+    def __call__(self, text: str = "", **kwargs: Any) -> Any:
+        if "shift_labels" in kwargs:
+            labels = kwargs["shift_labels"]
+            nll = torch.where(labels < 91, 2.0, 1.0) * math.log(2)
+            return {"nll": torch.where(labels == -100, 0.0, nll)}
+        return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+
+
+def measured(texts: list[str], max_tokens: int = 1000) -> dict[str, Any]:
+    letters: Any = Letters()
+    return bits_per_byte(
+        letters, letters, texts, context_length=4, max_tokens=max_tokens, batch_size=2
+    )
+
+
+def test_by_hand() -> None:
+    found = measured(["abcdef", "ABCDE", "ab"])
+    assert found["bits_per_byte"] == pytest.approx((6 + 10 + 2) / 13)
+    assert (found["tokens"], found["bytes"]) == (13, 13)
+    assert found["blocks"]["bytes"] == [6, 5, 2]
+    assert found["blocks"]["nll"] == pytest.approx([x * math.log(2) for x in (6, 10, 2)])
+    half = ratio_interval([6, 10, 2], [6, 5, 2])[1]
+    assert found["half_interval"] == pytest.approx(half)
+    assert measured(["abc"])["half_interval"] is None
+
+
+def test_documents_go_into_blocks_that_follow_each_other() -> None:
+    assert blocks(3) == [0, 1, 2]
+    many = blocks(1001)
+    assert many == sorted(many) and len(set(many)) == MAX_BLOCKS
+    sizes = [many.count(block) for block in range(MAX_BLOCKS)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_difference_pairs_blocks() -> None:
+    first = measured([c * 4 for c in "abcdef"])["blocks"]
+    second = first | {"nll": [x + 4 * 0.1 * math.log(2) for x in first["nll"]]}
+    assert bits_difference(first, second) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-9))
+    assert bits_difference(first, measured(["abcd"])["blocks"]) is None
+    assert bits_difference(first, {}) is None
+    other = measured([c * 4 for c in "abcdeg"])["blocks"]
+    assert other["bytes"] == first["bytes"] and bits_difference(first, other) is None
+
+
+def test_the_report_shows_interval_and_difference() -> None:
+    from pipelines.report.scores import _bits
+    from pipelines.summary import Column
+
+    texts = ["abcdef", "ABCDE", "ab"]
+    plain = measured(texts)
+    nll = [x - size * 0.1 * math.log(2) for x, size in zip(
+        plain["blocks"]["nll"], plain["blocks"]["bytes"], strict=True)]  # fmt: skip
+    models = [
+        Column(title, title, {"bits_per_byte": {"web": plain},
+                              "heldout_blocks": {"web": plain["blocks"] | {"nll": own}}})
+        for title, own in (("base", nll), ("mid-0", plain["blocks"]["nll"]), ("mid-1", nll))
+    ]  # fmt: skip
+    cells = [_bits(model, "web", models) for model in models]
+    alone = f"± {plain['half_interval']:.3f}"
+    assert [cell.text for cell in cells] == ["1.385"] * 3
+    assert [cell.interval for cell in cells] == [alone, alone, f"{alone}; -0.100 ± 0.000 to mid-0"]
