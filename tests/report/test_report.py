@@ -100,8 +100,8 @@ def test_every_pair_of_models_has_its_difference(tmp_path: Path) -> None:
     assert table.columns == ["", "eval", "eval-b"]
     (row,) = table.rows
     assert [cell.text for cell in row] == ["eval-b", "+25.0", "\N{EN DASH}"]
-    # One of four questions turned right: a draw is Binomial(4, 1 / 4) / 4, its ends 0 and 3 / 4; with an
-    # unseen pair sqrt(37.5^2 + 49^2).
+    # One of four questions turned right: a draw is Binomial(4, 1 / 4) / 4, its ends 0 and 3 / 4;
+    # with an unseen pair sqrt(37.5^2 + 49^2).
     assert row[1].interval == "\N{PLUS-MINUS SIGN} 61.7"
     notes = [block.text for block in sections(run)["scores"].blocks if isinstance(block, Text)]
     assert "over different questions" in notes[0] and "eval-c: 5 questions of 1 task" in notes[0]
