@@ -15,7 +15,10 @@ from pipelines.markers import read_marker
 MARKER = "complete.json"
 START_TYPE = np.dtype(np.uint64)
 SOURCE_TYPE = np.dtype(np.uint16)
-_TYPES = {"context_length": int, "num_sequences": int, "dtype": str, "sources": dict, "files": dict}
+_TYPES = {
+    "stream": str, "context_length": int, "num_sequences": int, "dtype": str, "sources": dict,
+    "files": dict,
+}  # fmt: skip
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -46,6 +49,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         facts: the content of `complete.json`: counts of tokens and documents, epochs and share of
             each source, sizes and SHA-256 of the files.
         fingerprint: name of the set.
+        stream: what it shares with longer and shorter sets that begin with the same sequences.
         with_documents: whether batches carry `documents`.
     """
 
@@ -56,6 +60,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         self.document_mask = document_mask
         self.facts: dict[str, Any] = read_facts(self.folder)
         self.fingerprint = self.folder.name
+        self.stream: str = self.facts["stream"]
         self.context_length: int = self.facts["context_length"]
         self.source_names: list[str] = list(self.facts["sources"])
         shape = (self.facts["num_sequences"], self.context_length)

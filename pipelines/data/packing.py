@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,15 +97,10 @@ def pack(
         UserError: a source that cannot be read or has no text.
     """
     live = {name: source for name, source in sources.items() if source.weight > 0}
-    fingerprint = packing_fingerprint(
-        live,
-        tokenizer,
-        context_length=context_length,
-        num_tokens=num_tokens,
-        seed=seed,
-        data_sha256=data_sha256,
+    stream = stream_fingerprint(
+        live, tokenizer, context_length=context_length, seed=seed, data_sha256=data_sha256
     )
-    folder = Path(out_dir) / fingerprint
+    folder = Path(out_dir) / packing_fingerprint(stream, context_length, num_tokens)
     if verify:
         _drop_damaged(folder)
     if not _is_complete(folder):
@@ -114,7 +109,7 @@ def pack(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
         try:
-            writer = _Writer(temporary, tokenizer, context_length, num_tokens, list(live))
+            writer = _Writer(temporary, tokenizer, stream, context_length, num_tokens, list(live))
             streams = document_streams(live, data_root, seed)
             require_space(folder.parent, writer.total * writer.dtype.itemsize, "the packed data")
             writer.write(streams, {name: source.weight for name, source in live.items()})
@@ -125,16 +120,20 @@ def pack(
     return PackedDataset(folder, document_mask=document_mask)
 
 
-def packing_fingerprint(
+def packing_fingerprint(stream: str, context_length: int, num_tokens: int) -> str:
+    """Name of a packed set: of its stream, and of how much of it is packed."""
+    return _digest([stream, -(-num_tokens // context_length)])
+
+
+def stream_fingerprint(
     sources: Mapping[str, SourceConfig],
     tokenizer: PreTrainedTokenizerBase,
     *,
     context_length: int,
-    num_tokens: int,
     seed: int,
     data_sha256: Mapping[str, str],
 ) -> str:
-    """Name of a packed set: everything that decides its tokens.
+    """Everything that decides the sequences of packed sets, of which a longer one only has more.
 
     The document mask is left out: it changes positions and targets, which are made on reading.
     """
@@ -149,10 +148,13 @@ def packing_fingerprint(
         "sources": described,
         "tokenizer": encoding_fingerprint(tokenizer),
         "context_length": context_length,
-        "num_sequences": -(-num_tokens // context_length),
         "seed": seed,
     }
-    text = json.dumps(everything, sort_keys=True)
+    return _digest(everything)
+
+
+def _digest(values: Any) -> str:
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -173,12 +175,14 @@ class _Writer:
         self,
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
+        stream: str,
         context_length: int,
         num_tokens: int,
         names: list[str],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
+        self.stream = stream
         self.context_length = context_length
         self.total = -(-num_tokens // context_length) * context_length
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
@@ -258,6 +262,7 @@ class _Writer:
         }
         facts = {
             "packing_version": PACKING_VERSION,
+            "stream": self.stream,
             "context_length": self.context_length,
             "num_sequences": self.total // self.context_length,
             "dtype": self.dtype.name,

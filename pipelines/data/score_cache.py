@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from pipelines.run_dir import fsync_dir, read_json, remove_parts, write_json
 
 SCORE_VERSION = 1
 _MARKER = "complete.json"
-_TYPES = {"key": dict, "shard_sequences": int, "files": dict}
+_TYPES = {
+    "key": dict, "stream": str, "num_sequences": int, "shard_sequences": int, "files": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,21 @@ class ScoreCache:
 
     Args:
         scores_dir: folder of all sets.
-        num_sequences: of the packed set.
+        stream, num_sequences: of the packed set.
         shard_sequences: sequences to a file; a complete set keeps the number it was made with.
     """
 
     def __init__(
-        self, scores_dir: Path, key: ScoreKey, num_sequences: int, shard_sequences: int = 1024
+        self,
+        scores_dir: Path,
+        key: ScoreKey,
+        stream: str,
+        num_sequences: int,
+        shard_sequences: int = 1024,
     ) -> None:
         self.folder = scores_dir / key.fingerprint
         self.key = key
+        self.stream = stream
         self.num_sequences = num_sequences
         if self.is_complete():
             # `drop_damaged` names a damaged one, and removes it with all shards.
@@ -144,7 +152,13 @@ class ScoreCache:
         fail_point("before the marker of scores")
         write_marker(
             self.folder / _MARKER,
-            {"key": asdict(self.key), "shard_sequences": self.shard_sequences, "files": files},
+            {
+                "key": asdict(self.key),
+                "stream": self.stream,
+                "num_sequences": self.num_sequences,
+                "shard_sequences": self.shard_sequences,
+                "files": files,
+            },
         )
         for path in self.folder.glob("sequences-*"):
             if path.name not in files:
@@ -166,23 +180,28 @@ class ScoreCache:
             raise DamagedFile(f"{path} is damaged: it is of other scores.")
         return marker
 
-    def drop_damaged(self) -> list[str]:
-        """Remove the marker and the shards that differ from it; their names.
-
-        A marker that is damaged itself says of no shard whether it is whole: all go.
-        """
+    def damaged(self) -> list[str]:
+        """Names of the shards that differ from the marker of a complete set, or the marker's."""
         if not self.is_complete():
             return []
         try:
             files: dict[str, Any] = self._marker()["files"]
         except DamagedFile:
+            return [_MARKER]
+        return [name for name, facts in files.items() if _facts(self.folder / name) != facts]
+
+    def drop_damaged(self) -> list[str]:
+        """Remove the marker and the shards that differ from it; their names.
+
+        A marker that is damaged itself says of no shard whether it is whole: all go.
+        """
+        bad = self.damaged()
+        if bad == [_MARKER]:
             for path in self.folder.glob("sequences-*"):
                 path.unlink(missing_ok=True)
             (self.folder / _MARKER).unlink(missing_ok=True)
-            return [_MARKER]
-        bad = [name for name, facts in files.items() if _facts(self.folder / name) != facts]
-        if bad:
-            for name, facts in files.items():
+        elif bad:
+            for name, facts in self._marker()["files"].items():
                 if name in bad:
                     (self.folder / name).unlink(missing_ok=True)
                 else:
@@ -210,14 +229,39 @@ def _facts(path: Path) -> dict[str, Any] | None:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def open_scores(scores_dir: Path, key: ScoreKey, num_sequences: int, whose: str) -> ScoreCache:
-    """The complete set of scores of `key`.
+def longer_scores(
+    scores_dir: Path, key: ScoreKey, stream: str, num_sequences: int
+) -> ScoreCache | None:
+    """A whole set by the same model whose first sequences are those of `key`; None without one.
+
+    MiniPLM's pool is twice as long as what is trained on, and begins with it.
+    """
+    for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
+        try:
+            found = read_marker(marker, _TYPES)
+        except DamagedFile:
+            # Of another set, whose own stage names it.
+            continue
+        same = found["key"] | {"data": key.data} == asdict(key) and found["stream"] == stream
+        if same and found["num_sequences"] > num_sequences:
+            longer = ScoreCache(
+                scores_dir, replace(key, data=found["key"]["data"]), stream, found["num_sequences"]
+            )
+            if not longer.damaged():
+                return longer
+    return None
+
+
+def open_scores(
+    scores_dir: Path, key: ScoreKey, stream: str, num_sequences: int, whose: str
+) -> ScoreCache:
+    """The complete set of scores of `key`, or a longer one that begins with it.
 
     Raises:
         UserError: there is none, or a shard is damaged; the message names what differs from the
             nearest set that is there.
     """
-    cache = ScoreCache(scores_dir, key, num_sequences)
+    cache = ScoreCache(scores_dir, key, stream, num_sequences)
     damaged = cache.drop_damaged()
     if damaged:
         raise UserError(
@@ -226,6 +270,8 @@ def open_scores(scores_dir: Path, key: ScoreKey, num_sequences: int, whose: str)
         )
     if cache.is_complete():
         return cache
+    if longer := longer_scores(scores_dir, key, stream, num_sequences):
+        return longer
     wanted = asdict(key)
     nearest: list[str] = []
     for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):

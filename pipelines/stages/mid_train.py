@@ -94,7 +94,9 @@ def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tu
 
     def scores_of(role: str) -> ScoreCache:
         key = score_key(job, role, packed_set, num_tokens)
-        return open_scores(job.run.scores, key, len(packed_set), str(job.inputs[role]))
+        return open_scores(
+            job.run.scores, key, packed_set.stream, len(packed_set), str(job.inputs[role])
+        )
 
     if job.config.mid_train.objective == "miniplm":
         small = scores_of("small" if "small" in job.inputs else "base")

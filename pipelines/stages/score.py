@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.batches import in_batches
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.score_cache import ScoreCache, ScoreKey
+from pipelines.data.score_cache import ScoreCache, ScoreKey, longer_scores
 from pipelines.data.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.schema import Config, pool_factor
@@ -41,7 +41,14 @@ def run(job: StageJob) -> dict[str, Any]:
         job, "mid_train", config.mid_train, tokenizer, factor=pool_factor(config.mid_train)
     )
     key = score_key(job, "model", dataset, len(tokenizer))
-    cache = ScoreCache(job.run.scores, key, len(dataset), config.score.shard_sequences)
+    cache = ScoreCache(
+        job.run.scores, key, dataset.stream, len(dataset), config.score.shard_sequences
+    )
+    if not cache.is_complete():
+        cache = longer_scores(job.run.scores, key, dataset.stream, len(dataset)) or cache
+    if world > 1:
+        # All ranks look before one writes.
+        dist.barrier()
     if rank == 0:
         for name in cache.drop_damaged():
             print(f"{cache.folder / name} was damaged: it is scored again", flush=True)

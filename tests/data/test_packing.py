@@ -49,6 +49,17 @@ def one_document(tmp_path: Path) -> tuple[Path, dict[str, SourceConfig]]:
     return tmp_path, {"a": SourceConfig(path="a.jsonl"), "b": SourceConfig(path="b.jsonl")}
 
 
+def test_a_longer_set_begins_with_a_shorter_one(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ["abcde", "cab", "bad", "deed"] * 3)
+    write(tmp_path / "b.jsonl", ["a", "ace"])
+    sources = {"a": SourceConfig(path="a.jsonl", weight=3.0), "b": SourceConfig(path="b.jsonl")}
+    short, long = (packed(tmp_path, sources, number) for number in (100, 1000))
+    assert stream(long)[:100] == stream(short)
+    assert short.stream == long.stream and short.fingerprint != long.fingerprint
+    others = [packed(tmp_path, sources, 100, seed=1), packed(tmp_path, {"a": sources["a"]}, 100)]
+    assert {short.stream}.isdisjoint(other.stream for other in others)
+
+
 def test_by_hand(one_document: tuple[Path, dict[str, SourceConfig]]) -> None:
     root, sources = one_document
     dataset = packed(root, sources, 15)

@@ -129,7 +129,7 @@ def test_what_killed_writes_left_is_gone_with_the_next_start(tmp_path: Path) -> 
 
 
 def cache_of(folder: Path) -> ScoreCache:
-    return ScoreCache(folder, KEY, 4, shard_sequences=2)
+    return ScoreCache(folder, KEY, "stream", 4, shard_sequences=2)
 
 
 def test_a_score_shard_cut_short_is_none(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_score_shard_cut_short_is_none(tmp_path: Path) -> None:
     killed_at("before the marker of scores", cache.finish)
     assert not cache.is_complete() and cache.has(0) and cache.has(1)
     cache.finish()
-    opened = open_scores(tmp_path, KEY, 4, "ref")
+    opened = open_scores(tmp_path, KEY, "stream", 4, "ref")
     assert opened[3].tolist() == (ROWS + 1)[1].tolist()
     assert sorted(p.name for p in cache.folder.iterdir()) == [
         "complete.json", "sequences-000000000-000000002.npy", "sequences-000000002-000000004.npy",
@@ -151,14 +151,31 @@ def test_a_score_shard_cut_short_is_none(tmp_path: Path) -> None:
 def test_shards_of_another_size_go_when_the_scoring_is_finished(tmp_path: Path) -> None:
     cut_short = cache_of(tmp_path)
     cut_short.write(0, ROWS)
-    resumed = ScoreCache(tmp_path, KEY, 4, shard_sequences=4)
+    resumed = ScoreCache(tmp_path, KEY, "stream", 4, shard_sequences=4)
     resumed.write(0, np.concatenate([ROWS, ROWS + 1]))
     assert cut_short.path(0).is_file()
     resumed.finish()
     assert sorted(p.name for p in resumed.folder.iterdir()) == [
         "complete.json", "sequences-000000000-000000004.npy",
     ]  # fmt: skip
-    assert open_scores(tmp_path, KEY, 4, "ref")[3].tolist() == (ROWS + 1)[1].tolist()
+    assert open_scores(tmp_path, KEY, "stream", 4, "ref")[3].tolist() == (ROWS + 1)[1].tolist()
+
+
+def test_a_longer_set_of_the_same_stream_serves_a_shorter_one(tmp_path: Path) -> None:
+    long = cache_of(tmp_path)
+    for shard in (0, 1):
+        long.write(shard, ROWS + shard)
+    long.finish()
+    short = replace(KEY, data="its beginning")
+    assert open_scores(tmp_path, short, "stream", 3, "ref")[2].tolist() == (ROWS + 1)[0].tolist()
+    for key, stream, number in (
+        (short, "another stream", 3), (short, "stream", 5), (replace(short, model="m"), "stream", 3)
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="no scores of ref"):
+            open_scores(tmp_path, key, stream, number, "ref")
+    flip_a_bit(long.path(0))
+    with pytest.raises(UserError, match="no scores of ref"):
+        open_scores(tmp_path, short, "stream", 3, "ref")
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
@@ -174,12 +191,12 @@ def test_a_damaged_score_shard_is_named_and_made_again(
     damage(cache.path(1))
     if finished:
         with pytest.raises(UserError, match=cache.path(1).name):
-            open_scores(tmp_path, KEY, 4, "ref")
+            open_scores(tmp_path, KEY, "stream", 4, "ref")
     again = cache_of(tmp_path)
     assert (again.has(0), again.has(1)) == (True, False)
     again.write(1, ROWS)
     again.finish()
-    assert open_scores(tmp_path, KEY, 4, "ref")[2].tolist() == ROWS[0].tolist()
+    assert open_scores(tmp_path, KEY, "stream", 4, "ref")[2].tolist() == ROWS[0].tolist()
 
 
 def truncate(path: Path) -> None:
@@ -208,9 +225,9 @@ def test_a_damaged_marker_of_scores_is_named_and_all_made_again(
     damage(marker)
     # Another set beside it is no reason to fail.
     with pytest.raises(UserError, match="no scores of ref"):
-        open_scores(tmp_path, replace(KEY, model="other"), 4, "ref")
+        open_scores(tmp_path, replace(KEY, model="other"), "stream", 4, "ref")
     with pytest.raises(UserError, match=r"complete\.json .* was removed.*scored anew"):
-        open_scores(tmp_path, KEY, 4, "ref")
+        open_scores(tmp_path, KEY, "stream", 4, "ref")
     damage_again = cache_of(tmp_path)
     for shard in (0, 1):
         assert not damage_again.has(shard)
@@ -223,7 +240,7 @@ def test_a_damaged_marker_of_scores_is_named_and_all_made_again(
     for shard in (0, 1):
         again.write(shard, ROWS)
     again.finish()
-    assert open_scores(tmp_path, KEY, 4, "ref")[2].tolist() == ROWS[0].tolist()
+    assert open_scores(tmp_path, KEY, "stream", 4, "ref")[2].tolist() == ROWS[0].tolist()
 
 
 @pytest.mark.parametrize("damage", [None, truncate, flip_a_bit, Path.unlink])

@@ -103,7 +103,7 @@ def test_scores_of_another_kind_are_refused_by_name(
     key = json.loads((scores / "complete.json").read_text())["key"]
     with pytest.raises(UserError, match="document_mask: True there, False here"):
         open_scores(
-            scores.parent, ScoreKey(**(key | {"document_mask": False})), 32, "the reference"
+            scores.parent, ScoreKey(**(key | {"document_mask": False})), "", 32, "the reference"
         )
 
 
@@ -135,6 +135,21 @@ def test_miniplm_trains_on_half_of_a_pool(mid_train: MidTrain, run_dir: Path) ->
     assert found["tokens"] == STEPS * 8 * 128
     plain = logged(mid_train("ntp", ref=None), "loss")
     assert logged(stage, "loss") != plain, "other sequences"
+
+
+def test_a_pool_that_is_scored_serves_the_arms_that_train_on_its_beginning(
+    mid_train: MidTrain, run_dir: Path
+) -> None:
+    # Another seed, of whose sequences nothing is scored yet.
+    mid_train("pool", "mid_train.objective=miniplm", "seed=5")
+    pool = result(run_dir / "mid-train-pool-score")
+    cached = mid_train("of-pool", "mid_train.reference=cached", "seed=5")
+    found = result(run_dir / "mid-train-of-pool-score")
+    assert found["scores"] == pool["scores"] and "tokens_per_second" not in found
+    assert found["tokens"] == pool["tokens"] // 2
+    inline = mid_train("beside-pool", "seed=5")
+    for one, other in zip(*(logged(s, "loss", "d_mean") for s in (inline, cached)), strict=True):
+        assert other == pytest.approx(one, abs=2e-3)
 
 
 EXACT = {
