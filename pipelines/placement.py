@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pipelines import slurm
 from pipelines.errors import UserError
-from pipelines.process import free_port, num_cores, num_gpus
+from pipelines.process import free_port, num_cores, num_gpus, this_process
 from pipelines.run_dir import StageDir, write_json
 from pipelines.schema import Config, LaunchConfig, StageSettings
 from pipelines.schema.launch import STAGE_KINDS
@@ -230,6 +230,7 @@ def write_orders(
         "env": kept,
         "meeting": meeting,
         "prologue": launch.prologue,
+        "command": this_process(),
     }
     # It may hold tokens of a hub or a tracker.
     write_json(stage_dir.orders, orders, mode=SECRET_MODE)

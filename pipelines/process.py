@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
@@ -45,6 +48,39 @@ def is_orphan() -> bool:
         return True
     except PermissionError:
         return False
+
+
+def this_process() -> dict[str, Any]:
+    """What `die_with_command` needs of a command, for ranks that are no children of it."""
+    return {"pid": os.getpid(), "where": _where()}
+
+
+def die_with_command(command: dict[str, Any]) -> None:
+    """End this process when a command on the same machine has ended, whatever lies between them.
+
+    DeepSpeed's runner starts a launcher that outlives it. A command on another machine cannot be
+    seen from here: its ranks there end this one's collectives.
+    """
+    if command["where"] != _where():
+        return
+
+    def wait() -> None:
+        try:
+            descriptor = os.pidfd_open(command["pid"])
+        except ProcessLookupError:
+            pass
+        else:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="command", daemon=True).start()
+
+
+def _where() -> list[Any]:
+    """The machine, and what of it has the same process ids."""
+    return [socket.gethostname(), os.stat("/proc/self/ns/pid").st_ino]
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ right before that is loaded.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -49,7 +50,8 @@ def read_orders(
     while True:
         found = ""
         if stage_dir.orders.is_file():
-            orders = read_json(stage_dir.orders, needs=("token", "env", "meeting", "prologue"))
+            needs = ("token", "env", "meeting", "prologue", "command")
+            orders = read_json(stage_dir.orders, needs=needs)
             if orders["token"] == token:
                 return orders
             found = ", only one of another start"
@@ -85,6 +87,7 @@ def main() -> None:
         print(f"error: {error}", flush=True)
         sys.exit(WRONG_INPUT_CODE)
     worker = [sys.executable, "-u", "-m", "pipelines.worker", str(stage_dir.root)]
+    worker.append(json.dumps(orders["command"]))
     command = with_prologue(worker, orders["prologue"])
     os.execvpe(command[0], command, os.environ)
 

@@ -6,6 +6,7 @@ Reads the stage's `config.yaml` and nothing else; the main rank writes `result.j
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from pipelines.config import from_dict
 from pipelines.disk import explains_failed_writes
 from pipelines.errors import WRONG_INPUT_CODE, Stopped, UserError
 from pipelines.fail_points import fail_point
-from pipelines.process import die_with_parent
+from pipelines.process import die_with_command, die_with_parent
 from pipelines.run_dir import RunDir, StageDir, hold_as_rank, write_json
 from pipelines.saved_state import package_versions
 from pipelines.stages import MODULES, StageJob
@@ -94,6 +95,8 @@ def run_rank(stage_dir: StageDir) -> int:
 def main() -> None:
     unblock_signals()
     die_with_parent()
+    if len(sys.argv) > 2:
+        die_with_command(json.loads(sys.argv[2]))
     sys.exit(run_rank(StageDir(Path(sys.argv[1]))))
 
 

@@ -8,10 +8,12 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from held_files import holders
 
 from pipelines import config as recipes
 from pipelines import slurm
@@ -129,6 +131,33 @@ def test_two_launcher_nodes_make_what_one_makes(
     assert weights(run) == weights(one_node)
     events = [json.loads(line)["event"] for line in (run / "ledger.jsonl").open()]
     assert events == ["start", "finish"]
+
+
+def test_ranks_below_a_launcher_that_outlives_the_command_end_with_it(
+    cli_env: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    hostfile, run = tmp_path / "hosts.txt", tmp_path / "run"
+    hostfile.write_text("localhost slots=1\n")
+    runner = f"--no_ssh,--node_rank=0,--master_addr=127.0.0.1,--master_port={free_port()}"
+    words = mid_train(tiny_model, run, "--hostfile", hostfile, f"launch.runner_args=[{runner}]",
+                      "mid_train.tokens=4_000_000")  # fmt: skip
+    command = subprocess.Popen(
+        [sys.executable, "-m", "remit_cli", *map(str, words)],
+        env=cli_env | {"GLOO_SOCKET_IFNAME": "lo"}, cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    metrics, deadline = run / "mid-train" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and '"loss"' in metrics.read_text()):
+        assert command.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    # The runner, the launcher, the rank.
+    assert len(holders(run)) >= 3
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 30
+    while left := holders(run):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_a_machine_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
