@@ -164,7 +164,7 @@ def test_equals_a_naive_loop(prompts: list[str], texts: list[str], n: int) -> No
 
 
 def test_what_is_left_out_of_a_score() -> None:
-    from pipelines.stages.evaluate import clean
+    from pipelines.stages.task_scores import clean
 
     assert clean("task", ["a", "b", "c", "d", "e"], "10010") == ["b", "c", "e"]
     with pytest.raises(UserError, match="every question of task"):
