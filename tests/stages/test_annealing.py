@@ -55,5 +55,6 @@ def test_scores_of_given_answers(monkeypatch: pytest.MonkeyPatch, tiny_model: Pa
     # Wilson's interval of 1 in 10.
     assert others[0]["interval"] == pytest.approx((0.0179, 0.4042), abs=1e-4)
     assert found["average"] == pytest.approx(0.19)
-    # 1.96 sqrt(9 * 0.1 * 0.9 / 10) / 10.
-    assert found["average_half_interval"] == pytest.approx(0.0558, abs=1e-4)
+    # With two answers more of each kind: p = 3 / 14 in nine families and 12 / 14 in one,
+    # 1.96 sqrt((9 * 3 * 11 + 12 * 2) / 14^3) / 10.
+    assert found["average_half_interval"] == pytest.approx(0.0670, abs=1e-4)
