@@ -163,14 +163,14 @@ def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, A
 
 
 def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any:
-    from pipelines.evals import harness
+    from pipelines.evals.harness_models import TransformersModel, vllm_model
 
     settings = job.config.eval
     if settings.backend == "vllm":
-        return harness.vllm_model(
+        return vllm_model(
             job.inputs["model"], precision=settings.precision, max_length=settings.max_length
         )
-    found = harness.TransformersModel(
+    found = TransformersModel(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=settings.batch_size,

@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
 from pipelines import config
 from pipelines.errors import UserError
-from pipelines.evals import harness
+from pipelines.evals import harness_models
 from pipelines.evals.benchmarks import files_sha256
 from tests.evals.gold_answers import Benchmarks, Gold, Nothing, paper10
 
@@ -339,7 +339,7 @@ def test_cli_refuses_an_answer_longer_than_the_model(
 def test_nothing_fits_in_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    class Small(harness.SharedRequests):
+    class Small(harness_models.SharedRequests):
         batch_size_per_gpu = 16
         seen: list[int] = []  # noqa: RUF012
 
@@ -383,7 +383,7 @@ def test_what_a_model_says_of_generation_changes_no_answer_of_a_benchmark(tiny_m
     def answers(**steered: Any) -> tuple[list[str], Any]:
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         model.generation_config.update(**steered)
-        asked = harness.TransformersModel(
+        asked = harness_models.TransformersModel(
             pretrained=model, tokenizer=AutoTokenizer.from_pretrained(tiny_model), batch_size=1
         )
         settings = {"until": ["never"], "do_sample": False, "max_gen_toks": 8}
