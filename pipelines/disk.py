@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import shutil
@@ -16,6 +17,8 @@ from pipelines.run_dir import StageDir
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What libraries make of the error numbers: safetensors and torch raise errors of their own.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed")
+# Of a log.
+A_FEW_LINES = 65_536
 READ_ONLY_WORDS = ("Read-only file system",)
 
 
@@ -53,18 +56,27 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__ or at.__context__
 
 
+def _full(folder: Path, words: str) -> str:
+    free = free_bytes(folder)
+    return (
+        f"a write to {folder} failed, and its disk has {free} bytes ({quantity(free)}B) free "
+        f"({words}). `remit plan` says how many bytes each stage needs. Make room and run the same "
+        "command again: it goes on from what is complete."
+    )
+
+
+def shortage(folder: Path) -> str:
+    """What to say of a disk so full that the log did not take it; empty where there is room."""
+    return _full(folder, "nor did the log take more") if free_bytes(folder) < A_FEW_LINES else ""
+
+
 def explained(error: BaseException, folder: Path) -> UserError | None:
     """What a failed write means for the user; None for an error of another kind."""
     for cause in _causes(error):
         number = cause.errno if isinstance(cause, OSError) else None
         words = str(cause)
         if number in FULL or any(text in words for text in FULL_WORDS):
-            free = free_bytes(folder)
-            return UserError(
-                f"a write to {folder} failed, and its disk has {free} bytes ({quantity(free)}B) "
-                f"free ({words.splitlines()[0]}). `remit plan` says how many bytes each stage "
-                "needs. Make room and run the same command again: it goes on from what is complete."
-            )
+            return UserError(_full(folder, words.splitlines()[0]))
         if number == errno.EROFS or any(text in words for text in READ_ONLY_WORDS):
             return UserError(
                 f"{folder} cannot be written: its file system is read-only "
@@ -87,7 +99,9 @@ def explains_failed_writes(work: Callable[[StageDir], None]) -> Callable[[StageD
             why = explained(error, stage_dir.root)
             if why is None:
                 raise
-            traceback.print_exc()
+            # A full disk may not take the log either.
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             raise why from error
 
     return explaining

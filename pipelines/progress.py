@@ -115,6 +115,20 @@ def finite_number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def last_error(log: Path) -> str:
+    """The last line of a log that says what was wrong; empty without one, or where it is cut off.
+
+    A full disk takes half a line of it.
+    """
+    lines = tail(log, lines=200).splitlines()
+    with open(log, "rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 1))
+        if stream.read(1) != b"\n":
+            lines = lines[:-1]
+    said = [line for line in lines if line.startswith("error: ")]
+    return said[-1].removeprefix("error: ") if said else ""
+
+
 def tail(path: Path, lines: int = 15, since: int = 0) -> str:
     """The last lines of a log, of what was written after its first `since` bytes."""
     if not path.is_file():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import launch, ledger, memory
+from pipelines import disk, launch, ledger, memory
 from pipelines.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
 from pipelines.config import override_keys, resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
@@ -27,7 +27,7 @@ from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
 from pipelines.markers import read_marker
 from pipelines.process import num_gpus
-from pipelines.progress import tail
+from pipelines.progress import last_error, tail
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_yaml
 from pipelines.saved_state import made_with
 from pipelines.schema import Config
@@ -214,12 +214,10 @@ class Runner:
                 self.run.ledger, "fail", stage.name, exit_code=ended.returncode,
                 seconds=wall_seconds, **({"reason": reason} if reason else {}),
             )  # fmt: skip
-            if ended.returncode == WRONG_INPUT_CODE:
-                lines = tail(stage_dir.log, lines=200).splitlines()
-                said = [line for line in lines if line.startswith("error: ")]
-                # Another program may end with this code too.
-                if said:
-                    raise UserError(f"{stage.name}: {said[-1].removeprefix('error: ')}")
+            said = last_error(stage_dir.log) or disk.shortage(stage_dir.root)
+            # Another program may end with this code too.
+            if ended.returncode == WRONG_INPUT_CODE and said:
+                raise UserError(f"{stage.name}: {said}")
             raise StageFailed(
                 stage.name, str(stage_dir.log), tail(stage_dir.log), ended.returncode, reason
             )

@@ -5,6 +5,7 @@ Reads the stage's `config.yaml` and nothing else; the main rank writes `result.j
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -87,7 +88,9 @@ def run_rank(stage_dir: StageDir) -> int:
             print(stopped, flush=True)
             write_stopped(stage_dir, stopped)
     except UserError as error:
-        print(f"error: {error}", flush=True)
+        # Where the disk is full, the log may not take it: the exit code says it too.
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", flush=True)
         return WRONG_INPUT_CODE
     return 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.progress import read_progress
+from pipelines.progress import last_error, read_progress
 from pipelines.run_dir import StageDir
 
 
@@ -92,3 +92,17 @@ def test_status_follows_a_run_on_a_terminal(cli_env: dict[str, str], tmp_path: P
     text = seen.decode(errors="replace")
     assert " of 58" in text and "loss" in text and "left" in text
     assert "running: host" in text and text.rstrip().endswith("nothing is running.")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", ""), ("all is well\n", ""), ("error: no room\n", "no room"),
+        ("error: first\nerror: last\nTraceback\n", "last"),
+        # As a full disk leaves it.
+        ("error: first\nerror: a write to ru", "first"), ("error: a wri", ""),
+    ],
+)  # fmt: skip
+def test_the_last_whole_error_of_a_log(tmp_path: Path, log: str, said: str) -> None:
+    (tmp_path / "log.txt").write_text(log)
+    assert last_error(tmp_path / "log.txt") == said

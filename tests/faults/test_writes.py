@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import fail_points, ledger
+from pipelines import fail_points, heartbeat, ledger, worker
 from pipelines.checkpoint import content_hash
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
 from pipelines.data.tokenizer import build_tokenizer
-from pipelines.disk import explained, require_space
-from pipelines.errors import UserError
+from pipelines.disk import explained, require_space, shortage
+from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_json
 from pipelines.runner import is_made
 from pipelines.schema import SourceConfig, TokenizerConfig
@@ -338,6 +340,31 @@ def test_a_damaged_cache_of_hashes_is_thrown_away(
     damage(cache)
     assert content_hash(tiny_model, cache) == expected == content_hash(tiny_model)
     assert cache.read_text() == whole
+
+
+def test_a_log_that_takes_no_line_leaves_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(stage_dir: StageDir) -> None:
+        raise UserError("no space")
+
+    monkeypatch.setattr(worker, "run_job", fails)
+    full = open("/dev/full", "w")  # noqa: SIM115 - its end fails
+    monkeypatch.setattr(sys, "stdout", full)
+    code = worker.run_rank(StageDir(tmp_path))
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+        full.close()
+    heartbeat._own.clear()
+    assert code == WRONG_INPUT_CODE
+
+
+def test_a_disk_without_room_for_a_line_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shortage(tmp_path) == ""
+    monkeypatch.setattr("pipelines.disk.free_bytes", lambda folder: 512)
+    assert "its disk has 512 bytes (512B) free" in shortage(tmp_path)
 
 
 def test_bytes_needed_and_free_are_named(tmp_path: Path) -> None:
