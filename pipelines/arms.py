@@ -1,17 +1,28 @@
-"""`compare`: the arms of the paper's table as a plan, from one base and one budget. Pure.
+"""`compare`: the arms of the paper's table, and variants of them, as a plan. Pure.
 
 Every arm mid-trains with the same settings on the same data order; only the objective and what it
-needs differ. Seeds vary the data order and the random numbers, and where wanted the base too.
+needs differ, and of a variant what it changes. Seeds vary the data order and the random numbers,
+and where wanted the base too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
+from pipelines.arm_rules import (
+    ARMS,
+    BASE,
+    PLAIN,
+    WITHOUT_REFERENCE,
+    check_comparison,
+    kind_of,
+    known_arms,
+    variant_of,
+)
 from pipelines.checkpoint import ModelRef, find_checkpoint
+from pipelines.config import varied
 from pipelines.errors import UserError
 from pipelines.estimate import stage_flops
 from pipelines.flywheel import (
@@ -23,34 +34,14 @@ from pipelines.flywheel import (
     with_objective,
 )
 from pipelines.run_dir import StageDir
-from pipelines.schema import CompareConfig, Config
+from pipelines.schema import Config
 
-Objective = Literal["ntp", "kd", "miniplm", "rho1", "remit"]
-# Arm -> mid_train.objective. `sft` is ReMiT with the SFT model as its reference; `more-rl` is plain
-# mid-training with what ReMiT's reference costs spent on a longer RLVR.
-ARMS: dict[str, Objective] = {
-    "ntp": "ntp", "kd": "kd", "miniplm": "miniplm", "rho1": "rho1", "sft": "remit",
-    "remit": "remit", "more-rl": "ntp",
-}  # fmt: skip
-WITHOUT_REFERENCE = ("ntp", "more-rl")
 FOLDER = "compare"
 CHECK = f"{FOLDER}/{CONTAMINATION}"
+# Where an arm is evaluated besides along its annealing, in the order of its stages.
+POINTS = ("mid", "sft", "dpo", "post")
 
-
-@dataclass(frozen=True)
-class Origin:
-    """What the arms of one seed start from: models outside, or names of stages.
-
-    Attributes:
-        plain: folder of the plain pipeline of the same seed, which `more-rl` shares with `ntp`
-            where their tokens are equal.
-    """
-
-    base: str | ModelRef
-    ref: str | ModelRef | None
-    sft_ref: str | ModelRef | None
-    small: ModelRef | None
-    plain: str
+Given = str | ModelRef
 
 
 def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
@@ -60,196 +51,260 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
         UserError: an unknown arm, no task, settings that do not go together, or an arm whose
             reference cannot be found.
     """
-    _check(config, base, ref)
+    check_comparison(config, base, ref)
     given = config.compare
-    arms = list(dict.fromkeys(given.objectives))
-    small = find_checkpoint(given.small, "compare.small") if given.small else None
-    sft_ref = None
-    if "sft" in arms and not given.base_per_seed:
-        sft_ref = _sft_reference(config, ref)
+    outside = _Outside(base, ref)
+    if given.small:
+        outside.small = find_checkpoint(given.small, "compare.small")
+    if not given.base_per_seed and any(kind_of(config, arm) == "sft" for arm in given.objectives):
+        outside.sft_ref = _sft_reference(config, ref)
     stages: dict[str, Stage] = {}
     for seed in range(config.seed, config.seed + given.seeds):
-        seeded = _seeded(config, seed)
-        folder = f"{FOLDER}/seed-{seed}"
-        # Under equal FLOPs arm `ntp` trains on more tokens than the plain pipeline.
-        plain = f"{folder}/{'ntp' if given.budget == 'tokens' else 'plain'}"
+        own = _Seed(config, seed, outside, stages)
         if given.base_per_seed:
-            own = _own_lineage(seeded, folder, plain)
-            found = [stage.name for stage in own]
-            sft = next((name for name in found if name.endswith("20-sft")), None)
-            origin = Origin(found[0], found[-1], sft, small, plain)
-            stages |= {stage.name: stage for stage in own}
-        else:
-            assert base is not None
-            origin = Origin(base, ref, sft_ref, small, plain)
-        for arm in arms:
-            made = _more_rl(seeded, folder, origin) if arm == "more-rl" else None
-            for stage in made or _arm(seeded, folder, arm, origin):
-                stages.setdefault(stage.name, stage)
+            own.reference()
+        for arm in dict.fromkeys(given.objectives):
+            own.evaluated(arm)
     # A name of its own: it reads less than that of a flywheel in the same run directory.
     return with_contamination(config, list(stages.values()), CHECK)
 
 
-def whole_key(override: str) -> str:
-    """An override of `compare`, which may leave its section out: `seeds=3`."""
-    own = {field.name for field in dataclasses.fields(CompareConfig)}
-    return f"compare.{override}" if override.partition("=")[0].strip() in own else override
+@dataclass
+class _Outside:
+    """Models that a comparison is given."""
+
+    base: ModelRef | None
+    ref: ModelRef | None
+    sft_ref: ModelRef | None = None
+    small: ModelRef | None = None
 
 
-def _check(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    given = config.compare
-    unknown = [arm for arm in given.objectives if arm not in ARMS]
-    if unknown or not given.objectives:
-        named = f"no arm '{unknown[0]}'" if unknown else "no arm at all"
-        raise UserError(f"compare.objectives: {named}; there are {', '.join(ARMS)}.")
-    if config.seed + given.seeds > 2**32:
-        raise UserError(
-            f"compare.seeds = {given.seeds} from seed = {config.seed} on: the last would be above "
-            f"{2**32 - 1}, the largest seed there is."
-        )
-    steps = config.mid_train.tokens // (config.mid_train.global_batch * config.context_length)
-    if given.points and given.points >= steps:
-        raise UserError(
-            f"compare.points = {given.points}: a mid-training of {steps} steps has fewer points "
-            "before its end."
-        )
-    tasks = any(task.enabled for task in config.eval.tasks.values())
-    if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
-        raise UserError("compare: no task or benchmark is enabled, so no accuracy to compare.")
-    if given.post_train and not _post(config):
-        raise UserError("compare.post_train: sft, dpo and rlvr are all switched off.")
-    if "more-rl" in given.objectives and not (given.post_train and config.rlvr.enabled):
-        raise UserError(
-            "arm 'more-rl' spends its compute on RLVR: set compare.post_train=true and "
-            "rlvr.enabled=true, or leave it out of compare.objectives."
-        )
-    if given.base_per_seed:
-        _check_own_lineage(config, base, ref)
-    else:
-        _check_given(config, base, ref)
+@dataclass
+class _Seed:
+    """The arms of one seed. Each method adds what it names to `stages`, once.
 
-
-def _check_own_lineage(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    if base or ref:
-        raise UserError(
-            "compare.base_per_seed=true trains a base for every seed, and its plain post-trained "
-            "model is the reference: leave --base and --ref out."
-        )
-    if not _post(config):
-        raise UserError("compare.base_per_seed: with sft, dpo and rlvr off there is no reference.")
-    if "sft" in config.compare.objectives and not config.sft.enabled:
-        raise UserError("arm 'sft' needs an SFT model, and sft.enabled is false.")
-
-
-def _check_given(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    if base is None:
-        raise UserError(
-            "compare needs --base CKPT, the base of all arms (or compare.base_per_seed=true, "
-            "which trains one for every seed)."
-        )
-    own = {*WITHOUT_REFERENCE, *(["sft"] if config.compare.sft_ref else [])}
-    needy = [arm for arm in config.compare.objectives if arm not in own]
-    if needy and ref is None:
-        raise UserError(f"arm '{needy[0]}' needs --ref CKPT, the RL-tuned model.")
-
-
-def _post(config: Config) -> list[Stage]:
-    return plan_post_train(config, "", "")
-
-
-def _seeded(config: Config, seed: int) -> Config:
-    mid = dataclasses.replace(config.mid_train, snapshots=config.compare.points, keep_points=0)
-    return dataclasses.replace(config, seed=seed, mid_train=mid)
-
-
-def _mid(config: Config, folder: str, arm: str, origin: Origin) -> list[Stage]:
-    """The mid-training of an arm, after the score stages that it reads."""
-    ref = None if arm in WITHOUT_REFERENCE else origin.sft_ref if arm == "sft" else origin.ref
-    mid = dataclasses.replace(config.mid_train, objective=ARMS[arm])
-    if arm == "kd":
-        # It needs whole distributions, which no cache keeps.
-        mid = dataclasses.replace(mid, reference="inline")
-    decided = with_objective(dataclasses.replace(config, mid_train=mid), ref is not None)
-    return mid_stages(decided, f"{folder}/10-mid-train", origin.base, ref, origin.small)
-
-
-def _own_lineage(config: Config, folder: str, plain: str) -> list[Stage]:
-    """A base of this seed, and the plain pipeline on it, whose end is the reference."""
-    base = Stage("pretrain", f"{folder}/base", config)
-    origin = Origin(base.name, None, None, None, plain)
-    mids = _mid(config, plain, "ntp", origin)
-    return [base, *mids, *plan_post_train(config, mids[-1].name, plain)]
-
-
-def _arm(config: Config, folder: str, arm: str, origin: Origin) -> list[Stage]:
-    if config.compare.budget == "flops":
-        config = _with_tokens(config, _tokens_of_equal_flops(config, arm, origin))
-    folder = f"{folder}/{arm}"
-    stages = _mid(config, folder, arm, origin)
-    mid = stages[-1].name
-    points = config.compare.points
-    for number in range(1, points + 1):
-        name = f"{folder}/12-eval-{number}-of-{points + 1}"
-        stages.append(Stage("evaluate", name, config, {"model": f"{mid}@{number}"}))
-    stages.append(Stage("evaluate", f"{folder}/15-eval", config, {"model": mid}))
-    if config.compare.post_train:
-        stages += _post_trained(plan_post_train(config, mid, folder), folder)
-    return stages
-
-
-def _post_trained(post: list[Stage], folder: str) -> list[Stage]:
-    last = post[-1]
-    inputs: dict[str, str | ModelRef] = {"model": last.name}
-    return [*post, Stage("evaluate", f"{folder}/50-eval", last.config, inputs, chat=True)]
-
-
-def _more_rl(config: Config, folder: str, origin: Origin) -> list[Stage]:
-    """The plain pipeline, with the FLOPs of ReMiT's reference in more steps of RLVR."""
-    mids = _mid(config, origin.plain, "ntp", origin)
-    before = [s for s in plan_post_train(config, mids[-1].name, origin.plain) if s.kind != "rlvr"]
-    start = (before or mids)[-1].name
-    rlvr = Stage("rlvr", f"{folder}/more-rl/40-rlvr", config, {"model": start})
-    extra = _mid_flops(config, "remit", origin) - _mid_flops(config, "ntp", origin)
-    more = max(1, round(extra * config.rlvr.steps / stage_flops(rlvr, 1)))
-    longer = dataclasses.replace(config.rlvr, steps=config.rlvr.steps + more)
-    rlvr = dataclasses.replace(rlvr, config=dataclasses.replace(config, rlvr=longer))
-    return [*mids, *before, *_post_trained([rlvr], f"{folder}/more-rl")]
-
-
-def _mid_flops(config: Config, arm: str, origin: Origin) -> float:
-    """FLOPs of an arm's mid-training for each parameter, with its scoring.
-
-    The reference counts as large as the base, which it is in this method.
+    Attributes:
+        stages: of all seeds, by name, each after what it needs.
+        making: arms whose mid-training is being planned, to find a circle of references.
     """
-    # Whichever model it is, it costs the same, so that this needs no reference at hand.
-    anything = dataclasses.replace(origin, ref=origin.base, sft_ref=origin.base)
-    return sum(stage_flops(stage, 1) for stage in _mid(config, "", arm, anything))
+
+    recipe: Config
+    seed: int
+    outside: _Outside
+    stages: dict[str, Stage]
+    making: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        compare = self.recipe.compare
+        mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points, keep_points=0)
+        self.config = dataclasses.replace(self.recipe, seed=self.seed, mid_train=mid)
+        self.folder = f"{FOLDER}/seed-{self.seed}"
+        # Under equal FLOPs arm `ntp` trains on more tokens than the plain pipeline.
+        self.plain = "ntp" if compare.budget == "tokens" else PLAIN
+
+    def base(self) -> Given:
+        if self.outside.base is not None:
+            return self.outside.base
+        return self._add([Stage("pretrain", f"{self.folder}/base", self.config)])
+
+    def reference(self) -> Given:
+        """What weights the tokens unless an arm says otherwise."""
+        if not self.recipe.compare.base_per_seed:
+            assert self.outside.ref is not None
+            return self.outside.ref
+        return self.post_trained(self.plain)[-1].name
+
+    def mid(self, arm: str) -> str:
+        """The mid-training of an arm, after the score stages that it reads."""
+        name = f"{self.folder}/{arm}/10-mid-train"
+        if name in self.stages:
+            return name
+        if arm in self.making:
+            circle = " -> ".join([*self.making[self.making.index(arm) :], arm])
+            raise UserError(f"compare.variants: arms that wait for each other: {circle}.")
+        self.making.append(arm)
+        base = self._starts_from(arm)
+        found = self._mid_stages(arm, self._settings(arm), name, base, self._reference_of(arm))
+        self.making.pop()
+        return self._add(found)
+
+    def post_trained(self, arm: str) -> list[Stage]:
+        mid = self.mid(arm)
+        config = self.stages[mid].config
+        stages = plan_post_train(config, mid, f"{self.folder}/{arm}")
+        self._add(stages)
+        return stages
+
+    def evaluated(self, arm: str) -> None:
+        """An arm with its evaluations."""
+        if arm == "more-rl":
+            self._more_rl()
+            return
+        compare, folder = self.recipe.compare, f"{self.folder}/{arm}"
+        mid = self.mid(arm)
+        config = self.stages[mid].config
+        along = range(1, compare.points + 1) if arm in ARMS else ()
+        for number in along:
+            name = f"{folder}/12-eval-{number}-of-{compare.points + 1}"
+            inputs: dict[str, Given] = {"model": f"{mid}@{number}"}
+            self._add([Stage("evaluate", name, _without_draws(config), inputs)])
+        self._add([Stage("evaluate", f"{folder}/15-eval", config, {"model": mid})])
+        if compare.post_train:
+            self._post_evaluated(self.post_trained(arm), folder)
+
+    def _add(self, stages: Sequence[Stage]) -> str:
+        for stage in stages:
+            self.stages.setdefault(stage.name, stage)
+        return stages[-1].name
+
+    def _starts_from(self, arm: str) -> Given:
+        given = variant_of(self.recipe, arm).base
+        if not given:
+            return self.base()
+        if given in known_arms(self.recipe):
+            return self.mid(given)
+        return self._found(given, arm, "base")
+
+    def _reference_of(self, arm: str) -> Given | None:
+        variant = variant_of(self.recipe, arm)
+        if variant.arm in WITHOUT_REFERENCE:
+            return None
+        name, _, step = variant.ref.partition("/")
+        if not name and variant.arm == "sft":
+            return self.outside.sft_ref or self._step(self.plain, "20-sft", arm)
+        if not name:
+            return self.reference()
+        if variant.ref == BASE:
+            return self.base()
+        if name not in known_arms(self.recipe):
+            return self._found(variant.ref, arm, "ref")
+        own = self
+        if variant.ref_seed:
+            own = _Seed(self.recipe, self.seed + variant.ref_seed, self.outside, self.stages)
+        if step:
+            return own._step(name, step, arm)
+        if not (post := own.post_trained(name)):
+            raise UserError(
+                f"compare.variants.{arm}.ref: sft, dpo and rlvr are all switched off, so arm "
+                f"'{name}' has no post-trained model."
+            )
+        return post[-1].name
+
+    def _step(self, arm: str, step: str, asking: str) -> str:
+        """A stage of an arm, or a snapshot of its mid-training: 20-sft, 10-mid-train@2."""
+        self.post_trained(arm)
+        folder = f"{self.folder}/{arm}/"
+        there = [name.removeprefix(folder) for name in self.stages if name.startswith(folder)]
+        bare, _, number = step.partition("@")
+        last = self.config.mid_train.snapshots
+        if number and not (number.isdigit() and 1 <= int(number) <= last):
+            raise UserError(
+                f"compare.variants.{asking}.ref: @{number}: the mid-training keeps compare.points "
+                f"= {last} models along the way, from @1 on."
+            )
+        if bare not in there or (number and bare != "10-mid-train"):
+            raise UserError(
+                f"compare.variants.{asking}.ref: arm '{arm}' has no stage '{step}'; it has "
+                f"{', '.join(n for n in there if 'eval' not in n and 'score' not in n)}."
+            )
+        return f"{folder}{step}"
+
+    def _found(self, ckpt: str, arm: str, key: str) -> ModelRef:
+        try:
+            return find_checkpoint(ckpt, f"compare.variants.{arm}.{key}")
+        except UserError as error:
+            raise UserError(f"{error} Or an arm: {', '.join(known_arms(self.recipe))}.") from error
+
+    def _settings(self, arm: str) -> Config:
+        """The config of an arm's stages, with its own overrides and its tokens."""
+        variant = variant_of(self.recipe, arm)
+        own = varied(self.config, variant.set, f"compare.variants.{arm}.set")
+        if arm != PLAIN and (variant.budget or self.recipe.compare.budget) == "flops":
+            tokens = self._tokens_of_equal_flops(own, arm)
+            own = dataclasses.replace(
+                own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
+            )
+        return own
+
+    def _mid_stages(
+        self, arm: str, config: Config, name: str, base: Given, ref: Given | None
+    ) -> list[Stage]:
+        kind = kind_of(self.recipe, arm)
+        mid = dataclasses.replace(config.mid_train, objective=ARMS[kind])
+        if kind == "kd":
+            # It needs whole distributions, which no cache keeps.
+            mid = dataclasses.replace(mid, reference="inline")
+        decided = with_objective(dataclasses.replace(config, mid_train=mid), ref is not None)
+        return mid_stages(decided, name, base, ref, self.outside.small)
+
+    def _mid_flops(self, config: Config, arm: str) -> float:
+        """FLOPs of an arm's mid-training for each parameter, with its scoring.
+
+        The reference counts as large as the base, which it is in this method.
+        """
+        # Whichever model it is, it costs the same, so that this needs no reference at hand.
+        ref = None if kind_of(self.recipe, arm) in WITHOUT_REFERENCE else BASE
+        return sum(stage_flops(s, 1) for s in self._mid_stages(arm, config, "", BASE, ref))
+
+    def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:
+        """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
+        budget = self._mid_flops(self.config, "remit")
+        step = config.mid_train.global_batch * config.context_length
+        tokens = config.mid_train.tokens * budget / self._mid_flops(config, arm)
+        if tokens < step:
+            raise UserError(
+                f"arm '{arm}': compare.budget=flops leaves it {int(tokens)} of the mid_train.tokens"
+                f" = {config.mid_train.tokens}, less than one step of {step} tokens. Give more "
+                "tokens."
+            )
+        return round(tokens / step) * step
+
+    def _more_rl(self) -> None:
+        """The plain pipeline, with the FLOPs of ReMiT's reference in more steps of RLVR."""
+        folder = f"{self.folder}/more-rl"
+        mid = self.mid(self.plain)
+        before = [s for s in self.post_trained(self.plain) if s.kind != "rlvr"]
+        start = before[-1].name if before else mid
+        rlvr = Stage("rlvr", f"{folder}/40-rlvr", self.config, {"model": start})
+        extra = self._mid_flops(self.config, "remit") - self._mid_flops(self.config, "ntp")
+        more = max(1, round(extra * self.config.rlvr.steps / stage_flops(rlvr, 1)))
+        longer = dataclasses.replace(self.config.rlvr, steps=self.config.rlvr.steps + more)
+        rlvr = dataclasses.replace(rlvr, config=dataclasses.replace(self.config, rlvr=longer))
+        self._add([rlvr])
+        self._post_evaluated([rlvr], folder)
+
+    def _post_evaluated(self, post: list[Stage], folder: str) -> None:
+        evaluated = {f"{folder}/50-eval": post[-1]}
+        if self.recipe.compare.post_points:
+            # `20-sft` before `25-eval`, as in a round: the number is that of the step, and five.
+            between = {f"{folder}/{int(s.name.rpartition('/')[2][:2]) + 5}-eval": s for s in post}
+            evaluated = dict(list(between.items())[:-1]) | evaluated
+        for name, stage in evaluated.items():
+            inputs: dict[str, Given] = {"model": stage.name}
+            self._add([Stage("evaluate", name, stage.config, inputs, chat=True)])
 
 
-def _tokens_of_equal_flops(config: Config, arm: str, origin: Origin) -> int:
-    """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
-    budget = _mid_flops(config, "remit", origin)
-    step = config.mid_train.global_batch * config.context_length
-    tokens = config.mid_train.tokens * budget / _mid_flops(config, arm, origin)
-    if tokens < step:
-        raise UserError(
-            f"arm '{arm}': compare.budget=flops leaves it {int(tokens)} of the mid_train.tokens = "
-            f"{config.mid_train.tokens}, less than one step of {step} tokens. Give more tokens."
-        )
-    return round(tokens / step) * step
-
-
-def _with_tokens(config: Config, tokens: int) -> Config:
+def _without_draws(config: Config) -> Config:
+    """An evaluation of the same questions that draws no answers."""
+    settings = config.eval
     return dataclasses.replace(
-        config, mid_train=dataclasses.replace(config.mid_train, tokens=tokens)
+        config,
+        eval=dataclasses.replace(
+            settings,
+            tasks={n: dataclasses.replace(t, samples=0) for n, t in settings.tasks.items()},
+            benchmarks={
+                n: dataclasses.replace(b, samples=0) for n, b in settings.benchmarks.items()
+            },
+        ),
     )
 
 
-def _sft_reference(config: Config, ref: ModelRef | None) -> ModelRef:
+def _sft_reference(config: Config, ref: ModelRef | None) -> ModelRef | None:
     """`compare.sft_ref`, or the SFT stage beside the reference's stage."""
     if config.compare.sft_ref:
         return find_checkpoint(config.compare.sft_ref, "compare.sft_ref")
-    assert ref is not None
+    if ref is None:
+        return None
     beside = ref.folder.parent.parent / "20-sft" if ref.folder else None
     if beside is None or not StageDir(beside).is_complete():
         raise UserError(
@@ -295,10 +350,11 @@ def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[St
 def place(stage: Stage) -> tuple[str, int, str]:
     """Arm, seed and point of an evaluation.
 
-    `.../12-eval-1-of-4` is the point `1/4`, `.../15-eval` is `mid`, `.../50-eval` is `post`.
+    `.../12-eval-1-of-4` is the point `1/4`, `.../15-eval` is `mid`, `.../25-eval` is `sft`,
+    `.../35-eval` is `dpo`, `.../50-eval` is `post`.
     """
     folder, _, last = stage.name.rpartition("/")
-    point = "mid" if last == "15-eval" else "post"
+    point = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}.get(last[:2], "")
     if last.startswith("12-eval-"):
         point = last.removeprefix("12-eval-").replace("-of-", "/")
     return folder.rpartition("/")[2], stage.config.seed, point

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import stdev
 
-from pipelines.arms import ARMS
-from pipelines.evals.intervals import mean_interval
+from pipelines.arm_rules import ARMS
+from pipelines.arms import POINTS
+from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.rows import Row
+
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
@@ -19,70 +23,138 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Rows: tasks and their average. Columns: arms.
+class Gain:
+    """What an arm has more than the arm it is held against, paired by seed.
 
     Attributes:
-        cells: accuracy by row title, one cell per arm.
-        gain: average less that of NTP, paired by seed; empty without the NTP arm.
-        bits_per_byte: by domain, one cell per arm.
+        half: half the 95% interval by Student's t; None with one seed.
+        effect: mean over standard deviation of the differences (Cohen's d of pairs); None where
+            that is not defined.
+        p: two-sided, of the t-test; `holm` is the same adjusted for all arms of the table.
+    """
+
+    against: str
+    mean: float
+    half: float | None
+    effect: float | None
+    p: float | None
+    holm: float | None
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of all arms.
+
+    Attributes:
+        cells: None where an arm has not been measured.
+        gains: None for an arm that is held against itself, or against one that is not there.
+    """
+
+    cells: list[Cell | None]
+    gains: list[Gain | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Lines of one entry for each of `arms`.
+
+    Attributes:
+        accuracy: by task, and the average of the tasks.
+        bits_per_byte: by domain.
+        drawn: by measure of drawn answers, such as pass@8.
     """
 
     point: str
     arms: list[str]
     seeds: list[int]
-    cells: dict[str, list[Cell]]
-    gain: list[Cell]
-    bits_per_byte: dict[str, list[Cell]]
+    accuracy: dict[str, Line]
+    bits_per_byte: dict[str, Line]
+    drawn: dict[str, Line]
+
+    @property
+    def average(self) -> Line:
+        return self.accuracy[AVERAGE]
 
 
-def _arms(found: Sequence[Row]) -> list[str]:
-    """The arms of some rows, in one order whichever file a row came from."""
-    there = {row.arm for row in found}
-    return [arm for arm in ARMS if arm in there]
+def _arms(found: Iterable[Row]) -> list[str]:
+    """The arms of some rows: those of the table in one order, then variants as they come."""
+    there = dict.fromkeys(row.arm for row in found)
+    return [*(arm for arm in ARMS if arm in there), *(arm for arm in there if arm not in ARMS)]
 
 
 def tables(found: Sequence[Row]) -> list[Comparison]:
-    """One table after mid-training, and one after post-training where there is that."""
+    """One table after mid-training, and one after each step of post-training that was evaluated."""
     return [
         _table(point, [row for row in found if row.point == point])
-        for point in ("mid", "post")
+        for point in POINTS
         if any(row.point == point for row in found)
     ]
 
 
 def _table(point: str, found: list[Row]) -> Comparison:
     arms = _arms(found)
-    seeds = sorted({row.seed for row in found})
-    of = {(row.arm, row.seed): row for row in found}
+    by_arm = {arm: {row.seed: row for row in found if row.arm == arm} for arm in arms}
 
-    def column(arm: str) -> list[Row]:
-        return [of[arm, seed] for seed in seeds if (arm, seed) in of]
+    def lines(measures: Callable[[Row], dict[str, float]]) -> dict[str, Line]:
+        measured = {
+            arm: {seed: measures(row) for seed, row in own.items()} for arm, own in by_arm.items()
+        }
+        titles = dict.fromkeys(title for row in found for title in measures(row))
+        return {title: _line(title, by_arm, measured) for title in titles}
 
-    def over_seeds(values: list[float]) -> Cell:
-        return Cell(*mean_interval(values))
+    return Comparison(
+        point=point,
+        arms=arms,
+        seeds=sorted({row.seed for row in found}),
+        accuracy=lines(_accuracies),
+        bits_per_byte=lines(lambda row: row.bits_per_byte),
+        drawn=lines(lambda row: row.drawn),
+    )
 
-    tasks = list(dict.fromkeys(task for row in found for task in row.tasks))
-    cells = {
-        task: [over_seeds([row.tasks[task]["accuracy"] for row in column(arm)]) for arm in arms]
-        for task in tasks
+
+def _accuracies(row: Row) -> dict[str, float]:
+    return {task: score["accuracy"] for task, score in row.tasks.items()} | {AVERAGE: row.average}
+
+
+def _line(
+    title: str,
+    by_arm: dict[str, dict[int, Row]],
+    measured: dict[str, dict[int, dict[str, float]]],
+) -> Line:
+    values = {
+        arm: {seed: found[title] for seed, found in own.items() if title in found}
+        for arm, own in measured.items()
     }
-    cells["average"] = [over_seeds([row.average for row in column(arm)]) for arm in arms]
-    gain = []
-    if "ntp" in arms:
-        gain = [
-            over_seeds([
-                row.average - of["ntp", row.seed].average
-                for row in column(arm) if ("ntp", row.seed) in of
-            ])
-            for arm in arms
-        ]  # fmt: skip
-    domains = list(dict.fromkeys(domain for row in found for domain in row.bits_per_byte))
-    bits = {
-        domain: [over_seeds([row.bits_per_byte[domain] for row in column(arm)]) for arm in arms]
-        for domain in domains
-    }
-    return Comparison(point, arms, seeds, cells, gain, bits)
+    return Line(
+        [_over_seeds(own) for own in values.values()],
+        _adjusted([_gain(arm, own, values) for arm, own in by_arm.items()]),
+    )
+
+
+def _over_seeds(values: dict[int, float]) -> Cell | None:
+    return Cell(*mean_interval(list(values.values()))) if values else None
+
+
+def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
+    against = next(row.against for row in rows.values())
+    other = values.get(against, {})
+    deltas = {seed: x - other[seed] for seed, x in values[arm].items() if seed in other}
+    if arm == against or not deltas:
+        return None
+    numbers = list(deltas.values())
+    spread = stdev(numbers) if len(numbers) > 1 else 0.0
+    mean, half = mean_interval(numbers)
+    effect = mean / spread if spread else None
+    return Gain(against, mean, half, effect, t_test(numbers), None, deltas)
+
+
+def _adjusted(gains: list[Gain | None]) -> list[Gain | None]:
+    chances = holm([gain.p if gain else None for gain in gains])
+    return [
+        replace(gain, holm=chance) if gain else None
+        for gain, chance in zip(gains, chances, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,14 +177,12 @@ class Curve:
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
-    """The annealing curve of each arm; none where no point before the last was evaluated."""
-    along = [row for row in found if row.point != "post"]
-    if all(row.point == "mid" for row in along):
-        return []
+    """The annealing curve of each arm with points before the last."""
+    along = [row for row in found if row.point == "mid" or "/" in row.point]
     final = [row.average for row in along if row.arm == "ntp" and row.point == "mid"]
     aim = sum(final) / len(final) if final else None
     drawn = []
-    for arm in _arms(along):
+    for arm in _arms(row for row in along if row.point != "mid"):
         by_part: dict[float, list[float]] = {}
         for row in along:
             if row.arm == arm:

@@ -104,6 +104,27 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     return config
 
 
+def varied(config: Config, overrides: list[str], named: str) -> Config:
+    """A checked config with more `key=value` overrides; a message calls them `named`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if not overrides:
+        return config
+    merged: DictConfig = OmegaConf.structured(config)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), where=f"{named}: {override!r}")
+    found = OmegaConf.to_object(merged)
+    assert isinstance(found, Config)
+
+    def refuse(key: str, message: str) -> NoReturn:
+        raise UserError(f"{named}: {message}")
+
+    check_values(found, refuse)
+    return found
+
+
 def _given(patch: DictConfig, key: str) -> Any:
     """What a patch says for a key; None where it says nothing, or nothing that can be reached."""
     try:

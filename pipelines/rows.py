@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.arm_rules import variant_of
 from pipelines.arms import FOLDER, behind, place
 from pipelines.checkpoint import ModelRef, content_hash
 from pipelines.errors import UserError
@@ -23,8 +24,8 @@ from pipelines.flywheel import Stage, sources_of
 from pipelines.identity import digest, identity_fields
 from pipelines.run_dir import RunDir, write_text
 
-# What rows of one arm may differ in; the arm itself stands in the row.
-_OF_AN_ARM = ("seed", "mid_train.objective", "mid_train.snapshots")
+# What rows of one arm may differ in.
+_OF_AN_ARM = ("seed", "mid_train.snapshots")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Row:
     """One evaluated model of a comparison.
 
     Attributes:
-        point: `mid` (after mid-training), `post` (after post-training), or the part of the
-            mid-training that was done, such as `1/4`.
+        point: `mid` (after mid-training), `sft`, `dpo`, `post` (after all of post-training), or the
+            part of the mid-training that was done, such as `1/4`.
+        against: the arm that the tables subtract from this one.
         study: hashes of what it depends on, see `Study.parts`; equal for other seeds.
         tasks: by task the accuracy, the number of questions, and one bit for each of them.
+        drawn: of answers that were drawn, by measure (pass@8, entropy) the mean over tasks.
         tokens, steps: of the mid-training.
         passes: the most that a source was begun for them; MiniPLM draws a pool of twice the tokens.
         flops, seconds: of the arm's stages up to this row; all of the mid-training for its points.
@@ -44,11 +47,13 @@ class Row:
     arm: str
     seed: int
     point: str
+    against: str
     identity: str
     study: dict[str, str]
     average: float
     tasks: dict[str, dict[str, Any]]
     bits_per_byte: dict[str, float]
+    drawn: dict[str, float]
     tokens: int
     steps: int
     passes: int
@@ -114,6 +119,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                 arm=arm,
                 seed=seed,
                 point=point,
+                against=variant_of(stage.config, arm).against,
                 identity=result["identity"],
                 study=study.parts(stage),
                 average=result["average"],
@@ -125,6 +131,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                     domain: value["bits_per_byte"]
                     for domain, value in result["bits_per_byte"].items()
                 },
+                drawn=_mean_drawn(result["tasks"]),
                 tokens=results[mid.name]["tokens"],
                 steps=results[mid.name]["steps"],
                 passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
@@ -135,11 +142,28 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
     return found
 
 
+def _mean_drawn(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """By measure, the mean over the tasks that all have it."""
+    sampled = [task["sampled"] for task in tasks.values() if "sampled" in task]
+    names = dict.fromkeys(name for scores in sampled for name in scores)
+    return {
+        name: sum(scores[name]["mean"] for scores in sampled) / len(sampled)
+        for name in names
+        if all(name in scores for scores in sampled)
+    }
+
+
 def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
-    """Write `compare/rows.jsonl`; its path."""
+    """Write `compare/rows.jsonl`; its path.
+
+    Rows of other arms and seeds that earlier comparisons left there stay.
+    """
     path = run.root / FOLDER / "rows.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in found)
+    new = {(row.arm, row.seed, row.point): row for row in found}
+    there = parsed(path, str(path)) if path.is_file() else []
+    kept = [row for row in there if (row.arm, row.seed, row.point) not in new]
+    lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in [*kept, *found])
     write_text(path, "".join(lines))
     return path
 
@@ -211,7 +235,7 @@ def _is_text(value: Any) -> bool:
 
 def _is_point(value: Any) -> bool:
     return isinstance(value, str) and bool(
-        re.fullmatch(r"mid|post|[1-9]\d{0,8}/[1-9]\d{0,8}", value)
+        re.fullmatch(r"mid|sft|dpo|post|[1-9]\d{0,8}/[1-9]\d{0,8}", value)
     )
 
 
@@ -224,12 +248,14 @@ _COUNT, _NUMBER = "a whole number from 0", "a finite number"
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("arm", _is_text, "a text"),
     ("seed", _is_count, _COUNT),
-    ("point", _is_point, "mid, post or a part such as 1/4"),
+    ("point", _is_point, "mid, sft, dpo, post or a part such as 1/4"),
+    ("against", _is_text, "a text"),
     ("identity", _is_text, "a text"),
     ("study", _holds(_is_text), "an object of texts"),
     ("average", _is_number, _NUMBER),
     ("tasks", _holds(lambda score: isinstance(score, dict)), "an object of scores by task"),
     ("bits_per_byte", _holds(_is_number), "an object of finite numbers"),
+    ("drawn", _holds(_is_number), "an object of finite numbers"),
     ("tokens", _is_count, _COUNT),
     ("steps", _is_count, _COUNT),
     ("passes", _is_count, _COUNT),

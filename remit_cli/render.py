@@ -35,7 +35,7 @@ from pipelines.run_dir import RunDir, lock_holder
 from remit_cli.analysis_tables import analysis_tables
 from remit_cli.headline import headline
 from remit_cli.status import status_of
-from remit_cli.tables import comparison_table, cost_table, curve_table, score_table, task_table
+from remit_cli.tables import comparison_tables, cost_table, curve_table, score_table, task_table
 
 MARKS = {
     "done": "[green]done[/]",
@@ -159,8 +159,8 @@ class Screen:
     def comparison(
         self, tables: list[Comparison], rows: list[Row], path: Path, run: RunDir
     ) -> None:
-        for table in tables:
-            self.console.print(comparison_table(table))
+        for drawn_table in (t for table in tables for t in comparison_tables(table)):
+            self.console.print(drawn_table)
         drawn = curves(rows)
         if drawn:
             self.console.print(curve_table(drawn))

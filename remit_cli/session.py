@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import (
+    arm_rules,
     arms,
     checkpoint,
     comparison,
@@ -65,7 +66,7 @@ class Session:
             self.config, self.made = read_flywheel_plan(self.run, overrides)
             return
         if self.command == "compare":
-            overrides = [arms.whole_key(override) for override in overrides]
+            overrides = [arm_rules.whole_key(override) for override in overrides]
         config = recipes.load(self.config_name, overrides)
         launch = config.launch
         if self.gpus is not None:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
-from pipelines.comparison import Cell, Comparison, Curve
+from pipelines.comparison import AVERAGE, Cell, Comparison, Curve
 from pipelines.rows import Row
 
 
@@ -70,26 +70,66 @@ def task_table(column: summary.Column) -> Table:
     return table
 
 
-def comparison_table(found: Comparison) -> Table:
-    """Rows: tasks, their average, the gain over NTP. Columns: arms."""
-    after = {"mid": "mid-training", "post": "post-training"}[found.point]
-    many = len(found.seeds) > 1
-    seeds = f"{len(found.seeds)} seeds, 95% interval over seeds" if many else "1 seed"
+AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
+# More columns than these do not fit into a terminal.
+MOST_ARMS = 7
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """Accuracy by task and arm where the arms fit side by side, and one line for each arm."""
+    few = len(found.arms) <= MOST_ARMS
+    return [*([_side_by_side(found)] if few else []), _gain_table(found)]
+
+
+def _side_by_side(found: Comparison) -> Table:
+    """Rows: tasks, their average, bits per byte, drawn answers. Columns: arms."""
     table = Table(
-        title=f"accuracy in percent after {after}, {seeds}",
+        title=f"accuracy in percent after {AFTER[found.point]}, {_seeds(found)}",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     table.add_column("task", min_width=10)
     for arm in found.arms:
         table.add_column(arm, justify="right", no_wrap=True)
-    for title, cells in found.cells.items():
-        if title == "average":
+    for title, line in found.accuracy.items():
+        if title == AVERAGE:
             table.add_section()
-        table.add_row(title, *map(_cell, cells))
-    if found.gain:
-        table.add_row("less ntp", *map(_cell, found.gain))
-    for domain, cells in found.bits_per_byte.items():
-        table.add_row(f"bits/B {domain}", *map(_bits, cells))
+        table.add_row(title, *map(_cell, line.cells))
+    for domain, line in found.bits_per_byte.items():
+        table.add_row(f"bits/B {domain}", *map(_number, line.cells))
+    for name, line in found.drawn.items():
+        table.add_row(name, *map(_number if name == "entropy" else _cell, line.cells))
+    return table
+
+
+def _seeds(found: Comparison) -> str:
+    count = len(found.seeds)
+    return f"{count} seeds, 95% interval over seeds" if count > 1 else "1 seed"
+
+
+def _gain_table(found: Comparison) -> Table:
+    """Rows: arms, with what each has more than the arm it is held against."""
+    table = Table(
+        title=f"average after {AFTER[found.point]}, paired by seed",
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    for heading in ("arm", "percent", "less", "points", "effect", "p", "Holm", "by seed"):
+        left = heading in ("arm", "less", "by seed")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "by seed")
+    for arm, cell, gain in zip(found.arms, found.average.cells, found.average.gains, strict=True):
+        if gain is None:
+            table.add_row(escape(arm), _cell(cell))
+            continue
+        around = "" if gain.half is None else f"+-{100 * gain.half:.1f}"
+        table.add_row(
+            escape(arm), _cell(cell), escape(gain.against), f"{100 * gain.mean:+.1f}{around}",
+            *("-" if value is None else f"{value:.{digits}f}"
+              for value, digits in ((gain.effect, 1), (gain.p, 3), (gain.holm, 3))),
+            " ".join(f"{100 * delta:+.1f}" for delta in gain.by_seed.values()),
+        )  # fmt: skip
+    table.caption = (
+        "points: with the 95% interval by Student's t; effect: mean over standard deviation of the "
+        "seeds' differences; Holm: p adjusted for all arms of this table"
+    )
     return table
 
 
@@ -113,8 +153,7 @@ def curve_table(curves: list[Curve]) -> Table:
 
 def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
     """Tokens, passes, FLOPs and seconds of each arm up to a point, a mean over seeds."""
-    what = {"mid": "mid-training", "post": "mid- and post-training"}[point]
-    table = Table(title=f"cost of {what}", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"cost to the end of {AFTER[point]}", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("arm", "tokens", "passes", "FLOPs", "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in arms:
@@ -133,9 +172,13 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
     return table
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
     return f"{100 * cell.mean:.1f}" + (f"+-{100 * cell.half:.1f}" if cell.half is not None else "")
 
 
-def _bits(cell: Cell) -> str:
+def _number(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
     return f"{cell.mean:.3f}" + (f"+-{cell.half:.3f}" if cell.half is not None else "")

@@ -30,7 +30,21 @@ def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
     }
     average = sum(accuracies) / len(accuracies)
     return Row(
-        arm, seed, point, "id", {}, average, tasks, {"web": 2 - average}, 100, 40, 1, 1.0, 2.0
+        arm,
+        seed,
+        point,
+        "ntp",
+        "id",
+        {},
+        average,
+        tasks,
+        {"web": 2 - average},
+        {},
+        100,
+        40,
+        1,
+        1.0,
+        2.0,
     )
 
 
@@ -45,18 +59,20 @@ def test_gains_are_paired_by_seed() -> None:
     found = [row("ntp", 0, 0.1), row("remit", 0, 0.2), row("ntp", 1, 0.5), row("remit", 1, 0.6)]
     (table,) = tables(found)
     assert table.arms == ["ntp", "remit"] and table.seeds == [0, 1]
-    assert table.gain[1].mean == pytest.approx(0.1)
+    own, gain = table.average.gains
+    assert own is None and gain is not None and gain.against == "ntp"
+    assert gain.mean == pytest.approx(0.1) and gain.by_seed == pytest.approx({0: 0.1, 1: 0.1})
     # The seeds differ by 0.4, the pairs do not.
-    assert table.gain[1].half == pytest.approx(0, abs=1e-9)
-    assert table.cells["average"][1].half > 1
-    assert tables([row("remit", 0, 0.2)])[0].gain == []
+    assert gain.half == pytest.approx(0, abs=1e-9)
+    assert table.average.cells[1].half > 1
+    assert tables([row("remit", 0, 0.2)])[0].average.gains == [None]
 
 
 def test_a_table_for_each_point() -> None:
     found = [row("ntp", 0, 0.1), row("ntp", 0, 0.3, point="post")]
     assert [table.point for table in tables(found)] == ["mid", "post"]
-    assert [table.cells["t0"][0].mean for table in tables(found)] == [0.1, 0.3]
-    assert [table.bits_per_byte["web"][0].mean for table in tables(found)] == [1.9, 1.7]
+    assert [table.accuracy["t0"].cells[0].mean for table in tables(found)] == [0.1, 0.3]
+    assert [table.bits_per_byte["web"].cells[0].mean for table in tables(found)] == [1.9, 1.7]
 
 
 def test_when_an_arm_reaches_the_end_of_ntp() -> None:
@@ -202,7 +218,8 @@ def test_in_the_run_directory_of_a_flywheel(
 
 
 GOOD_ROW: dict[str, Any] = {
-    "arm": "ntp", "seed": 0, "point": "mid", "identity": "id", "study": {"base": "ab"},
+    "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "drawn": {}, "identity": "id",
+    "study": {"base": "ab"},
     "average": 0.5, "tasks": {"t": {"accuracy": 0.5, "questions": 2, "bits": "10"}},
     "bits_per_byte": {"web": 1.5}, "tokens": 100, "steps": 4, "passes": 1, "flops": 1e9,
     "seconds": 2.0,
@@ -306,7 +323,7 @@ def test_all_arms_from_one_base(remit: Callable[..., Any], tiny_run: Any, tmp_pa
     values = remit(*args, check=True).json
     (table,) = values["tables"]
     assert table["arms"] == ["ntp", "kd", "miniplm", "rho1", "sft", "remit"]
-    assert table["seeds"] == [0, 1] and len(table["cells"]) == 11
+    assert table["seeds"] == [0, 1] and len(table["accuracy"]) == 11
     rows = [json.loads(line) for line in (run / "compare" / "rows.jsonl").open()]
     assert rows == values["rows"] and len(rows) == 24
     assert {row["point"] for row in rows} == {"1/2", "mid"}

@@ -19,7 +19,7 @@ import typer
 
 from pipelines import config as recipes
 from pipelines import schema
-from pipelines.arms import whole_key
+from pipelines.arm_rules import whole_key
 from remit_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,8 @@ LAYERS = [
     {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
      "pipelines.follower", "pipelines.placement", "pipelines.batch_script",
      "pipelines.selection", "pipelines.doctor",
-     "pipelines.arms", "pipelines.rows", "pipelines.comparison", "pipelines.summary",
+     "pipelines.arms", "pipelines.arm_rules", "pipelines.rows", "pipelines.comparison",
+     "pipelines.summary",
      "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip

@@ -114,6 +114,43 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, quantile * math.sqrt(variance / n)
 
 
+def t_test(values: Sequence[float]) -> float | None:
+    """Two-sided p of a mean of zero by Student's t over a few runs, such as paired differences.
+
+    By the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4. None for one run, or where all
+    are equal.
+    """
+    n = len(values)
+    if n < 2 or len(set(values)) == 1:
+        return None
+    mean = sum(values) / n
+    variance = sum((x - mean) ** 2 for x in values) / (n - 1)
+    freedom = n - 1
+    angle = math.atan(abs(mean) / math.sqrt(variance / n) / math.sqrt(freedom))
+    odd = freedom % 2
+    # cos^k with the factors 2/3 * 4/5 * ... (odd) or 1/2 * 3/4 * ... (even), k up to freedom - 2.
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for k in range(odd, freedom - 1, 2):
+        total += term
+        term *= (k + 1) / (k + 2) * math.cos(angle) ** 2
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return max(0.0, 1 - inside)
+
+
+def holm(chances: Sequence[float | None]) -> list[float | None]:
+    """Each p as it stands among the others (Holm, Scandinavian Journal of Statistics 6, 1979).
+
+    None stays None and is not counted.
+    """
+    order = sorted((p, i) for i, p in enumerate(chances) if p is not None)
+    adjusted: list[float | None] = [None] * len(chances)
+    least = 0.0
+    for rank, (p, i) in enumerate(order):
+        least = max(least, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = least
+    return adjusted
+
+
 def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
     """Mean per token over documents of unequal length, and half its 95% interval over documents.
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.report import accounts, scores, tokens, training, verdict
+from pipelines.report import accounts, objectives, scores, tokens, training, verdict
 from pipelines.report.blocks import Report
 from pipelines.report.record import Record, read_record
 from pipelines.report.rendering import RENDERINGS
@@ -48,7 +48,7 @@ def compose(record: Record, with_text: bool = True) -> Report:
         sections=[
             verdict.section(record),
             scores.section(record),
-            scores.comparison_section(record),
+            objectives.section(record),
             training.section(record),
             tokens.heat_map_section(record, with_text),
             tokens.dynamics_section(record, with_text),

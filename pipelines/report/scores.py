@@ -1,19 +1,15 @@
-"""The table of the paper: tasks by models, with intervals; and the objectives side by side."""
+"""The scores: tasks by models, with intervals."""
 
 from __future__ import annotations
 
 import math
 
-from pipelines import comparison
-from pipelines.comparison import Cell as Mean
 from pipelines.evals.intervals import bits_difference, paired_difference
 from pipelines.report.blocks import (
     NO_VALUE,
     PERCENT,
     Block,
     Cell,
-    Dot,
-    DotPlot,
     LineChart,
     Missing,
     Point,
@@ -23,10 +19,7 @@ from pipelines.report.blocks import (
     Text,
 )
 from pipelines.report.record import Record
-from pipelines.report.verdict import AFTER, points
 from pipelines.summary import Column, not_asked, score_notes
-
-ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
 
 
 def section(record: Record) -> Section:
@@ -192,97 +185,5 @@ def _through_rounds(models: list[Column]) -> list[Block]:
             [f"{n}" if n else "0 (plain)" for n in numbers],
             "Whiskers are 95% intervals of each average; differences have the paired ones above.",
             PERCENT,
-        )
-    ]  # fmt: skip
-
-
-def comparison_section(record: Record) -> Section:
-    """Objectives from one base, over seeds, as `remit compare` left them."""
-    lead = "One base, one data order and one budget; only the objective of mid-training differs."
-    tables = comparison.tables(record.rows)
-    if not tables:
-        missing = Missing(
-            "The objectives were not compared in this run directory.",
-            "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
-        )
-        return Section("objectives", "Objectives side by side", lead, [missing])
-    blocks: list[Block] = []
-    for table in tables:
-        blocks += _gain_plot(table)
-        blocks.append(_arm_table(table))
-    blocks += _annealing(record)
-    return Section("objectives", "Objectives side by side", lead, blocks)
-
-
-def _gain_plot(table: comparison.Comparison) -> list[Block]:
-    dots = [
-        Dot(
-            arm, 100 * gain.mean, None if gain.half is None else 100 * gain.half,
-            points(gain.mean, gain.half), ARM_COLOURS[arm],
-        )
-        for arm, gain in zip(table.arms, table.gain, strict=False)
-        if arm != "ntp"
-    ]  # fmt: skip
-    if not dots:
-        return []
-    return [
-        DotPlot(
-            f"Difference to ntp after {AFTER[table.point]}",
-            "difference in average accuracy, percentage points", dots, 0.0, _seeds(table),
-        )
-    ]  # fmt: skip
-
-
-def _seeds(table: comparison.Comparison) -> str:
-    count = len(table.seeds)
-    if count == 1:
-        return "One seed, so no interval over seeds."
-    return f"Mean over {count} seeds, 95% interval over seeds (Student's t), paired by seed."
-
-
-def _arm_table(table: comparison.Comparison) -> Table:
-    def percent(title: str, cells: list[Mean]) -> list[Cell]:
-        return [Cell(title), *(_mean(cell, 100, 1) for cell in cells)]
-
-    rows = [percent(title, cells) for title, cells in table.cells.items()]
-    strong = [len(rows) - 1]
-    if table.gain:
-        rows.append(percent("less ntp", table.gain))
-    for domain, cells in table.bits_per_byte.items():
-        rows.append([Cell(f"bits/byte {domain}"), *(_mean(cell, 1, 3) for cell in cells)])
-    title = f"Accuracy in percent after {AFTER[table.point]}"
-    return Table(title, ["task", *table.arms], rows, strong, _seeds(table))
-
-
-def _mean(cell: Mean, scale: int, digits: int) -> Cell:
-    half = "" if cell.half is None else f"± {scale * cell.half:.{digits}f}"
-    return Cell(f"{scale * cell.mean:.{digits}f}", half, cell.mean)
-
-
-def _annealing(record: Record) -> list[Block]:
-    drawn = comparison.curves(record.rows)
-    if not drawn:
-        return [Missing("No accuracy along the annealing.", "remit compare ... compare.points=4")]
-    series = [
-        Series(
-            curve.arm,
-            [
-                Point(100 * part, 100 * c.mean, None if c.half is None else 100 * c.half)
-                for part, c in zip(curve.parts, curve.averages, strict=True)
-            ],
-            ARM_COLOURS[curve.arm],
-        )
-        for curve in drawn
-    ]
-    reached = [
-        f"{c.arm} at step {c.steps_to_ntp:,}"
-        for c in drawn
-        if c.steps_to_ntp is not None and c.arm != "ntp"
-    ]
-    note = "Plain mid-training's final accuracy is reached by " + ", ".join(reached) + "."
-    return [
-        LineChart(
-            "Accuracy along the annealing", "percent of the mid-training done",
-            "average accuracy, percent", series, note=note if reached else "", limits=PERCENT,
         )
     ]  # fmt: skip

@@ -17,8 +17,8 @@ from pipelines.report.blocks import (
     Series,
     Text,
 )
+from pipelines.report.objectives import ARM_COLOURS, VARIANT
 from pipelines.report.record import Record, StageRecord
-from pipelines.report.scores import ARM_COLOURS
 
 MOST_POINTS = 150
 Line = dict[str, Any]
@@ -120,7 +120,7 @@ def _round_series(stage: StageRecord) -> tuple[str, int]:
 
 def _arm_series(stage: StageRecord) -> tuple[str, int]:
     arm = stage.name.split("/")[2]
-    return arm, ARM_COLOURS.get(arm, 0)
+    return arm, ARM_COLOURS.get(arm, VARIANT)
 
 
 def _charts(

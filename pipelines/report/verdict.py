@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import comparison
-from pipelines.comparison import Cell as Mean
 from pipelines.evals.intervals import paired_difference
 from pipelines.flywheel import BASE, BASE_EVAL
 from pipelines.quantities import duration
@@ -22,7 +21,7 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.record import Record, StageRecord
 
-AFTER = {"mid": "mid-training", "post": "post-training"}
+AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 TITLES = {
     "pretrain": "base", "mid_train": "mid-train", "sft": "SFT", "dpo": "DPO", "rlvr": "RLVR",
 }  # fmt: skip
@@ -99,12 +98,13 @@ def headline(record: Record) -> str:
             f"± {100 * last.half:.1f} points {last.word} plain training after {AFTER[last.part]}"
         )
     for table in reversed(comparison.tables(record.rows)):
-        if table.gain and "remit" in table.arms:
-            return _compared(table.gain[table.arms.index("remit")], table)
+        compared = dict(zip(table.arms, table.average.gains, strict=True))
+        if (gain := compared.get("remit")) is not None:
+            return _compared(gain, table)
     return "No verdict yet: no round of ReMiT has been evaluated against round 0"
 
 
-def _compared(gain: Mean, table: comparison.Comparison) -> str:
+def _compared(gain: comparison.Gain, table: comparison.Comparison) -> str:
     seeds = "one seed, so no interval" if gain.half is None else f"{len(table.seeds)} seeds"
     return (
         f"ReMiT less plain mid-training after {AFTER[table.point]}: "

@@ -7,8 +7,8 @@ a stage computes (launch, logging, paths, checkpoint interval) and is left out o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from pipelines.schema.comparison import CompareConfig, VariantConfig
 from pipelines.schema.data import ModelConfig, SourceConfig, TokenizerConfig
 from pipelines.schema.evaluation import AnalysisConfig, BenchmarkConfig, EvalConfig, TaskConfig
 from pipelines.schema.launch import LaunchConfig, SlurmConfig, StageLaunchConfig, StageSettings
@@ -34,8 +34,8 @@ __all__ = [
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
     "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
     "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "micro_batch_rows", "pool_factor", "sees_micro_batches", "uses_score_cache",
-    "whole_step_tokens",
+    "TrainConfig", "VariantConfig", "micro_batch_rows", "pool_factor", "sees_micro_batches",
+    "uses_score_cache", "whole_step_tokens",
 ]  # fmt: skip
 
 
@@ -46,37 +46,6 @@ class FlywheelConfig:
         False, "check at the end what the built-in world is calibrated to show", result=False
     )
     baseline: bool = setting(True, "run round 0 even when --ref gives the first reference")
-
-
-@dataclass
-class CompareConfig:
-    objectives: list[str] = setting(
-        ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
-        "arms, of ntp, kd, miniplm, rho1, sft, remit, more-rl",
-        result=False,
-    )
-    seeds: int = setting(3, "runs of each arm, with seeds from `seed` on", result=False, low=1)
-    budget: Literal["tokens", "flops"] = setting(
-        "tokens",
-        "what is equal: mid_train.tokens, or the FLOPs that ReMiT needs for mid_train.tokens",
-        result=False,
-    )
-    base_per_seed: bool = setting(
-        False,
-        "train a base for every seed, and take its plain post-trained model as the reference",
-        result=False,
-    )
-    sft_ref: str = setting(
-        "", "CKPT of arm sft; empty: the SFT stage beside the reference", result=False
-    )
-    small: str = setting("", "CKPT of MiniPLM's small model; empty: the base", result=False)
-    points: int = setting(
-        3, "evaluations along the annealing of each arm, before the last", result=False, low=0
-    )
-    post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
-    rows: list[str] = setting(
-        list, "rows.jsonl of other runs; what is in them is not run again", result=False
-    )
 
 
 @dataclass

@@ -1,0 +1,186 @@
+"""The table of the paper: objectives side by side, from one base and over seeds."""
+
+from __future__ import annotations
+
+from pipelines.comparison import AVERAGE, Comparison, Curve, Gain, Line, curves, tables
+from pipelines.comparison import Cell as Mean
+from pipelines.report.blocks import (
+    NO_VALUE,
+    PERCENT,
+    Block,
+    Cell,
+    Dot,
+    DotPlot,
+    LineChart,
+    Missing,
+    Point,
+    Section,
+    Series,
+    Table,
+)
+from pipelines.report.record import Record
+from pipelines.report.verdict import AFTER, points
+
+ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
+# Arms of one's own have no colour of theirs.
+VARIANT = 2
+# Measures that are no share of questions, with their unit.
+UNITS = {"entropy": "nats"}
+
+
+def section(record: Record) -> Section:
+    """Objectives from one base, over seeds, as `remit compare` left them."""
+    lead = "One base, one data order and one budget; only the objective of mid-training differs."
+    found = tables(record.rows)
+    if not found:
+        missing = Missing(
+            "The objectives were not compared in this run directory.",
+            "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
+        )
+        return Section("objectives", "Objectives side by side", lead, [missing])
+    blocks: list[Block] = []
+    for table in found:
+        blocks += [*_gain_plot(table), *_gain_table(table), _levels(table), *_by_task(table)]
+    blocks += _annealing(curves(record.rows))
+    return Section("objectives", "Objectives side by side", lead, blocks)
+
+
+def _held_against(table: Comparison) -> str:
+    """The one arm that all others are held against, or words for several."""
+    names = {gain.against for gain in table.average.gains if gain}
+    return names.pop() if len(names) == 1 else "the arm that each is held against"
+
+
+def _gain_plot(table: Comparison) -> list[Block]:
+    dots = [
+        Dot(
+            arm, 100 * gain.mean, None if gain.half is None else 100 * gain.half,
+            points(gain.mean, gain.half), ARM_COLOURS.get(arm, VARIANT),
+        )
+        for arm, gain in zip(table.arms, table.average.gains, strict=True)
+        if gain is not None
+    ]  # fmt: skip
+    if not dots:
+        return []
+    return [
+        DotPlot(
+            f"Difference to {_held_against(table)} after {AFTER[table.point]}",
+            "difference in average accuracy, percentage points", dots, 0.0, _seeds(table),
+        )
+    ]  # fmt: skip
+
+
+def _seeds(table: Comparison) -> str:
+    count = len(table.seeds)
+    if count == 1:
+        return "One seed, so no interval over seeds."
+    return f"Mean over {count} seeds, 95% interval over seeds (Student's t), paired by seed."
+
+
+def _gain_table(table: Comparison) -> list[Block]:
+    """One line for each arm: its difference, how sure it is, and each seed's own."""
+    rows = [
+        [
+            Cell(arm), Cell(gain.against), _gain(gain, 100, 1), _plain(gain.effect, 1),
+            _plain(gain.p, 3), _plain(gain.holm, 3),
+            Cell(", ".join(f"{100 * delta:+.1f}" for delta in gain.by_seed.values())),
+        ]
+        for arm, gain in zip(table.arms, table.average.gains, strict=True)
+        if gain is not None
+    ]  # fmt: skip
+    if not rows:
+        return []
+    return [
+        Table(
+            f"Differences of the average after {AFTER[table.point]}",
+            ["arm", "less", "points", "effect", "p", "Holm", "by seed"], rows,
+            note="effect: mean over standard deviation of the seeds' differences. p: t-test over "
+            "seeds, two-sided. Holm: the same adjusted for all arms of this table.",
+        )
+    ]  # fmt: skip
+
+
+def _levels(table: Comparison) -> Table:
+    """Rows: tasks, their average, bits per byte, drawn answers. Columns: arms."""
+    rows = [
+        [Cell(name), *(_mean(cell, scale, digits) for cell in line.cells)]
+        for name, line, scale, digits in _lines(table)
+    ]
+    strong = [list(table.accuracy).index(AVERAGE)]
+    title = f"Accuracy in percent after {AFTER[table.point]}"
+    return Table(title, ["task", *table.arms], rows, strong, _seeds(table))
+
+
+def _by_task(table: Comparison) -> list[Block]:
+    """The same, as differences."""
+    rows = [
+        [Cell(name), *(NO_VALUE if g is None else _gain(g, scale, digits) for g in line.gains)]
+        for name, line, scale, digits in _lines(table)
+        if any(line.gains)
+    ]
+    if not rows:
+        return []
+    return [
+        Table(
+            f"Differences to {_held_against(table)} after {AFTER[table.point]}",
+            ["task", *table.arms], rows,
+            note="Accuracy in percentage points, bits per byte, and measures of drawn answers. One "
+            "of twenty true zeros lies outside of its interval.",
+        )
+    ]  # fmt: skip
+
+
+def _lines(table: Comparison) -> list[tuple[str, Line, float, int]]:
+    """Name, values, what they are multiplied by, digits."""
+    return [
+        *((task, line, 100, 1) for task, line in table.accuracy.items()),
+        *((f"bits/byte {domain}", line, 1, 3) for domain, line in table.bits_per_byte.items()),
+        *(
+            (f"{name}, {UNITS[name]}", line, 1, 2) if name in UNITS else (name, line, 100, 1)
+            for name, line in table.drawn.items()
+        ),
+    ]
+
+
+def _plain(value: float | None, digits: int) -> Cell:
+    return NO_VALUE if value is None else Cell(f"{value:.{digits}f}", value=value)
+
+
+def _gain(gain: Gain, scale: float, digits: int) -> Cell:
+    half = "" if gain.half is None else f"± {scale * gain.half:.{digits}f}"
+    return Cell(f"{scale * gain.mean:+.{digits}f}", half, gain.mean)
+
+
+def _mean(cell: Mean | None, scale: float, digits: int) -> Cell:
+    if cell is None:
+        return NO_VALUE
+    half = "" if cell.half is None else f"± {scale * cell.half:.{digits}f}"
+    return Cell(f"{scale * cell.mean:.{digits}f}", half, cell.mean)
+
+
+def _annealing(drawn: list[Curve]) -> list[Block]:
+    if not drawn:
+        return [Missing("No accuracy along the annealing.", "remit compare ... compare.points=4")]
+    series = [
+        Series(
+            curve.arm,
+            [
+                Point(100 * part, 100 * c.mean, None if c.half is None else 100 * c.half)
+                for part, c in zip(curve.parts, curve.averages, strict=True)
+            ],
+            ARM_COLOURS.get(curve.arm, VARIANT),
+        )
+        for curve in drawn
+    ]
+    reached = [
+        f"{c.arm} at step {c.steps_to_ntp:,}"
+        for c in drawn
+        if c.steps_to_ntp is not None and c.arm != "ntp"
+    ]
+    note = "Plain mid-training's final accuracy is reached by " + ", ".join(reached) + "."
+    return [
+        LineChart(
+            "Accuracy along the annealing", "percent of the mid-training done",
+            "average accuracy, percent", series, note=note if reached else "", limits=PERCENT,
+        )
+    ]  # fmt: skip
