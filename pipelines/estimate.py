@@ -19,7 +19,7 @@ from pipelines.launch import can_fork
 from pipelines.placement import num_ranks
 from pipelines.process import num_cores, num_gpus
 from pipelines.run_dir import RunDir
-from pipelines.schema import Config, ModelConfig, pool_factor, whole_step_tokens
+from pipelines.schema import Config, ModelConfig, TaskConfig, pool_factor, whole_step_tokens
 
 # Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
 CPU_FLOPS_PER_CORE = 2.5e10
@@ -200,12 +200,19 @@ def _work(stage: Stage, parameters: int) -> tuple[int, float, float]:
         as_if = generated * GENERATION_SLOWDOWN + scored
         return tokens, 2 * n * tokens, as_if / max(1, tokens)
     tasks = [task for task in config.eval.tasks.values() if task.enabled]
-    questions = sum(task.limit or task.source.limit or 2000 for task in tasks)
+    questions = sum(_answers(task) for task in tasks)
     longest = max((task.max_new_tokens for task in tasks), default=0)
     scored = config.eval.bits_per_byte_tokens * len(config.eval.bits_per_byte)
     tokens = questions * longest + scored
     as_if = questions * longest * GENERATION_SLOWDOWN + scored
     return tokens, 2 * n * tokens, as_if / max(1, tokens)
+
+
+def _answers(task: TaskConfig) -> int:
+    """Greedy and drawn answers of a task; how many families it has is a guess."""
+    asked = task.limit or task.source.limit or 2000
+    drawn = task.sampled_questions * (FAMILIES if task.split_by else 1) or asked
+    return asked + task.samples * min(asked, drawn)
 
 
 def _analysis_tokens(stage: Stage) -> int:

@@ -186,12 +186,49 @@ def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
             if key not in wanted:
                 continue
             _check_study(row, study.parts(wanted[key]), where)
-            if found.setdefault(key, row).identity != row.identity:
-                raise UserError(
-                    f"{where}: another row of {row.arm}, seed {row.seed}, {row.point} came before "
-                    "it, and the two differ. Keep one."
-                )
+            _keep(found, row, where)
     return list(found.values())
+
+
+def collected(paths: Sequence[Path]) -> list[Row]:
+    """All rows of some files, each model once.
+
+    Raises:
+        UserError: a file that is not there, a line that is no row, two rows of one model that
+            differ, or rows of one arm that belong to different studies.
+    """
+    found: dict[tuple[str, int, str], Row] = {}
+    studies: dict[tuple[str, str], dict[str, str]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}.")
+        for number, row in enumerate(parsed(path, str(path)), 1):
+            where = f"{path}, line {number}"
+            _check_study(row, studies.setdefault((row.arm, row.point), row.study), where)
+            _keep(found, row, where)
+    return list(found.values())
+
+
+def held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
+    """The rows with another arm that the tables subtract; as they are for None.
+
+    Raises:
+        UserError: no row is of that arm.
+    """
+    if arm is None:
+        return list(found)
+    arms = dict.fromkeys(row.arm for row in found)
+    if arm not in arms:
+        raise UserError(f"--against {arm}: no row is of that arm; there are {', '.join(arms)}.")
+    return [dataclasses.replace(row, against=arm) for row in found]
+
+
+def _keep(found: dict[tuple[str, int, str], Row], row: Row, where: str) -> None:
+    if found.setdefault((row.arm, row.seed, row.point), row).identity != row.identity:
+        raise UserError(
+            f"{where}: another row of {row.arm}, seed {row.seed}, {row.point} came before it, and "
+            "the two differ. Keep one."
+        )
 
 
 def parsed(path: Path, named: str) -> list[Row]:
@@ -286,5 +323,5 @@ def _check_study(row: Row, wanted: dict[str, str], where: str) -> None:
     if differing:
         raise UserError(
             f"{where}: a row of another study; it differs in {', '.join(differing)}. Give the same "
-            "checkpoints, recipe and overrides, or leave the file out of compare.rows."
+            "checkpoints, recipe and overrides, or leave the file out."
         )

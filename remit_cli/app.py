@@ -239,6 +239,7 @@ def plan(
     iterations: options.Iterations = None,
     base: options.OptionalBase = None,
     ref: options.OptionalRef = None,
+    compare: options.Compared = False,
     config: options.Config = "world",
     run_dir: options.RunDirectory = None,
     gpus: options.Gpus = None,
@@ -246,12 +247,22 @@ def plan(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Show what `flywheel` would run: stages, tokens, FLOPs, bytes, time. Starts nothing.
+    """Show what `flywheel` or `compare` would run: stages, tokens, FLOPs, bytes, time.
+
+    Starts nothing.
 
     Example: remit plan --config olmo2-1b --iterations 3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("plan", given, lambda s: s.plan_flywheel(iterations, base, ref), start=False)
+    if compare and iterations is not None:
+        raise typer.BadParameter("a comparison has no rounds", param_hint="--iterations")
+
+    def make_plan(session: Session) -> list[Stage]:
+        if compare:
+            return session.plan_compare(base, ref)
+        return session.plan_flywheel(iterations, base, ref)
+
+    _execute("compare" if compare else "plan", given, make_plan, start=False)
 
 
 @app.command(
@@ -309,9 +320,13 @@ def status(
 
 @app.command("report", rich_help_panel=LOOP)
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(help="A run directory; or rows of comparisons, one or more rows.jsonl."),
+    ],
     form: options.Format = "html",
     output: options.Output = None,
+    against: options.Against = None,
     no_text: options.NoText = False,
     open_page: options.OpenPage = False,
 ) -> None:
@@ -321,7 +336,7 @@ def report(
     """
     from remit_cli.session import draw_report
 
-    draw_report(run, form, output, not no_text, open_page)
+    draw_report(run, form, output, against, not no_text, open_page)
 
 
 def main() -> None:

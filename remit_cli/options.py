@@ -59,6 +59,9 @@ Only = Annotated[
     str | None,
     typer.Option("--only", help="Run this stage or part alone; its inputs must be complete."),
 ]
+Compared = Annotated[
+    bool, typer.Option("--compare", help="What `compare` would run, in place of `flywheel`.")
+]
 Slurm = Annotated[bool, typer.Option("--slurm", help="Scripts for SLURM's sbatch.")]
 PerStage = Annotated[
     bool, typer.Option("--per-stage", help="A job for each stage of flywheel, and submit.sh.")
@@ -74,10 +77,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),
 ]
-Format = Annotated[str, typer.Option("--format", help="html, md or json.")]
+Format = Annotated[str, typer.Option("--format", help="html, svg (the charts alone), md or json.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", help="Where to write. Default: RUN/report/index.html, .md or .json."),
+    typer.Option(
+        "--output",
+        help="Where to write. Default: RUN/report/index.html, .svg, .md or .json; of rows, beside "
+        "the file.",
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option("--against", help="The arm that all others of a comparison are held against."),
 ]
 NoText = Annotated[
     bool, typer.Option("--no-text", help="Leave training text, tokens and questions out.")

@@ -30,7 +30,7 @@ from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
 from pipelines.placement import stage_launch
-from pipelines.report import write_report
+from pipelines.report import write_report, write_rows_report
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
     Observer,
@@ -276,6 +276,8 @@ def _show_results(
 
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
+    if session.command == "compare":
+        stages = arms.needed(stages, set())
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     predicted = estimate(
@@ -320,14 +322,24 @@ def show_doctor(run_dir: Path | None, json: bool) -> None:
 
 
 def draw_report(
-    folder: Path, form: str, output: Path | None, with_text: bool, open_page: bool
+    given: list[Path],
+    form: str,
+    output: Path | None,
+    against: str | None,
+    with_text: bool,
+    open_page: bool,
 ) -> None:
-    """`remit report`: a page about a run, from its files alone."""
+    """`remit report`: a page about a run, or about rows of comparisons, from their files alone."""
     screen = render.Screen(as_json=False)
-    run = RunDir(folder.resolve())
-    _warn_of_ledger(run, screen)
     try:
-        path = write_report(run, form, with_text=with_text, output=output)
+        if all(path.is_file() for path in given):
+            path = write_rows_report(given, form, output=output, against=against)
+        elif len(given) > 1:
+            raise UserError("report takes one run directory, or files of rows (rows.jsonl).")
+        else:
+            run = RunDir(given[0].resolve())
+            _warn_of_ledger(run, screen)
+            path = write_report(run, form, with_text=with_text, output=output, against=against)
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)

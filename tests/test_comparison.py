@@ -6,19 +6,23 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from pipelines import config as recipes
-from pipelines.arms import needed, plan_compare
+from pipelines.arms import needed, place, plan_compare
 from pipelines.checkpoint import find_checkpoint
 from pipelines.comparison import curves, tables
 from pipelines.errors import UserError
-from pipelines.evals.intervals import mean_interval
-from pipelines.flywheel import Stage
-from pipelines.rows import Row, parsed
+from pipelines.evals.intervals import holm, mean_interval, t_test
+from pipelines.flywheel import Stage, plan_flywheel
+from pipelines.identity import identity_fields
+from pipelines.rows import Row, collected, held_against, parsed, write_rows
+from pipelines.run_dir import RunDir
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
         "eval.bits_per_byte_tokens=500", "compare.points=0")  # fmt: skip
@@ -26,9 +30,9 @@ TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.lim
 
 def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
     tasks = {
-        f"t{i}": {"accuracy": a, "questions": 10, "bits": ""} for i, a in enumerate(accuracies)
+        f"t{i}": {"accuracy": a, "questions": 2, "bits": "10"} for i, a in enumerate(accuracies)
     }
-    average = sum(accuracies) / len(accuracies)
+    average = sum(accuracies) / max(1, len(accuracies))
     return Row(
         arm,
         seed,
@@ -66,6 +70,44 @@ def test_gains_are_paired_by_seed() -> None:
     assert gain.half == pytest.approx(0, abs=1e-9)
     assert table.average.cells[1].half > 1
     assert tables([row("remit", 0, 0.2)])[0].average.gains == [None]
+
+
+def test_what_is_said_of_a_gain() -> None:
+    found = [row("ntp", seed, 0.1) for seed in range(5)]
+    deltas = (0.01, 0.02, 0.03, 0.04, 0.05)
+    found += [row("remit", seed, 0.1 + delta) for seed, delta in enumerate(deltas)]
+    found += [row("kd", seed, 0.1 - 2 * delta) for seed, delta in enumerate(deltas[:3])]
+    (table,) = tables(found)
+    gains = dict(zip(table.arms, table.average.gains, strict=True))
+    # Mean 0.03, s = sqrt(0.00025): t = 0.03 / (s / sqrt 5) = sqrt(18) = 4.243, p(4) = 0.0132.
+    assert gains["remit"].effect == pytest.approx(0.03 / 0.00025**0.5)
+    assert gains["remit"].p == pytest.approx(0.0132, abs=1e-4)
+    # kd: mean -0.04, s = 0.02, t = -3.464, p(2) = 0.0742; of two arms the smaller p counts twice.
+    assert gains["kd"].p == pytest.approx(0.0742, abs=1e-4)
+    assert gains["remit"].holm == pytest.approx(2 * gains["remit"].p)
+    assert gains["kd"].holm == pytest.approx(gains["kd"].p)
+    assert list(gains["kd"].by_seed) == [0, 1, 2]
+
+
+def test_bits_and_draws_have_gains_of_their_own() -> None:
+    # A task and a domain may have one name.
+    found = [row("ntp", 0, 0.1), replace(row("remit", 0, 0.3), drawn={"pass@8": 0.5})]
+    found = [replace(r, bits_per_byte={"t0": 2 - r.average}) for r in found]
+    (table,) = tables(found)
+    assert table.accuracy["t0"].gains[1].mean == pytest.approx(0.2)
+    assert table.bits_per_byte["t0"].gains[1].mean == pytest.approx(-0.2)
+    assert [cell and cell.mean for cell in table.drawn["pass@8"].cells] == [None, 0.5]
+    assert table.drawn["pass@8"].gains == [None, None]
+
+
+def test_t_test_and_holm() -> None:
+    # Quantiles of Student's t: 97.5% is 12.706 for 1, 4.303 for 2, 2.776 for 4, 2.262 for 9.
+    for n, t in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
+        spread = [(-1) ** i for i in range(n)] if n % 2 == 0 else [*([-1, 1] * (n // 2)), 0]
+        scale = (sum(x * x for x in spread) / (n - 1) / n) ** 0.5
+        assert t_test([x + t * scale for x in spread]) == pytest.approx(0.05, abs=1e-4)
+    assert t_test([0.1]) is None and t_test([0.1, 0.1]) is None
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
 
 
 def test_a_table_for_each_point() -> None:
@@ -201,6 +243,132 @@ def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
     ]  # fmt: skip
 
 
+def variants(**arms: dict[str, Any]) -> list[str]:
+    return [f"compare.variants={json.dumps(arms)}", f"compare.objectives={json.dumps([*arms])}"]
+
+
+def own(*overrides: str, **arms: dict[str, Any]) -> dict[str, Stage]:
+    return planned(None, *variants(**arms), "compare.base_per_seed=true", *overrides)
+
+
+def test_a_variant_changes_what_it_says_alone() -> None:
+    stages = own(wide={"set": ["mid_train.eps=0.5", "mid_train.center=document"]}, same={})
+    wide, same = (stages[f"compare/seed-0/{arm}/10-mid-train"] for arm in ("wide", "same"))
+    assert (wide.config.mid_train.eps, wide.config.mid_train.center) == (0.5, "document")
+    assert replace(wide.config.mid_train, eps=0.2, center="sequence") == same.config.mid_train
+    assert wide.inputs == same.inputs
+    # It is evaluated at its end, and not along its annealing.
+    assert [n for n in stages if n.startswith("compare/seed-0/wide/") and "eval" in n] == [
+        "compare/seed-0/wide/15-eval"
+    ]
+
+
+def test_rounds_are_variants() -> None:
+    arms = {"round-2": {"ref": "remit"}, "onwards": {"base": "remit", "ref": "remit"}}
+    stages = own("compare.post_train=true", **arms)
+    folder = "compare/seed-0"
+    second = {"base": f"{folder}/base", "ref": f"{folder}/remit/40-rlvr"}
+    assert stages[f"{folder}/round-2/10-mid-train"].inputs == second
+    assert stages[f"{folder}/onwards/10-mid-train"].inputs == second | {
+        "base": f"{folder}/remit/10-mid-train"
+    }
+    # The first round is trained for them and not evaluated, since it was not asked for.
+    assert f"{folder}/remit/40-rlvr" in stages and f"{folder}/remit/15-eval" not in stages
+    # They are the rounds of a flywheel: a stage depends on the same settings in both.
+    config = recipes.load("world-tiny", ["flywheel.iterations=2"])
+    rounds = {stage.name: stage for stage in plan_flywheel(config, None, None)}
+    for round_, arm in ((1, "remit"), (2, "round-2")):
+        for step in ("10-mid-train", "20-sft", "30-dpo", "40-rlvr"):
+            in_round, in_arm = rounds[f"round-{round_}/{step}"], stages[f"{folder}/{arm}/{step}"]
+            fields = [identity_fields(s.kind, s.config, {}) for s in (in_round, in_arm)]
+            # `compare` keeps models along the annealing.
+            assert fields[0] | {"mid_train.snapshots": 3} == fields[1] | {"mid_train.snapshots": 3}
+
+
+def test_references_of_variants() -> None:
+    stages = own(
+        control={"ref": "base"}, on_sft={"ref": "ntp/20-sft"}, early={"ref": "ntp/10-mid-train@2"},
+        other={"ref": "ntp", "ref_seed": 7}, short={"arm": "ntp", "set": ["mid_train.tokens=1024"]},
+        weak={"ref": "short"},
+    )  # fmt: skip
+    refs = {
+        name.split("/")[2]: stage.inputs["ref"]
+        for name, stage in stages.items() if stage.kind == "mid_train" and "ref" in stage.inputs
+    }  # fmt: skip
+    assert refs == {
+        "control": "compare/seed-0/base", "on_sft": "compare/seed-0/ntp/20-sft",
+        "early": "compare/seed-0/ntp/10-mid-train@2", "other": "compare/seed-7/ntp/40-rlvr",
+        "weak": "compare/seed-0/short/40-rlvr",
+    }  # fmt: skip
+    assert stages["compare/seed-7/base"].config.seed == 7
+    assert stages["compare/seed-0/short/10-mid-train"].config.mid_train.tokens == 1024
+    position = {name: i for i, name in enumerate(stages)}
+    for name, stage in stages.items():
+        needs = [g.partition("@")[0] for g in stage.inputs.values() if isinstance(g, str)]
+        assert all(position[need] < position[name] for need in needs)
+
+
+def test_one_variant_has_another_budget() -> None:
+    stages = own(
+        "mid_train.tokens=24576", longer={"arm": "ntp", "budget": "flops"}, same={"arm": "ntp"}
+    )  # fmt: skip
+    tokens = {
+        name.split("/")[2]: stage.config.mid_train.tokens
+        for name, stage in stages.items() if stage.kind == "mid_train"
+    }  # fmt: skip
+    assert tokens["longer"] == 32 * 1024 and tokens["same"] == 24576
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({"a": {"ref": "b"}, "b": {"ref": "a"}}, ["a -> b -> a"]),
+        ({"a": {"set": ["sft.steps=3"]}}, ["compare.variants.a.set", "'sft.steps'"]),
+        ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
+        ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
+        ({"a": {"set": ["mid_train.eps=7"]}}, ["compare.variants.a.set", "at most 1"]),
+        ({"a": {"arm": "more-rl"}}, ["compare.variants.a.arm", "more-rl"]),
+        ({"a": {"ref": "more-rl"}}, ["more-rl"]),
+        ({"a": {"arm": "ntp", "ref": "ntp"}}, ["has no reference"]),
+        ({"a": {"ref": "ntp/25-x"}}, ["no stage '25-x'", "20-sft"]),
+        ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "compare.points = 3"]),
+        ({"a": {"ref": "remt"}}, ["compare.variants.a.ref", "remt", "remit"]),
+        ({"a": {"ref": "base", "ref_seed": 1}}, ["ref_seed"]),
+        ({"a": {"against": "b"}}, ["compare.variants.a.against", "'b'"]),
+        ({"remit": {}}, ["'remit' is taken"]),
+        ({"x/y": {}}, ["names a folder"]),
+    ],
+)
+def test_variants_it_refuses(arms: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        own(**arms)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_points_after_each_step_of_post_training() -> None:
+    stages = own("compare.post_train=true", "compare.post_points=true", a={})
+    asked = {
+        place(stage)[2]: stage.inputs["model"].rpartition("/")[2]
+        for stage in stages.values() if stage.kind == "evaluate"
+    }  # fmt: skip
+    assert asked == {"mid": "10-mid-train", "sft": "20-sft", "dpo": "30-dpo", "post": "40-rlvr"}
+    assert all(s.chat for s in stages.values() if s.kind == "evaluate" and place(s)[2] != "mid")
+    stages = own(
+        "compare.post_train=true", "compare.post_points=true", "rlvr.enabled=false", a={}
+    )  # fmt: skip
+    asked = {place(s)[2]: s.inputs["model"] for s in stages.values() if s.kind == "evaluate"}
+    assert sorted(asked) == ["mid", "post", "sft"] and asked["post"].endswith("30-dpo")
+
+
+def test_answers_are_drawn_at_the_end_alone() -> None:
+    stages = own("eval.tasks.world.samples=4", "compare.objectives=[ntp]", a={})
+    drawn = {
+        place(s)[2]: s.config.eval.tasks["world"].samples
+        for s in stages.values() if s.kind == "evaluate"
+    }  # fmt: skip
+    assert drawn == {"1/4": 0, "2/4": 0, "3/4": 0, "mid": 4}
+
+
 @pytest.mark.slow
 def test_in_the_run_directory_of_a_flywheel(
     remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
@@ -260,6 +428,68 @@ def test_a_row_that_is_one(tmp_path: Path) -> None:
     quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": {}}
     path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(quarter) + "\n")
     assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
+
+
+def write(path: Path, *found: Row) -> Path:
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in found))
+    return path
+
+
+def test_rows_of_several_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", row("ntp", 0), row("remit", 0))
+    second = write(tmp_path / "b.jsonl", row("ntp", 0), row("ntp", 1))
+    found = collected([first, second])
+    assert [(r.arm, r.seed) for r in found] == [("ntp", 0), ("remit", 0), ("ntp", 1)]
+    assert {r.against for r in held_against(found, "remit")} == {"remit"}
+    assert held_against(found, None) == found
+    with pytest.raises(UserError, match=r"--against kd: no row .* ntp, remit"):
+        held_against(found, "kd")
+    differing = write(tmp_path / "c.jsonl", replace(row("ntp", 0), identity="other"))
+    with pytest.raises(UserError, match=r"c.jsonl, line 1: another row of ntp, seed 0, mid"):
+        collected([first, differing])
+    strange = write(tmp_path / "d.jsonl", replace(row("ntp", 1), study={"mid_train": "x"}))
+    with pytest.raises(UserError, match=r"d.jsonl, line 1: .* another study; .* mid_train"):
+        collected([first, strange])
+
+
+def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_rows(run, [row("ntp", 0), row("remit", 0)])
+    path = write_rows(run, [row("kd", 0), replace(row("remit", 0), seconds=9.0)])
+    kept = [(r.arm, r.seconds) for r in parsed(path, "rows")]
+    assert kept == [("ntp", 2.0), ("kd", 2.0), ("remit", 9.0)]
+
+
+def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None:
+    tasks = (0.1, 0.3)
+    found = [
+        row(arm, seed, *(a + shift * (1 + seed) for a in tasks), point=point)
+        for arm, shift in (("ntp", 0.0), ("remit", 0.1), ("<own>", -0.1))
+        for seed in (0, 1) for point in ("1/2", "mid")
+    ]  # fmt: skip
+    files = [write(tmp_path / f"{s}.jsonl", *(r for r in found if r.seed == s)) for s in (0, 1)]
+    for form in ("md", "svg", "html", "json"):
+        remit("report", *files, "--format", form, check=True)
+    text = (tmp_path / "0.md").read_text()
+    assert "| remit | ntp | +15.0 (± 63.5) | 2.1 | 0.205 | 0.410 | +10.0, +20.0 |" in text
+    picture = (tmp_path / "0.svg").read_text()
+    root = ElementTree.fromstring(picture)
+    words = "".join(root.itertext())
+    assert "Difference to ntp after mid-training" in words and "<own>" in words
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
+    remit("report", *files, "--format", "md", "--against", "remit",
+          "--output", tmp_path / "other.md", check=True)  # fmt: skip
+    assert "| ntp | remit | -15.0 (± 63.5) |" in (tmp_path / "other.md").read_text()
+    wrong = remit("report", files[0], tmp_path)
+    assert wrong.returncode == 2 and "one run directory, or files of rows" in wrong.stderr
+
+
+def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:
+    values = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=2",
+                   "objectives=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
+    names = [stage["stage"] for stage in values["stages"]]
+    assert "compare/seed-1/remit/10-mid-train" in names and len(names) == 17
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

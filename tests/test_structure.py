@@ -59,12 +59,12 @@ OPTIONS = {
     "contamination": COMMON,
     "flywheel": COMMON | {"--iterations", "--base", "--ref", "--until", "--only"},
     "compare": COMMON | {"--base", "--ref"},
-    "plan": COMMON | {"--iterations", "--base", "--ref"},
+    "plan": COMMON | {"--iterations", "--base", "--ref", "--compare"},
     "analyze": {"--json"},
     "launch": {"--slurm", "--per-stage", "--output", "--json"},
     "doctor": {"--run-dir", "--json"},
     "status": {"--once", "--json"},
-    "report": {"--format", "--output", "--no-text", "--open"},
+    "report": {"--format", "--output", "--against", "--no-text", "--open"},
 }
 # Files that are tables of data more than code.
 DATA_TABLES: set[str] = set()

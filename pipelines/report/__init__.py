@@ -1,35 +1,78 @@
-"""The report: one self-contained page made from a run directory, and from nothing else."""
+"""The report: one self-contained page made from a run directory, or from rows, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipelines import rows
 from pipelines.errors import UserError
 from pipelines.report import accounts, objectives, scores, tokens, training, verdict
 from pipelines.report.blocks import Report
-from pipelines.report.record import Record, read_record
+from pipelines.report.record import Record, read_record, record_of_rows
 from pipelines.report.rendering import RENDERINGS
 from pipelines.run_dir import RunDir, write_text
 
 
 def write_report(
-    run: RunDir, form: str = "html", *, with_text: bool = True, output: Path | None = None
+    run: RunDir,
+    form: str = "html",
+    *,
+    with_text: bool = True,
+    output: Path | None = None,
+    against: str | None = None,
 ) -> Path:
-    """Write `report/index.html` (or `.md`, `.json`) of a run; its path.
+    """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run; its path.
 
     Args:
-        form: html, md or json.
+        form: html, svg (the charts alone), md or json.
         with_text: False leaves training text, tokens and questions out.
         output: another file to write to.
+        against: the arm of a comparison that all others are held against.
 
     Raises:
         UserError: no run directory, an unknown form, or a file that cannot be written.
     """
+    _check_form(form)
+    record = read_record(run)
+    record = replace(record, rows=rows.held_against(record.rows, against))
+    return _write(compose(record, with_text), form, output or run.root / "report" / f"index.{form}")
+
+
+def write_rows_report(
+    paths: Sequence[Path],
+    form: str = "html",
+    *,
+    output: Path | None = None,
+    against: str | None = None,
+) -> Path:
+    """Write the report of a comparison from its rows alone; beside the first file, if not `output`.
+
+    Raises:
+        UserError: as `write_report`; a line that is no row, or rows that do not belong together.
+    """
+    _check_form(form)
+    record = record_of_rows(paths, rows.held_against(rows.collected(paths), against))
+    report = Report(
+        run=record.run.root.name,
+        recipe="",
+        when="",
+        headline=verdict.headline(record),
+        verdict=[],
+        sections=[objectives.section(record)],
+    )
+    return _write(report, form, output or paths[0].with_suffix(f".{form}"))
+
+
+def _check_form(form: str) -> None:
     if form not in RENDERINGS:
         raise UserError(f"--format {form}: there are {', '.join(RENDERINGS)}.")
-    path = output or run.root / "report" / f"index.{form}"
-    text = RENDERINGS[form](compose(read_record(run), with_text))
+
+
+def _write(report: Report, form: str, path: Path) -> Path:
+    text = RENDERINGS[form](report)
     try:
         write_text(path, text)
     except OSError as error:

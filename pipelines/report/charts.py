@@ -245,6 +245,11 @@ def dots(plot: DotPlot) -> DrawnDots:
     )  # fmt: skip
 
 
+def height(block: LineChart | DotPlot) -> float:
+    """Of the drawing, without its title."""
+    return HEIGHT if isinstance(block, LineChart) else dots(block).height
+
+
 BOX_WIDTH, BOX_HEIGHT = 92.0, 52.0
 BASE_WIDTH, FIRST, COLUMN, ROUND_HEIGHT = 84.0, 132.0, 124.0, 132.0
 WHEEL_TOP = 34.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.arms import POINTS
 from pipelines.comparison import AVERAGE, Comparison, Curve, Gain, Line, curves, tables
 from pipelines.comparison import Cell as Mean
 from pipelines.report.blocks import (
@@ -20,6 +21,7 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.record import Record
 from pipelines.report.verdict import AFTER, points
+from pipelines.rows import Row
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
 # Arms of one's own have no colour of theirs.
@@ -41,7 +43,7 @@ def section(record: Record) -> Section:
     blocks: list[Block] = []
     for table in found:
         blocks += [*_gain_plot(table), *_gain_table(table), _levels(table), *_by_task(table)]
-    blocks += _annealing(curves(record.rows))
+    blocks += [*_annealing(curves(record.rows)), _cost(record.rows)]
     return Section("objectives", "Objectives side by side", lead, blocks)
 
 
@@ -184,3 +186,33 @@ def _annealing(drawn: list[Curve]) -> list[Block]:
             "average accuracy, percent", series, note=note if reached else "", limits=PERCENT,
         )
     ]  # fmt: skip
+
+
+def _cost(found: list[Row]) -> Table:
+    """What the arms took to the last point that each was evaluated at."""
+    last = {
+        arm: max((row.point for row in found if row.arm == arm and "/" not in row.point), key=_rank)
+        for arm in dict.fromkeys(row.arm for row in found if "/" not in row.point)
+    }
+    spent = {arm: [r for r in found if (r.arm, r.point) == (arm, last[arm])] for arm in last}
+    least = min(row.flops for rows in spent.values() for row in rows)
+    return Table(
+        "What the arms cost",
+        ["arm", "mid-training tokens", "passes", "FLOPs", "seconds"],
+        [
+            [
+                Cell(arm), Cell(f"{rows[0].tokens:,}", value=rows[0].tokens),
+                Cell(str(max(row.passes for row in rows))),
+                _plain(rows[0].flops / least, 2),
+                _plain(sum(row.seconds for row in rows) / len(rows), 0),
+            ]
+            for arm, rows in spent.items()
+        ],
+        note="FLOPs: of the arm's own stages to its last evaluation, as a multiple of the least. "
+        "Passes: over the source that was read most often. Seconds: as run, a mean over seeds; "
+        "scores that were there cost none.",
+    )  # fmt: skip
+
+
+def _rank(point: str) -> int:
+    return POINTS.index(point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -142,6 +143,12 @@ def read_record(run: RunDir) -> Record:
         run, stages, entries, configs[0] if configs else {}, compared,
         _result(run, ANALYSIS), _result(run, CONTAMINATION) or _result(run, CHECK),
     )  # fmt: skip
+
+
+def record_of_rows(paths: Sequence[Path], found: list[Row]) -> Record:
+    """A comparison of which only rows are at hand, from some files."""
+    named = RunDir(Path(" ".join(path.stem for path in paths)))
+    return Record(named, {}, [], {}, found, None, None)
 
 
 def _stage(

@@ -1,4 +1,4 @@
-"""The three renderings of a report: one HTML page, Markdown, JSON.
+"""The renderings of a report: one HTML page, its charts as one SVG, Markdown, JSON.
 
 Every string is escaped by the template engine; the page's policy also lets no script run but the
 page's own, named by its hash.
@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.errors import UserError
 from pipelines.report import blocks, charts
 
 SHADES = 4
@@ -31,7 +32,29 @@ def page(report: blocks.Report) -> str:
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template("page.html").render(
-        report=report, script=script, script_hash=digest, style=_asset("page.css"),
+        report=report, script=script, script_hash=digest,
+        style=_asset("charts.css") + _asset("page.css"),
+    )  # fmt: skip
+
+
+TITLE_HEIGHT, CHART_GAP = 26.0, 22.0
+
+
+def picture(report: blocks.Report) -> str:
+    """The charts of a report below each other, as one SVG.
+
+    Raises:
+        UserError: there is none.
+    """
+    drawn, y = [], 0.0
+    for block in (block for section in report.sections for block in section.blocks):
+        if isinstance(block, blocks.LineChart | blocks.DotPlot):
+            drawn.append({"block": block, "y": y})
+            y += TITLE_HEIGHT + charts.height(block) + CHART_GAP
+    if not drawn:
+        raise UserError("--format svg: there is no chart to draw yet.")
+    return _environment().get_template("charts.svg").render(
+        drawn=drawn, height=y - CHART_GAP, title_height=TITLE_HEIGHT, style=_asset("charts.css"),
     )  # fmt: skip
 
 
@@ -59,7 +82,7 @@ def as_json(report: blocks.Report) -> str:
 
 
 RENDERINGS: dict[str, Callable[[blocks.Report], str]] = {
-    "html": page, "md": markdown, "json": as_json,
+    "html": page, "svg": picture, "md": markdown, "json": as_json,
 }  # fmt: skip
 
 

@@ -154,8 +154,9 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
         ("remit", 0, "mid"): 0.3, ("ntp", 1, "mid"): 0.5, ("remit", 1, "mid"): 0.7,
     }  # fmt: skip
     rows = [
-        Row(arm, seed, point, "id", {}, average,
-            {"sums": {"accuracy": average, "questions": 2, "bits": "10"}}, {}, 100, 40, 1, 1.0, 2.0)
+        Row(arm, seed, point, "ntp", "id", {}, average,
+            {"sums": {"accuracy": average, "questions": 2, "bits": "10"}}, {}, {}, 100, 40, 1, 1.0,
+            2.0)
         for (arm, seed, point), average in averages.items()
     ]  # fmt: skip
     write_rows(run, rows)
@@ -164,9 +165,17 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
     assert report.headline == (
         "ReMiT less plain mid-training after mid-training: +15.0 ± 63.5 points, 2 seeds"
     )
-    gains, table, curve = {s.key: s for s in report.sections}["objectives"].blocks
+    blocks = {s.key: s for s in report.sections}["objectives"].blocks
+    gains, differences, levels, by_task, curve, cost = blocks
     assert isinstance(gains, DotPlot) and [dot.label for dot in gains.dots] == ["remit"]
-    assert isinstance(table, Table) and table.rows[-1][2].text == "15.0"
+    assert isinstance(differences, Table) and differences.rows[0][2].text == "+15.0"
+    assert differences.rows[0][-1].text == "+10.0, +20.0"
+    assert isinstance(levels, Table) and [row[0].text for row in levels.rows] == ["sums", "average"]
+    assert [cell.text for cell in levels.rows[1][1:]] == ["35.0", "50.0"]
+    assert isinstance(by_task, Table) and by_task.rows[0][2].text == "+15.0"
+    assert isinstance(cost, Table) and [cell.text for cell in cost.rows[0]] == [
+        "ntp", "100", "1", "1.00", "2"
+    ]  # fmt: skip
     assert isinstance(curve, LineChart)
     assert [p.y for p in curve.series[1].points] == pytest.approx([20, 50])
     # NTP ends at 0.35, half-way from 0.2 at step 20 to 0.5 at step 40.
@@ -292,7 +301,7 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
     assert (tmp_path / "r.md").read_text().startswith("# ")
     for args, words in (
         ((tmp_path / "nowhere",), "no run directory"),
-        ((analyzed_run, "--format", "pdf"), "there are html, md, json"),
+        ((analyzed_run, "--format", "pdf"), "there are html, svg, md, json"),
         ((analyzed_run, "--output", tmp_path), "cannot be written"),
     ):
         wrong = remit("report", *args)
@@ -377,11 +386,11 @@ def test_a_ledger_without_a_line_is_warned_of(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = evaluated(tmp_path / "run", {"eval": "01"})
-    draw_report(run.root, "md", None, True, False)
+    draw_report([run.root], "md", None, None, True, False)
     assert "warning" not in capfd.readouterr().err
     run.ledger.write_text("5\n{\n")
     for command in (
-        lambda: draw_report(run.root, "md", None, True, False),
+        lambda: draw_report([run.root], "md", None, None, True, False),
         lambda: show_status(run.root, False, True),
     ):
         command()
