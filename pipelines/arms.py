@@ -17,6 +17,7 @@ from pipelines.arm_rules import (
     PLAIN,
     WITHOUT_REFERENCE,
     check_comparison,
+    check_points,
     kind_of,
     known_arms,
     variant_of,
@@ -180,7 +181,8 @@ class _Seed:
             return self._found(variant.ref, arm, "ref")
         own = self
         if variant.ref_seed:
-            own = _Seed(self.recipe, self.seed + variant.ref_seed, self.outside, self.stages)
+            seed = self.seed + variant.ref_seed
+            own = _Seed(self.recipe, seed, self.outside, self.stages, self.making)
         if step:
             return own._step(name, step, arm)
         if not (post := own.post_trained(name)):
@@ -224,6 +226,7 @@ class _Seed:
             own = dataclasses.replace(
                 own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
             )
+        check_points(own, f"arm '{arm}', compare.points")
         return own
 
     def _mid_stages(

@@ -153,16 +153,29 @@ def _mean_drawn(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def rows_path(run: RunDir) -> Path:
+    return run.root / FOLDER / "rows.jsonl"
+
+
+def rows_there(run: RunDir) -> list[Row]:
+    """The rows that comparisons left in a run directory.
+
+    Raises:
+        UserError: a line that is no row.
+    """
+    path = rows_path(run)
+    return parsed(path, str(path)) if path.is_file() else []
+
+
 def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
     """Write `compare/rows.jsonl`; its path.
 
     Rows of other arms and seeds that earlier comparisons left there stay.
     """
-    path = run.root / FOLDER / "rows.jsonl"
+    path = rows_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {(row.arm, row.seed, row.point): row for row in found}
-    there = parsed(path, str(path)) if path.is_file() else []
-    kept = [row for row in there if (row.arm, row.seed, row.point) not in new]
+    kept = [row for row in rows_there(run) if (row.arm, row.seed, row.point) not in new]
     lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in [*kept, *found])
     write_text(path, "".join(lines))
     return path

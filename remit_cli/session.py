@@ -194,6 +194,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         screen.warning(warning)
     data_sha256 = {key: fact.sha256 for key, fact in facts.items()}
     if session.command == "compare":
+        rows.rows_there(run)  # what stays there is added to, so a damaged line is named now
         study = rows.Study(stages, data_sha256)
         known = rows.read_rows(session.config.compare.rows, study)
         stages = arms.needed(stages, {(row.arm, row.seed, row.point) for row in known})

@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.flywheel import Stage, plan_flywheel
 from pipelines.identity import identity_fields
-from pipelines.rows import Row, collected, held_against, parsed, write_rows
+from pipelines.rows import Row, collected, held_against, parsed, rows_there, write_rows
 from pipelines.run_dir import RunDir
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
@@ -323,6 +323,8 @@ def test_one_variant_has_another_budget() -> None:
     ("arms", "words"),
     [
         ({"a": {"ref": "b"}, "b": {"ref": "a"}}, ["a -> b -> a"]),
+        ({"a": {"ref": "a", "ref_seed": 1}}, ["a -> a"]),
+        ({"a": {"set": ["mid_train.tokens=3072"]}}, ["arm 'a', compare.points = 3", "3 steps"]),
         ({"a": {"set": ["sft.steps=3"]}}, ["compare.variants.a.set", "'sft.steps'"]),
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
         ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
@@ -455,8 +457,8 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
 def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write_rows(run, [row("ntp", 0), row("remit", 0)])
-    path = write_rows(run, [row("kd", 0), replace(row("remit", 0), seconds=9.0)])
-    kept = [(r.arm, r.seconds) for r in parsed(path, "rows")]
+    write_rows(run, [row("kd", 0), replace(row("remit", 0), seconds=9.0)])
+    kept = [(r.arm, r.seconds) for r in rows_there(run)]
     assert kept == [("ntp", 2.0), ("kd", 2.0), ("remit", 9.0)]
 
 

@@ -73,10 +73,14 @@ def _gain_plot(table: Comparison) -> list[Block]:
 
 
 def _seeds(table: Comparison) -> str:
-    count = len(table.seeds)
-    if count == 1:
+    if len(table.seeds) == 1:
         return "One seed, so no interval over seeds."
-    return f"Mean over {count} seeds, 95% interval over seeds (Student's t), paired by seed."
+    counts = sorted({len(gain.by_seed) for gain in table.average.gains if gain})
+    few = f"{counts[0]} to " if len(counts) > 1 else ""
+    return (
+        f"Mean over {few}{len(table.seeds)} seeds, 95% interval over seeds (Student's t), paired "
+        "by seed."
+    )
 
 
 def _gain_table(table: Comparison) -> list[Block]:

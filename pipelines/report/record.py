@@ -137,10 +137,8 @@ def read_record(run: RunDir) -> Record:
     stages = {name: _stage(run, name, kind, entries, running) for name, kind in names.items()}
     configs = [plan["config"] for plan in plans]
     configs += [stage.spec["config"] for stage in stages.values() if stage.spec]
-    rows_path = run.root / FOLDER / "rows.jsonl"
-    compared = rows.parsed(rows_path, str(rows_path)) if rows_path.is_file() else []
     return Record(
-        run, stages, entries, configs[0] if configs else {}, compared,
+        run, stages, entries, configs[0] if configs else {}, rows.rows_there(run),
         _result(run, ANALYSIS), _result(run, CONTAMINATION) or _result(run, CHECK),
     )  # fmt: skip
 

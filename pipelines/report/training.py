@@ -108,8 +108,13 @@ def _seed_folder(stages: Sequence[StageRecord]) -> str:
 
 
 def _first_seed(record: Record) -> list[StageRecord]:
-    compared = [s for s in record.stages.values() if s.name.startswith(f"{FOLDER}/")]
-    return [s for s in compared if s.name.split("/")[1] == compared[0].name.split("/")[1]]
+    """The stages of the first seed of a comparison, of arms of the table: variants may be many."""
+    compared = [s for s in record.stages.values() if s.name.startswith(f"{FOLDER}/seed-")]
+    return [
+        s for s in compared
+        if s.name.split("/")[1] == compared[0].name.split("/")[1]
+        and s.name.split("/")[2] in ARM_COLOURS
+    ]  # fmt: skip
 
 
 def _round_series(stage: StageRecord) -> tuple[str, int]:
