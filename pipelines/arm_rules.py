@@ -67,7 +67,12 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
             f"compare.seeds = {given.seeds} from seed = {config.seed} on: the last would be above "
             f"{2**32 - 1}, the largest seed there is."
         )
-    check_points(config, "compare.points")
+    steps = config.mid_train.tokens // (config.mid_train.global_batch * config.context_length)
+    if given.points and given.points >= steps:
+        raise UserError(
+            f"compare.points = {given.points}: a mid-training of {steps} steps has fewer points "
+            "before its end."
+        )
     tasks = any(task.enabled for task in config.eval.tasks.values())
     if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
         raise UserError("compare: no task or benchmark is enabled, so no accuracy to compare.")
@@ -82,19 +87,6 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
         _check_own_lineage(config, base, ref)
     else:
         _check_given(config, base, ref)
-
-
-def check_points(config: Config, named: str) -> None:
-    """
-    Raises:
-        UserError: a mid-training with too few steps for the models that are kept along it.
-    """
-    points = config.compare.points
-    steps = config.mid_train.tokens // (config.mid_train.global_batch * config.context_length)
-    if points and points >= steps:
-        raise UserError(
-            f"{named} = {points}: a mid-training of {steps} steps has fewer points before its end."
-        )
 
 
 def _used(config: Config) -> Iterable[VariantConfig]:

@@ -8,8 +8,10 @@ and where wanted the base too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipelines.arm_rules import (
     ARMS,
@@ -17,30 +19,25 @@ from pipelines.arm_rules import (
     PLAIN,
     WITHOUT_REFERENCE,
     check_comparison,
-    check_points,
     kind_of,
     known_arms,
     variant_of,
 )
+from pipelines.arm_stages import CHECK, FOLDER
 from pipelines.checkpoint import ModelRef, find_checkpoint
 from pipelines.config import varied
 from pipelines.errors import UserError
 from pipelines.estimate import stage_flops
 from pipelines.flywheel import (
-    CONTAMINATION,
     Stage,
     mid_stages,
     plan_post_train,
     with_contamination,
     with_objective,
 )
+from pipelines.recipe_rules import did_you_mean
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config
-
-FOLDER = "compare"
-CHECK = f"{FOLDER}/{CONTAMINATION}"
-# Where an arm is evaluated besides along its annealing, in the order of its stages.
-POINTS = ("mid", "sft", "dpo", "post")
 
 Given = str | ModelRef
 
@@ -57,8 +54,6 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
     outside = _Outside(base, ref)
     if given.small:
         outside.small = find_checkpoint(given.small, "compare.small")
-    if not given.base_per_seed and any(kind_of(config, arm) == "sft" for arm in given.objectives):
-        outside.sft_ref = _sft_reference(config, ref)
     stages: dict[str, Stage] = {}
     for seed in range(config.seed, config.seed + given.seeds):
         own = _Seed(config, seed, outside, stages)
@@ -67,7 +62,32 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
         for arm in dict.fromkeys(given.objectives):
             own.evaluated(arm)
     # A name of its own: it reads less than that of a flywheel in the same run directory.
-    return with_contamination(config, list(stages.values()), CHECK)
+    return with_contamination(
+        _with_all_sources(config, stages.values()), list(stages.values()), CHECK
+    )
+
+
+def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
+    """The recipe with the mid-training sources that variants add.
+
+    Raises:
+        UserError: two sources of one name; a source is known by its key.
+    """
+    sources = dict(config.mid_train.sources)
+    for stage in stages:
+        if stage.kind != "mid_train":
+            continue
+        for name, source in stage.config.mid_train.sources.items():
+            known = sources.setdefault(name, source)
+            if dataclasses.replace(known, weight=source.weight) != source:
+                arm = stage.name.split("/")[2]
+                raise UserError(
+                    f"compare.variants.{arm}.set: source '{name}' is another one than in the "
+                    "recipe or in another variant. Give it a name of its own (weight=0 leaves one "
+                    "of the recipe out)."
+                )
+    mid = dataclasses.replace(config.mid_train, sources=sources)
+    return dataclasses.replace(config, mid_train=mid)
 
 
 @dataclass
@@ -76,7 +96,6 @@ class _Outside:
 
     base: ModelRef | None
     ref: ModelRef | None
-    sft_ref: ModelRef | None = None
     small: ModelRef | None = None
 
 
@@ -110,9 +129,13 @@ class _Seed:
 
     def reference(self) -> Given:
         """What weights the tokens unless an arm says otherwise."""
-        if not self.recipe.compare.base_per_seed:
-            assert self.outside.ref is not None
+        if self.outside.ref is not None:
             return self.outside.ref
+        if not self.recipe.compare.base_per_seed:
+            raise UserError(
+                f"arm '{self.making[-1]}' needs --ref CKPT, the RL-tuned model; "
+                f"{' and '.join(self.making[:-1]) or 'compare.objectives'} asked for it."
+            )
         return self.post_trained(self.plain)[-1].name
 
     def mid(self, arm: str) -> str:
@@ -133,7 +156,8 @@ class _Seed:
         mid = self.mid(arm)
         config = self.stages[mid].config
         stages = plan_post_train(config, mid, f"{self.folder}/{arm}")
-        self._add(stages)
+        for stage in stages:
+            self._add([stage])
         return stages
 
     def evaluated(self, arm: str) -> None:
@@ -144,8 +168,7 @@ class _Seed:
         compare, folder = self.recipe.compare, f"{self.folder}/{arm}"
         mid = self.mid(arm)
         config = self.stages[mid].config
-        along = range(1, compare.points + 1) if arm in ARMS else ()
-        for number in along:
+        for number in range(1, config.mid_train.snapshots + 1):
             name = f"{folder}/12-eval-{number}-of-{compare.points + 1}"
             inputs: dict[str, Given] = {"model": f"{mid}@{number}"}
             self._add([Stage("evaluate", name, _without_draws(config), inputs)])
@@ -172,7 +195,7 @@ class _Seed:
             return None
         name, _, step = variant.ref.partition("/")
         if not name and variant.arm == "sft":
-            return self.outside.sft_ref or self._step(self.plain, "20-sft", arm)
+            return self._sft_reference(arm)
         if not name:
             return self.reference()
         if variant.ref == BASE:
@@ -198,24 +221,54 @@ class _Seed:
         folder = f"{self.folder}/{arm}/"
         there = [name.removeprefix(folder) for name in self.stages if name.startswith(folder)]
         bare, _, number = step.partition("@")
-        last = self.config.mid_train.snapshots
+        key = f"compare.variants.{asking}.ref" if variant_of(self.recipe, asking).ref else asking
+        last = self.stages[f"{folder}10-mid-train"].config.mid_train.snapshots
         if number and not (number.isdigit() and 1 <= int(number) <= last):
             raise UserError(
-                f"compare.variants.{asking}.ref: @{number}: the mid-training keeps compare.points "
-                f"= {last} models along the way, from @1 on."
+                f"{key}: @{number}: the mid-training of arm '{arm}' keeps {last} models along the "
+                "way, from @1 on (compare.points, for arms of the table)."
             )
         if bare not in there or (number and bare != "10-mid-train"):
             raise UserError(
-                f"compare.variants.{asking}.ref: arm '{arm}' has no stage '{step}'; it has "
+                f"{key}: arm '{arm}' has no stage '{step}'; it has "
                 f"{', '.join(n for n in there if 'eval' not in n and 'score' not in n)}."
             )
         return f"{folder}{step}"
 
+    def _sft_reference(self, arm: str) -> Given:
+        """`compare.sft_ref`, or the SFT stage beside the reference's stage."""
+        given, ref = self.recipe.compare.sft_ref, self.outside.ref
+        if given:
+            return find_checkpoint(given, "compare.sft_ref")
+        if self.recipe.compare.base_per_seed:
+            return self._step(self.plain, "20-sft", arm)
+        beside = ref.folder.parent.parent / "20-sft" if ref and ref.folder else None
+        if beside is None or not StageDir(beside).is_complete():
+            raise UserError(
+                f"arm '{arm}': no SFT stage lies beside the reference"
+                f"{f' {ref.location}' if ref else ', which is not given'}. Name the SFT model with "
+                "compare.sft_ref=CKPT, or leave sft out of compare.objectives."
+            )
+        return find_checkpoint(str(beside), "compare.sft_ref")
+
     def _found(self, ckpt: str, arm: str, key: str) -> ModelRef:
+        """A CKPT, of a variant that names no arm."""
+        known, named = known_arms(self.recipe), f"compare.variants.{arm}.{key}"
+        first, _, step = ckpt.partition("/")
+        # It looks like a name of the hub.
+        if not Path(ckpt).exists() and (first in known or re.match(r"\d\d-", step)):
+            raise UserError(
+                f"{named} = {ckpt}: "
+                + (
+                    "a base is an arm, whose mid-trained model it is, or a CKPT."
+                    if first in known
+                    else f"no arm '{first}'{did_you_mean(first, known)}"
+                )
+            )
         try:
-            return find_checkpoint(ckpt, f"compare.variants.{arm}.{key}")
+            return find_checkpoint(ckpt, named)
         except UserError as error:
-            raise UserError(f"{error} Or an arm: {', '.join(known_arms(self.recipe))}.") from error
+            raise UserError(f"{error} Or an arm: {', '.join(known)}.") from error
 
     def _settings(self, arm: str) -> Config:
         """The config of an arm's stages, with its own overrides and its tokens."""
@@ -226,7 +279,10 @@ class _Seed:
             own = dataclasses.replace(
                 own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
             )
-        check_points(own, f"arm '{arm}', compare.points")
+        if arm in self.recipe.compare.variants:
+            # Nobody evaluates the models along its way.
+            mid = dataclasses.replace(own.mid_train, snapshots=0)
+            return dataclasses.replace(own, mid_train=mid)
         return own
 
     def _mid_stages(
@@ -300,64 +356,3 @@ def _without_draws(config: Config) -> Config:
             },
         ),
     )
-
-
-def _sft_reference(config: Config, ref: ModelRef | None) -> ModelRef | None:
-    """`compare.sft_ref`, or the SFT stage beside the reference's stage."""
-    if config.compare.sft_ref:
-        return find_checkpoint(config.compare.sft_ref, "compare.sft_ref")
-    if ref is None:
-        return None
-    beside = ref.folder.parent.parent / "20-sft" if ref.folder else None
-    if beside is None or not StageDir(beside).is_complete():
-        raise UserError(
-            f"arm 'sft': no SFT stage lies beside the reference {ref.location}. Name the SFT model "
-            "with compare.sft_ref=CKPT, or leave sft out of compare.objectives."
-        )
-    return find_checkpoint(str(beside), "compare.sft_ref")
-
-
-def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
-    """The stages that made what a stage reads, back to the mid-training or, if `whole`, the start.
-
-    Stages that lie outside `by_name` are not followed.
-    """
-    if stage.kind == "mid_train":
-        # A mid-training finds its scores by their fingerprint, not by an input.
-        for name, scored in by_name.items():
-            if name.startswith(f"{stage.name}-score"):
-                yield scored
-                if whole:
-                    yield from behind(scored, by_name, whole=True)
-        if not whole:
-            return
-    for role, given in stage.inputs.items():
-        if role == CONTAMINATION:
-            continue
-        name = given.partition("@")[0] if isinstance(given, str) else ""
-        if name in by_name:
-            yield by_name[name]
-            yield from behind(by_name[name], by_name, whole=whole)
-
-
-def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[Stage]:
-    """The evaluations that are not `known` (arm, seed, point), with all that is behind them."""
-    by_name = {stage.name: stage for stage in stages}
-    kept: set[str] = set()
-    for stage in stages:
-        if stage.kind == "evaluate" and place(stage) not in known:
-            kept |= {stage.name} | {s.name for s in behind(stage, by_name, whole=True)}
-    return [s for s in stages if s.name in kept or (kept and s.kind == "contamination")]
-
-
-def place(stage: Stage) -> tuple[str, int, str]:
-    """Arm, seed and point of an evaluation.
-
-    `.../12-eval-1-of-4` is the point `1/4`, `.../15-eval` is `mid`, `.../25-eval` is `sft`,
-    `.../35-eval` is `dpo`, `.../50-eval` is `post`.
-    """
-    folder, _, last = stage.name.rpartition("/")
-    point = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}.get(last[:2], "")
-    if last.startswith("12-eval-"):
-        point = last.removeprefix("12-eval-").replace("-of-", "/")
-    return folder.rpartition("/")[2], stage.config.seed, point

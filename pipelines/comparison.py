@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from statistics import stdev
 
 from pipelines.arm_rules import ARMS
-from pipelines.arms import POINTS
+from pipelines.arm_stages import POINTS
 from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.rows import Row
 
 AVERAGE = "average"
+# Differences that vary less than this vary by rounding alone.
+NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Comparison:
     """Lines of one entry for each of `arms`.
 
     Attributes:
+        baselines: the arm that each is held against.
         accuracy: by task, and the average of the tasks.
         bits_per_byte: by domain.
         drawn: by measure of drawn answers, such as pass@8.
@@ -67,6 +70,7 @@ class Comparison:
 
     point: str
     arms: list[str]
+    baselines: list[str]
     seeds: list[int]
     accuracy: dict[str, Line]
     bits_per_byte: dict[str, Line]
@@ -106,6 +110,7 @@ def _table(point: str, found: list[Row]) -> Comparison:
     return Comparison(
         point=point,
         arms=arms,
+        baselines=[next(row.against for row in own.values()) for own in by_arm.values()],
         seeds=sorted({row.seed for row in found}),
         accuracy=lines(_accuracies),
         bits_per_byte=lines(lambda row: row.bits_per_byte),
@@ -139,14 +144,24 @@ def _over_seeds(values: dict[int, float]) -> Cell | None:
 def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
     against = next(row.against for row in rows.values())
     other = values.get(against, {})
-    deltas = {seed: x - other[seed] for seed, x in values[arm].items() if seed in other}
+    deltas = {s: values[arm][s] - other[s] for s in sorted(values[arm].keys() & other.keys())}
     if arm == against or not deltas:
         return None
     numbers = list(deltas.values())
     spread = stdev(numbers) if len(numbers) > 1 else 0.0
     mean, half = mean_interval(numbers)
-    effect = mean / spread if spread else None
-    return Gain(against, mean, half, effect, t_test(numbers), None, deltas)
+    if spread < NO_SPREAD:
+        return Gain(against, mean, half, None, None, None, deltas)
+    return Gain(against, mean, half, mean / spread, t_test(numbers), None, deltas)
+
+
+def by_seed(gain: Gain) -> str:
+    """`10: +1.5, 11: -0.3`, in percentage points."""
+    return ", ".join(f"{seed}: {100 * delta:+.1f}" for seed, delta in gain.by_seed.items())
+
+
+def chance(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _adjusted(gains: list[Gain | None]) -> list[Gain | None]:
@@ -177,18 +192,25 @@ class Curve:
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
-    """The annealing curve of each arm with points before the last."""
+    """The annealing curve of each arm with points before the last.
+
+    Over the seeds that have every point of it; what it is to reach is NTP's end of those seeds.
+    """
     along = [row for row in found if row.point == "mid" or "/" in row.point]
-    final = [row.average for row in along if row.arm == "ntp" and row.point == "mid"]
-    aim = sum(final) / len(final) if final else None
+    final = {row.seed: row.average for row in along if row.arm == "ntp" and row.point == "mid"}
     drawn = []
     for arm in _arms(row for row in along if row.point != "mid"):
-        by_part: dict[float, list[float]] = {}
+        by_part: dict[float, dict[int, float]] = {}
         for row in along:
             if row.arm == arm:
-                by_part.setdefault(_part(row.point), []).append(row.average)
+                by_part.setdefault(_part(row.point), {})[row.seed] = row.average
         parts = sorted(by_part)
-        cells = [Cell(*mean_interval(by_part[part])) for part in parts]
+        seeds = sorted(set.intersection(*(set(by_part[part]) for part in parts)))
+        if not seeds:
+            continue
+        cells = [Cell(*mean_interval([by_part[part][s] for s in seeds])) for part in parts]
+        aims = [final[seed] for seed in seeds if seed in final]
+        aim = sum(aims) / len(aims) if len(aims) == len(seeds) else None
         reached = _reaches(parts, [cell.mean for cell in cells], aim)
         steps = max(row.steps for row in along if row.arm == arm)
         drawn.append(

@@ -88,8 +88,8 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
                 facts[key] = inspect_source(
                     key, source, config.data_root, _use(key), cache, needs=_split_field(config, key)
                 )
-        for key in sources_of(stage).keys() - sources.keys():
-            facts[key] = SourceFacts([], 0, "weight 0", 0)
+    for key in (key for stage in stages for key in sources_of(stage)):
+        facts.setdefault(key, SourceFacts([], 0, "weight 0", 0))
     check_unchanged(stages, run)
     _check_reference(stages, run)
     check_splits(stages, run)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.arm_rules import variant_of
-from pipelines.arms import FOLDER, behind, place
+from pipelines.arm_stages import FOLDER, behind, place
 from pipelines.checkpoint import ModelRef, content_hash
 from pipelines.errors import UserError
 from pipelines.estimate import stage_flops
@@ -82,7 +82,8 @@ class Study:
         way = [evaluation, *behind(evaluation, self.by_name, whole=False)]
         parts = {stage.kind: self._settings(stage) for stage in way if stage.kind != "score"}
         mid = next(stage for stage in way if stage.kind == "mid_train")
-        return parts | {role: self._model(given) for role, given in mid.inputs.items()}
+        seed = evaluation.config.seed
+        return parts | {role: self._model(given, seed) for role, given in mid.inputs.items()}
 
     def _settings(self, stage: Stage) -> str:
         fields = identity_fields(stage.kind, stage.config, {}) | {"chat": stage.chat}
@@ -90,12 +91,18 @@ class Study:
         data = {f"data {key}": self.data_sha256[key] for key in sources_of(stage)}
         return digest(kept | data)[:16]
 
-    def _model(self, given: str | ModelRef) -> str:
-        """Content of a model outside; what decides one that the plan makes."""
+    def _model(self, given: str | ModelRef, seed: int) -> str:
+        """Content of a model outside; what decides one that the plan of a seed makes."""
         if isinstance(given, str):
-            stage = self.by_name[given.partition("@")[0]]
-            inputs = {role: self._model(model) for role, model in stage.inputs.items()}
-            return digest({"settings": self._settings(stage), **inputs})[:16]
+            name, _, number = given.partition("@")
+            stage = self.by_name[name]
+            decided = {role: self._model(model, seed) for role, model in stage.inputs.items()}
+            decided["settings"] = self._settings(stage)
+            if number:
+                decided["kept model"] = f"{number} of {stage.config.mid_train.snapshots}"
+            if stage.config.seed != seed:
+                decided["seed after its own"] = str(stage.config.seed - seed)
+            return digest(decided)[:16]
         assert given.folder is not None
         if given.folder not in self._hashes:
             self._hashes[given.folder] = content_hash(given.folder)[:16]
@@ -208,27 +215,62 @@ def collected(paths: Sequence[Path]) -> list[Row]:
 
     Raises:
         UserError: a file that is not there, a line that is no row, two rows of one model that
-            differ, or rows of one arm that belong to different studies.
+            differ, or rows that do not belong to one study.
     """
     found: dict[tuple[str, int, str], Row] = {}
-    studies: dict[tuple[str, str], dict[str, str]] = {}
     for path in paths:
         if not path.is_file():
             raise UserError(f"there is no file {path}.")
         for number, row in enumerate(parsed(path, str(path)), 1):
             where = f"{path}, line {number}"
-            _check_study(row, studies.setdefault((row.arm, row.point), row.study), where)
+            for other in found.values():
+                _check_together(row, other, where)
             _keep(found, row, where)
     return list(found.values())
+
+
+def _check_together(row: Row, other: Row, where: str) -> None:
+    """Rows of one arm are of one study, and rows of one point answered the same questions."""
+    if row.point != other.point:
+        return
+    same_arm = row.arm == other.arm
+    parts = row.study.keys() | other.study.keys() if same_arm else {"evaluate"}
+    differing = sorted(part for part in parts if row.study.get(part) != other.study.get(part))
+    if differing:
+        raise UserError(
+            f"{where}: a row of another study than that of {other.arm}, seed {other.seed}, "
+            f"{other.point}: it differs in {', '.join(differing)}. Draw them apart."
+        )
+
+
+def places(paths: Sequence[str]) -> set[tuple[str, int, str]]:
+    """Arm, seed and point of the rows of some files, of whatever study.
+
+    Raises:
+        UserError: a file that is not there, or a line that is no row.
+    """
+    found = set()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"compare.rows: there is no file {path}.")
+        found |= {(r.arm, r.seed, r.point) for r in parsed(path, f"compare.rows: {path}")}
+    return found
 
 
 def held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
     """The rows with another arm that the tables subtract; as they are for None.
 
     Raises:
-        UserError: no row is of that arm.
+        UserError: no row is of that arm, or the rows of one arm name different ones.
     """
     if arm is None:
+        named: dict[str, str] = {}
+        for row in found:
+            if named.setdefault(row.arm, row.against) != row.against:
+                raise UserError(
+                    f"rows of {row.arm} are held against {named[row.arm]} and against "
+                    f"{row.against}: name one with --against."
+                )
         return list(found)
     arms = dict.fromkeys(row.arm for row in found)
     if arm not in arms:
@@ -272,7 +314,7 @@ def _parse(line: str, where: str) -> Row:
 
 def _is_number(value: Any) -> bool:
     # A whole number too large for a float is none.
-    return _is_count(value) or (isinstance(value, float) and math.isfinite(value))
+    return _is_count(value) or (isinstance(value, float) and 0 <= value < math.inf)
 
 
 def _is_count(value: Any) -> bool:
@@ -293,7 +335,7 @@ def _holds(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
 
 
-_COUNT, _NUMBER = "a whole number from 0", "a finite number"
+_COUNT, _NUMBER = "a whole number from 0", "a finite number from 0"
 # Key, whether a value fits, what it should be.
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("arm", _is_text, "a text"),
@@ -304,8 +346,8 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("study", _holds(_is_text), "an object of texts"),
     ("average", _is_number, _NUMBER),
     ("tasks", _holds(lambda score: isinstance(score, dict)), "an object of scores by task"),
-    ("bits_per_byte", _holds(_is_number), "an object of finite numbers"),
-    ("drawn", _holds(_is_number), "an object of finite numbers"),
+    ("bits_per_byte", _holds(_is_number), "an object of finite numbers from 0"),
+    ("drawn", _holds(_is_number), "an object of finite numbers from 0"),
     ("tokens", _is_count, _COUNT),
     ("steps", _is_count, _COUNT),
     ("passes", _is_count, _COUNT),

@@ -16,21 +16,19 @@ from pipelines.config import override_keys, resolved, to_dict
 from pipelines.data.tokenizer import check_tokenizers
 from pipelines.errors import (
     WRONG_INPUT_CODE,
-    DamagedFile,
     Interrupted,
     StageFailed,
     UserError,
 )
-from pipelines.evals.availability import needs_hub
 from pipelines.fail_points import fail_point
 from pipelines.flywheel import CONTAMINATION, Stage, sources_of
 from pipelines.identity import differing, digest, identity_fields
-from pipelines.markers import read_marker
 from pipelines.process import num_gpus
 from pipelines.progress import last_error, tail
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_yaml
 from pipelines.saved_state import made_with
 from pipelines.schema import Config
+from pipelines.stage_traits import is_derived, is_made, is_offline, is_remade
 from pipelines.stop import Noted, seconds_of_job, signals_noted
 
 # Of a stage's result: what its line says anyway, and what is too long for a line.
@@ -63,7 +61,7 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
     """
     for stage in stages:
         stage_dir = run.stage(stage.name)
-        made = None if is_derived(stage) else made_with(stage_dir)
+        made = None if is_remade(stage) else made_with(stage_dir)
         if made is None:
             continue
         old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
@@ -151,7 +149,7 @@ class Runner:
         old = made_with(stage_dir)
         if old is not None:
             if old != fields:
-                if not is_derived(stage):
+                if not is_remade(stage):
                     raise refusal(stage_dir, old, fields)
                 stage_dir.result.unlink(missing_ok=True)
             elif is_made(stage_dir):
@@ -304,33 +302,6 @@ class Runner:
             "identity_fields": fields,
             "config": to_dict(stage.config),
         }
-
-
-def is_made(stage_dir: StageDir) -> bool:
-    """Whether a stage is complete, and the scores that a score stage made are still there."""
-    if not stage_dir.is_complete() or not stage_dir.config.is_file():
-        return False
-    result = stage_dir.read_result()
-    if "scores" not in result:
-        return True
-    try:
-        read_marker(Path(result["scores"]) / "complete.json", {})
-    except (FileNotFoundError, DamagedFile):
-        return False
-    return True
-
-
-def is_derived(stage: Stage) -> bool:
-    """Whether a stage only reads others, so that it is made anew when they have changed."""
-    return stage.kind == "analyze"
-
-
-def is_offline(stage: Stage) -> bool:
-    """Whether everything a stage reads is local, so that nothing may ask a hub."""
-    hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
-    config = stage.config
-    asks = stage.kind in ("evaluate", "contamination")
-    return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
 
 
 def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:

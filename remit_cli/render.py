@@ -176,7 +176,8 @@ class Screen:
     def plan(self, predicted: Estimate, run: RunDir) -> None:
         table = Table(title=f"plan, {quantity(predicted.parameters)} parameters")
         for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
-            table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+            left = heading in ("stage", "state")
+            table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for s in predicted.stages:
             table.add_row(
                 s.stage, quantity(s.tokens), quantity(s.flops), f"{quantity(s.disk_bytes)}B",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines import (
     arm_rules,
+    arm_stages,
     arms,
     checkpoint,
     comparison,
@@ -197,7 +198,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         rows.rows_there(run)  # what stays there is added to, so a damaged line is named now
         study = rows.Study(stages, data_sha256)
         known = rows.read_rows(session.config.compare.rows, study)
-        stages = arms.needed(stages, {(row.arm, row.seed, row.point) for row in known})
+        stages = arm_stages.needed(stages, {(row.arm, row.seed, row.point) for row in known})
     with RunLock(run, command) as lock:
         view = screen.view(stages, run)
         runner = Runner(
@@ -216,6 +217,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             parameters = base_parameters(session.config, session.compared)
             found = [*known, *rows.result_rows(stages, run, study, parameters)]
             path = rows.write_rows(run, found)
+            # With those of earlier blocks, which some arms are held against.
+            found = rows.rows_there(run)
     if session.command == "compare":
         screen.comparison(comparison.tables(found), found, path, run)
     else:
@@ -278,7 +281,7 @@ def _show_results(
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     if session.command == "compare":
-        stages = arms.needed(stages, set())
+        stages = arm_stages.needed(stages, rows.places(session.config.compare.rows))
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     predicted = estimate(
@@ -336,7 +339,11 @@ def draw_report(
         if all(path.is_file() for path in given):
             path = write_rows_report(given, form, output=output, against=against)
         elif len(given) > 1:
-            raise UserError("report takes one run directory, or files of rows (rows.jsonl).")
+            other = next(path for path in given if not path.is_file())
+            raise UserError(
+                f"{other} is no file: report takes one run directory, or files of rows "
+                "(rows.jsonl)."
+            )
         else:
             run = RunDir(given[0].resolve())
             _warn_of_ledger(run, screen)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
-from pipelines.comparison import AVERAGE, Cell, Comparison, Curve
+from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, by_seed, chance
 from pipelines.rows import Row
 
 
@@ -112,19 +112,25 @@ def _gain_table(found: Comparison) -> Table:
         title=f"average after {AFTER[found.point]}, paired by seed",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
-    for heading in ("arm", "percent", "less", "points", "effect", "p", "Holm", "by seed"):
-        left = heading in ("arm", "less", "by seed")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "by seed")
-    for arm, cell, gain in zip(found.arms, found.average.cells, found.average.gains, strict=True):
+    for heading in ("arm", "percent", "less", "points", "effect", "p", "Holm", "seed: points"):
+        left = heading in ("arm", "less", "seed: points")
+        table.add_column(
+            heading, justify="left" if left else "right", no_wrap=heading != "seed: points"
+        )
+    lines = zip(
+        found.arms, found.baselines, found.average.cells, found.average.gains, strict=True
+    )  # fmt: skip
+    for arm, against, cell, gain in lines:
         if gain is None:
-            table.add_row(escape(arm), _cell(cell))
+            table.add_row(
+                escape(arm), _cell(cell), "" if arm == against else f"({against}: no row)"
+            )
             continue
         around = "" if gain.half is None else f"+-{100 * gain.half:.1f}"
         table.add_row(
             escape(arm), _cell(cell), escape(gain.against), f"{100 * gain.mean:+.1f}{around}",
-            *("-" if value is None else f"{value:.{digits}f}"
-              for value, digits in ((gain.effect, 1), (gain.p, 3), (gain.holm, 3))),
-            " ".join(f"{100 * delta:+.1f}" for delta in gain.by_seed.values()),
+            "-" if gain.effect is None else f"{gain.effect:.1f}",
+            *("-" if p is None else chance(p) for p in (gain.p, gain.holm)), by_seed(gain),
         )  # fmt: skip
     table.caption = (
         "points: with the 95% interval by Student's t; effect: mean over standard deviation of the "

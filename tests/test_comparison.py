@@ -14,14 +14,16 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import config as recipes
-from pipelines.arms import needed, place, plan_compare
+from pipelines.arm_stages import needed, place
+from pipelines.arms import plan_compare
 from pipelines.checkpoint import find_checkpoint
 from pipelines.comparison import curves, tables
 from pipelines.errors import UserError
 from pipelines.evals.intervals import holm, mean_interval, t_test
-from pipelines.flywheel import Stage, plan_flywheel
+from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
-from pipelines.rows import Row, collected, held_against, parsed, rows_there, write_rows
+from pipelines.preflight import check_plan
+from pipelines.rows import Row, Study, collected, held_against, parsed, rows_there, write_rows
 from pipelines.run_dir import RunDir
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
@@ -89,6 +91,13 @@ def test_what_is_said_of_a_gain() -> None:
     assert list(gains["kd"].by_seed) == [0, 1, 2]
 
 
+def test_differences_that_are_equal_have_no_p() -> None:
+    found = [row("ntp", 0, 0.5), row("ntp", 1, 0.3), row("remit", 0, 0.55), row("remit", 1, 0.35)]
+    gain = tables(found)[0].average.gains[1]
+    assert gain.mean == pytest.approx(0.05) and gain.half == pytest.approx(0, abs=1e-9)
+    assert (gain.effect, gain.p, gain.holm) == (None, None, None)
+
+
 def test_bits_and_draws_have_gains_of_their_own() -> None:
     # A task and a domain may have one name.
     found = [row("ntp", 0, 0.1), replace(row("remit", 0, 0.3), drawn={"pass@8": 0.5})]
@@ -130,6 +139,10 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     assert drawn["remit"].steps_to_ntp == 30
     assert drawn["kd"].reaches_ntp is None
     assert curves([row("ntp", 0, 0.4)]) == []
+    # An arm with some of the seeds is to reach what NTP reached with those.
+    more = [row("ntp", 1, 0.1, point="1/2"), row("ntp", 1, 0.9)]
+    again = {curve.arm: curve for curve in curves([*found, *more])}
+    assert again["remit"] == drawn["remit"] and again["ntp"].averages[1].mean == 0.65
 
 
 @pytest.mark.parametrize(
@@ -256,6 +269,7 @@ def test_a_variant_changes_what_it_says_alone() -> None:
     wide, same = (stages[f"compare/seed-0/{arm}/10-mid-train"] for arm in ("wide", "same"))
     assert (wide.config.mid_train.eps, wide.config.mid_train.center) == (0.5, "document")
     assert replace(wide.config.mid_train, eps=0.2, center="sequence") == same.config.mid_train
+    assert wide.config.mid_train.snapshots == 0
     assert wide.inputs == same.inputs
     # It is evaluated at its end, and not along its annealing.
     assert [n for n in stages if n.startswith("compare/seed-0/wide/") and "eval" in n] == [
@@ -319,12 +333,59 @@ def test_one_variant_has_another_budget() -> None:
     assert tokens["longer"] == 32 * 1024 and tokens["same"] == 24576
 
 
+def test_a_source_of_a_variant_is_looked_through_for_questions(tmp_path: Path) -> None:
+    noise = "mid_train.sources.noise={kind: world, stream: pretrain}"
+    stages = own(a={"set": [noise]}, b={"set": [noise, "mid_train.sources.world.weight=0"]})
+    check = stages["compare/contamination"]
+    assert {"mid_train.sources.world", "mid_train.sources.noise"} <= set(check.reads)
+    facts = check_plan(list(stages.values()), RunDir(tmp_path))
+    assert set(sources_of(check)) <= set(facts)
+    assert facts["mid_train.sources.world"].sha256 != "weight 0"
+
+
+def test_a_given_reference_is_used_by_all(tiny_model: Path) -> None:
+    arms = variants(v={"ref": "sft"}, w={"arm": "sft", "ref": "ntp/20-sft"})
+    stages = planned(tiny_model, *arms, f"compare.sft_ref={tiny_model}")
+    sft = stages["compare/seed-0/sft/10-mid-train"].inputs["ref"]
+    assert not isinstance(sft, str) and sft.folder == tiny_model
+    assert stages["compare/seed-0/w/10-mid-train"].inputs["ref"] == "compare/seed-0/ntp/20-sft"
+    base = find_checkpoint(str(tiny_model), "--base")
+    config = recipes.load("world-tiny", variants(onwards={"base": "remit", "ref": "remit"}))
+    with pytest.raises(UserError, match=r"arm 'remit' needs --ref .* onwards"):
+        plan_compare(config, base, None)
+
+
+def test_hashes_of_a_study_tell_references_apart() -> None:
+    def ref(**variant: Any) -> str:
+        stages = own(v=variant)
+        study = Study(list(stages.values()), dict.fromkeys(all_keys(stages), "x"))
+        return study.parts(stages["compare/seed-0/v/15-eval"])["ref"]
+
+    kept = "ntp/10-mid-train"
+    hashes = [
+        ref(ref=kept), ref(ref=f"{kept}@1"), ref(ref=f"{kept}@2"), ref(ref="ntp"),
+        ref(ref="ntp", ref_seed=1), ref(ref="ntp", ref_seed=2), ref(ref="kd"), ref(ref="rho1"),
+    ]  # fmt: skip
+    assert len(set(hashes)) == len(hashes)
+    assert ref(ref="ntp", ref_seed=1) == ref(ref="ntp", ref_seed=1)
+
+
+def all_keys(stages: dict[str, Stage]) -> set[str]:
+    return {key for stage in stages.values() for key in sources_of(stage)}
+
+
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
         ({"a": {"ref": "b"}, "b": {"ref": "a"}}, ["a -> b -> a"]),
         ({"a": {"ref": "a", "ref_seed": 1}}, ["a -> a"]),
-        ({"a": {"set": ["mid_train.tokens=3072"]}}, ["arm 'a', compare.points = 3", "3 steps"]),
+        ({"a": {"ref": "b/10-mid-train@1"}, "b": {}}, ["@1", "arm 'b' keeps 0 models"]),
+        ({"a": {"base": "remit/10-mid-train"}}, ["compare.variants.a.base", "mid-trained"]),
+        ({"a": {"ref": "remt/20-sft"}}, ["compare.variants.a.ref", "'remt'", "'remit'"]),
+        (
+            {"a": {"set": ["mid_train.sources.world.limit=9"]}},
+            ["compare.variants.a.set", "source 'world'", "a name of its own"],
+        ),
         ({"a": {"set": ["sft.steps=3"]}}, ["compare.variants.a.set", "'sft.steps'"]),
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
         ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
@@ -333,7 +394,7 @@ def test_one_variant_has_another_budget() -> None:
         ({"a": {"ref": "more-rl"}}, ["more-rl"]),
         ({"a": {"arm": "ntp", "ref": "ntp"}}, ["has no reference"]),
         ({"a": {"ref": "ntp/25-x"}}, ["no stage '25-x'", "20-sft"]),
-        ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "compare.points = 3"]),
+        ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "keeps 3 models"]),
         ({"a": {"ref": "remt"}}, ["compare.variants.a.ref", "remt", "remit"]),
         ({"a": {"ref": "base", "ref_seed": 1}}, ["ref_seed"]),
         ({"a": {"against": "b"}}, ["compare.variants.a.against", "'b'"]),
@@ -450,8 +511,16 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"c.jsonl, line 1: another row of ntp, seed 0, mid"):
         collected([first, differing])
     strange = write(tmp_path / "d.jsonl", replace(row("ntp", 1), study={"mid_train": "x"}))
-    with pytest.raises(UserError, match=r"d.jsonl, line 1: .* another study; .* mid_train"):
+    with pytest.raises(UserError, match=r"d.jsonl, line 1: .* another study .* mid_train"):
         collected([first, strange])
+    # Two arms may differ in how they were trained, and not in what they were asked.
+    other = replace(row("kd", 0), study={"mid_train": "x"})
+    assert len(collected([first, write(tmp_path / "e.jsonl", other)])) == 3
+    asked = write(tmp_path / "f.jsonl", replace(other, study={"evaluate": "x"}))
+    with pytest.raises(UserError, match=r"f.jsonl, line 1: .* of ntp, seed 0, mid.* evaluate"):
+        collected([first, asked])
+    with pytest.raises(UserError, match=r"rows of remit are held against ntp and against kd"):
+        held_against([row("remit", 0), replace(row("remit", 1), against="kd")], None)
 
 
 def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
@@ -463,7 +532,7 @@ def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
 
 
 def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None:
-    tasks = (0.1, 0.3)
+    tasks = (0.3, 0.5)
     found = [
         row(arm, seed, *(a + shift * (1 + seed) for a in tasks), point=point)
         for arm, shift in (("ntp", 0.0), ("remit", 0.1), ("<own>", -0.1))
@@ -473,7 +542,7 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
     for form in ("md", "svg", "html", "json"):
         remit("report", *files, "--format", form, check=True)
     text = (tmp_path / "0.md").read_text()
-    assert "| remit | ntp | +15.0 (± 63.5) | 2.1 | 0.205 | 0.410 | +10.0, +20.0 |" in text
+    assert "| remit | ntp | +15.0 (± 63.5) | 2 | 2.1 | 0.205 | 0.410 | 0: +10.0, 1: +20.0 |" in text
     picture = (tmp_path / "0.svg").read_text()
     root = ElementTree.fromstring(picture)
     words = "".join(root.itertext())
@@ -482,8 +551,13 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
     remit("report", *files, "--format", "md", "--against", "remit",
           "--output", tmp_path / "other.md", check=True)  # fmt: skip
     assert "| ntp | remit | -15.0 (± 63.5) |" in (tmp_path / "other.md").read_text()
-    wrong = remit("report", files[0], tmp_path)
-    assert wrong.returncode == 2 and "one run directory, or files of rows" in wrong.stderr
+    for args, words in (
+        ((files[0], tmp_path), "one run directory, or files of rows"),
+        ((files[0], "--output", files[0]), "name another"),
+        ((files[0], "--against", "kd"), "no row is of that arm"),
+    ):
+        wrong = remit("report", *args)
+        assert wrong.returncode == 2 and words in " ".join(wrong.stderr.split())
 
 
 def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:

@@ -54,16 +54,22 @@ def write_rows_report(
         UserError: as `write_report`; a line that is no row, or rows that do not belong together.
     """
     _check_form(form)
-    record = record_of_rows(paths, rows.held_against(rows.collected(paths), against))
+    path = output or paths[0].with_suffix(f".{form}")
+    if path.resolve() in {given.resolve() for given in paths}:
+        raise UserError(f"--output {path} is one of the files that are read: name another.")
+    found = rows.held_against(rows.collected(paths), against)
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no row to report on.")
+    record = record_of_rows(paths, found)
     report = Report(
         run=record.run.root.name,
         recipe="",
-        when="",
+        when=f"{len(found)} rows",
         headline=verdict.headline(record),
         verdict=[],
         sections=[objectives.section(record)],
     )
-    return _write(report, form, output or paths[0].with_suffix(f".{form}"))
+    return _write(report, form, path)
 
 
 def _check_form(form: str) -> None:

@@ -13,9 +13,9 @@ WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
 LABEL_STEP = 13.0
 ROW = 26.0
-DOT_LEFT = 134.0
-# Of the texts at the right of a dot plot: room for a character, and before the first.
-CHARACTER, DOT_GAP = 6.9, 14.0
+# Of the texts at both sides of a dot plot: room for a character, and to the dots; the most of a
+# label that is shown.
+CHARACTER, DOT_GAP, MOST_LABEL = 6.9, 14.0, 21
 # More points than this have a band for their intervals, fewer have whiskers.
 MOST_WHISKERS = 12
 
@@ -210,6 +210,7 @@ class DrawnDots:
     right: where the plot ends and the texts begin.
     """
 
+    left: float
     right: float
     height: float
     dots: list[DrawnDot]
@@ -226,10 +227,11 @@ def dots(plot: DotPlot) -> DrawnDots:
     low, high = min(values), max(values)
     air = 0.06 * (high - low) or 0.05
     low, high = low - air, high + air
+    left = DOT_GAP + CHARACTER * min(MOST_LABEL, max(len(dot.label) for dot in plot.dots))
     right = WIDTH - DOT_GAP - CHARACTER * max(len(dot.text) for dot in plot.dots)
 
     def place(value: float) -> float:
-        return _scaled(value, low, high, DOT_LEFT, right)
+        return _scaled(value, low, high, left, right)
 
     drawn = [
         DrawnDot(
@@ -240,7 +242,7 @@ def dots(plot: DotPlot) -> DrawnDots:
         for row, dot in enumerate(plot.dots)
     ]  # fmt: skip
     return DrawnDots(
-        right, 18 + ROW * len(drawn) + 26, drawn, _axis(low, high, DOT_LEFT, right, 4),
+        left, right, 18 + ROW * len(drawn) + 26, drawn, _axis(low, high, left, right, 4),
         None if plot.reference is None else place(plot.reference),
     )  # fmt: skip
 

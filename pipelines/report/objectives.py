@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from pipelines.arms import POINTS
-from pipelines.comparison import AVERAGE, Comparison, Curve, Gain, Line, curves, tables
+from pipelines.comparison import (
+    AVERAGE,
+    Comparison,
+    Curve,
+    Gain,
+    Line,
+    by_seed,
+    chance,
+    curves,
+    tables,
+)
 from pipelines.comparison import Cell as Mean
 from pipelines.report.blocks import (
     NO_VALUE,
@@ -18,6 +27,7 @@ from pipelines.report.blocks import (
     Section,
     Series,
     Table,
+    Text,
 )
 from pipelines.report.record import Record
 from pipelines.report.verdict import AFTER, points
@@ -32,9 +42,12 @@ UNITS = {"entropy": "nats"}
 
 def section(record: Record) -> Section:
     """Objectives from one base, over seeds, as `remit compare` left them."""
-    lead = "One base, one data order and one budget; only the objective of mid-training differs."
+    lead = (
+        "Arms of one seed share base, data order and settings; they differ in the objective of "
+        "mid-training, and variants in what they are named after."
+    )
     found = tables(record.rows)
-    if not found:
+    if not found and not curves(record.rows):
         missing = Missing(
             "The objectives were not compared in this run directory.",
             "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
@@ -42,21 +55,31 @@ def section(record: Record) -> Section:
         return Section("objectives", "Objectives side by side", lead, [missing])
     blocks: list[Block] = []
     for table in found:
-        blocks += [*_gain_plot(table), *_gain_table(table), _levels(table), *_by_task(table)]
-    blocks += [*_annealing(curves(record.rows)), _cost(record.rows)]
+        blocks += [
+            *_gain_plot(table), *_gain_table(table), *_alone(table), _levels(table),
+            *_by_task(table), _cost(record.rows, table),
+        ]  # fmt: skip
+    blocks += _annealing(curves(record.rows))
     return Section("objectives", "Objectives side by side", lead, blocks)
 
 
-def _held_against(table: Comparison) -> str:
-    """The one arm that all others are held against, or words for several."""
+def _one_baseline(table: Comparison) -> str:
+    """The one arm that all others are held against; empty for several."""
     names = {gain.against for gain in table.average.gains if gain}
-    return names.pop() if len(names) == 1 else "the arm that each is held against"
+    return names.pop() if len(names) == 1 else ""
+
+
+def _differences(table: Comparison) -> str:
+    baseline = _one_baseline(table)
+    return f"Difference{f' to {baseline}' if baseline else 's'} after {AFTER[table.point]}"
 
 
 def _gain_plot(table: Comparison) -> list[Block]:
+    several = not _one_baseline(table)
     dots = [
         Dot(
-            arm, 100 * gain.mean, None if gain.half is None else 100 * gain.half,
+            f"{arm} - {gain.against}" if several else arm,
+            100 * gain.mean, None if gain.half is None else 100 * gain.half,
             points(gain.mean, gain.half), ARM_COLOURS.get(arm, VARIANT),
         )
         for arm, gain in zip(table.arms, table.average.gains, strict=True)
@@ -66,30 +89,44 @@ def _gain_plot(table: Comparison) -> list[Block]:
         return []
     return [
         DotPlot(
-            f"Difference to {_held_against(table)} after {AFTER[table.point]}",
-            "difference in average accuracy, percentage points", dots, 0.0, _seeds(table),
+            _differences(table), "difference in average accuracy, percentage points", dots, 0.0,
+            _seeds(table),
         )
     ]  # fmt: skip
 
 
 def _seeds(table: Comparison) -> str:
-    if len(table.seeds) == 1:
-        return "One seed, so no interval over seeds."
+    """What the differences are means of; of several counts, a column of the table has each."""
     counts = sorted({len(gain.by_seed) for gain in table.average.gains if gain})
+    if not counts:
+        counts = [len(table.seeds)]
+    if counts == [1]:
+        return "One seed, so no interval over seeds."
     few = f"{counts[0]} to " if len(counts) > 1 else ""
     return (
-        f"Mean over {few}{len(table.seeds)} seeds, 95% interval over seeds (Student's t), paired "
-        "by seed."
+        f"Mean over {few}{counts[-1]} seeds, 95% interval over seeds (Student's t), paired by seed."
     )
+
+
+def _alone(table: Comparison) -> list[Block]:
+    """Arms whose baseline has no row of the same seed, which would vanish without a word."""
+    named = [
+        f"{arm} (against {against})"
+        for arm, against, gain in zip(
+            table.arms, table.baselines, table.average.gains, strict=True
+        )
+        if gain is None and arm != against
+    ]  # fmt: skip
+    return [Text(f"No row of the same seed to hold against: {', '.join(named)}.")] if named else []
 
 
 def _gain_table(table: Comparison) -> list[Block]:
     """One line for each arm: its difference, how sure it is, and each seed's own."""
     rows = [
         [
-            Cell(arm), Cell(gain.against), _gain(gain, 100, 1), _plain(gain.effect, 1),
-            _plain(gain.p, 3), _plain(gain.holm, 3),
-            Cell(", ".join(f"{100 * delta:+.1f}" for delta in gain.by_seed.values())),
+            Cell(arm), Cell(gain.against), _gain(gain, 100, 1),
+            Cell(str(len(gain.by_seed)), value=len(gain.by_seed)), _plain(gain.effect, 1),
+            _chance(gain.p), _chance(gain.holm), Cell(by_seed(gain)),
         ]
         for arm, gain in zip(table.arms, table.average.gains, strict=True)
         if gain is not None
@@ -99,7 +136,7 @@ def _gain_table(table: Comparison) -> list[Block]:
     return [
         Table(
             f"Differences of the average after {AFTER[table.point]}",
-            ["arm", "less", "points", "effect", "p", "Holm", "by seed"], rows,
+            ["arm", "less", "points", "seeds", "effect", "p", "Holm", "seed: points"], rows,
             note="effect: mean over standard deviation of the seeds' differences. p: t-test over "
             "seeds, two-sided. Holm: the same adjusted for all arms of this table.",
         )
@@ -128,8 +165,7 @@ def _by_task(table: Comparison) -> list[Block]:
         return []
     return [
         Table(
-            f"Differences to {_held_against(table)} after {AFTER[table.point]}",
-            ["task", *table.arms], rows,
+            _differences(table) + ", by task", ["task", *table.arms], rows,
             note="Accuracy in percentage points, bits per byte, and measures of drawn answers. One "
             "of twenty true zeros lies outside of its interval.",
         )
@@ -150,6 +186,10 @@ def _lines(table: Comparison) -> list[tuple[str, Line, float, int]]:
 
 def _plain(value: float | None, digits: int) -> Cell:
     return NO_VALUE if value is None else Cell(f"{value:.{digits}f}", value=value)
+
+
+def _chance(p: float | None) -> Cell:
+    return NO_VALUE if p is None else Cell(chance(p), value=p)
 
 
 def _gain(gain: Gain, scale: float, digits: int) -> Cell:
@@ -192,31 +232,25 @@ def _annealing(drawn: list[Curve]) -> list[Block]:
     ]  # fmt: skip
 
 
-def _cost(found: list[Row]) -> Table:
-    """What the arms took to the last point that each was evaluated at."""
-    last = {
-        arm: max((row.point for row in found if row.arm == arm and "/" not in row.point), key=_rank)
-        for arm in dict.fromkeys(row.arm for row in found if "/" not in row.point)
-    }
-    spent = {arm: [r for r in found if (r.arm, r.point) == (arm, last[arm])] for arm in last}
-    least = min(row.flops for rows in spent.values() for row in rows)
+def _cost(found: list[Row], table: Comparison) -> Table:
+    """What the arms took to a point."""
+    here = [row for row in found if row.point == table.point]
+    spent = {arm: [row for row in here if row.arm == arm] for arm in table.arms}
+    least = min(row.flops for row in here)
     return Table(
-        "What the arms cost",
+        f"What the arms cost to the end of {AFTER[table.point]}",
         ["arm", "mid-training tokens", "passes", "FLOPs", "seconds"],
         [
             [
                 Cell(arm), Cell(f"{rows[0].tokens:,}", value=rows[0].tokens),
                 Cell(str(max(row.passes for row in rows))),
-                _plain(rows[0].flops / least, 2),
+                _plain(rows[0].flops / least if least else None, 2),
                 _plain(sum(row.seconds for row in rows) / len(rows), 0),
             ]
             for arm, rows in spent.items()
         ],
-        note="FLOPs: of the arm's own stages to its last evaluation, as a multiple of the least. "
-        "Passes: over the source that was read most often. Seconds: as run, a mean over seeds; "
-        "scores that were there cost none.",
+        note="FLOPs: of the arm's own stages, without those of the arms that its base and its "
+        "reference come from, as a multiple of the least. Passes: over the source that was read "
+        "most often, in this mid-training. Seconds: as run, a mean over seeds; scores that were "
+        "there cost none.",
     )  # fmt: skip
-
-
-def _rank(point: str) -> int:
-    return POINTS.index(point)

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import ledger, rows, summary
-from pipelines.arms import CHECK, FOLDER
+from pipelines.arm_stages import CHECK, FOLDER
 from pipelines.config import from_dict
 from pipelines.errors import UserError
 from pipelines.flywheel import ANALYSIS, CONTAMINATION, Stage
@@ -145,7 +145,7 @@ def read_record(run: RunDir) -> Record:
 
 def record_of_rows(paths: Sequence[Path], found: list[Row]) -> Record:
     """A comparison of which only rows are at hand, from some files."""
-    named = RunDir(Path(" ".join(path.stem for path in paths)))
+    named = RunDir(Path(paths[0].stem if len(paths) == 1 else f"{len(paths)} files of rows"))
     return Record(named, {}, [], {}, found, None, None)
 
 

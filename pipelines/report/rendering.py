@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -37,7 +38,8 @@ def page(report: blocks.Report) -> str:
     )  # fmt: skip
 
 
-TITLE_HEIGHT, CHART_GAP = 26.0, 22.0
+TITLE_HEIGHT, CHART_GAP = 26.0, 26.0
+NOTE_CHARACTERS, NOTE_LINE = 76, 15.0
 
 
 def picture(report: blocks.Report) -> str:
@@ -49,8 +51,10 @@ def picture(report: blocks.Report) -> str:
     drawn, y = [], 0.0
     for block in (block for section in report.sections for block in section.blocks):
         if isinstance(block, blocks.LineChart | blocks.DotPlot):
-            drawn.append({"block": block, "y": y})
-            y += TITLE_HEIGHT + charts.height(block) + CHART_GAP
+            note = textwrap.wrap(block.note, NOTE_CHARACTERS)
+            note_y = TITLE_HEIGHT + charts.height(block)
+            drawn.append({"block": block, "y": y, "note": note, "note_y": note_y})
+            y += note_y + NOTE_LINE * len(note) + CHART_GAP
     if not drawn:
         raise UserError("--format svg: there is no chart to draw yet.")
     return _environment().get_template("charts.svg").render(

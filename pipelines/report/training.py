@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.arms import FOLDER
+from pipelines.arm_stages import FOLDER
 from pipelines.report.blocks import (
     PERCENT,
     Block,

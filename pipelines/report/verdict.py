@@ -97,17 +97,27 @@ def headline(record: Record) -> str:
             f"ReMiT round {last.number} is {100 * abs(last.difference):.1f} "
             f"± {100 * last.half:.1f} points {last.word} plain training after {AFTER[last.part]}"
         )
-    for table in reversed(comparison.tables(record.rows)):
+    tables = comparison.tables(record.rows)
+    for table in reversed(tables):
         compared = dict(zip(table.arms, table.average.gains, strict=True))
         if (gain := compared.get("remit")) is not None:
             return _compared(gain, table)
+    if tables:
+        arms = list(dict.fromkeys(arm for table in tables for arm in table.arms))
+        return f"A comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {_listed(arms)}"
     return "No verdict yet: no round of ReMiT has been evaluated against round 0"
 
 
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def _compared(gain: comparison.Gain, table: comparison.Comparison) -> str:
-    seeds = "one seed, so no interval" if gain.half is None else f"{len(table.seeds)} seeds"
+    count = len(gain.by_seed)
+    seeds = "one seed, so no interval" if gain.half is None else f"{count} seeds"
+    other = "plain mid-training" if gain.against == "ntp" else gain.against
     return (
-        f"ReMiT less plain mid-training after {AFTER[table.point]}: "
+        f"ReMiT less {other} after {AFTER[table.point]}: "
         f"{points(gain.mean, gain.half)} points, {seeds}"
     )
 

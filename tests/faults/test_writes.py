@@ -27,8 +27,8 @@ from pipelines.data.tokenizer import build_tokenizer
 from pipelines.disk import explained, require_space, shortage
 from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_json
-from pipelines.runner import is_made
 from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.stage_traits import is_made
 
 KEY = ScoreKey("data", True, "model", 300, "sdpa", "fp32")
 ROWS = np.arange(2 * 4, dtype=np.float32).reshape(2, 4) / 8

@@ -1,0 +1,58 @@
+"""The stages of a comparison, read back: what an evaluation needs, and where it stands. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipelines.flywheel import CONTAMINATION, Stage
+
+FOLDER = "compare"
+CHECK = f"{FOLDER}/{CONTAMINATION}"
+# Where an arm is evaluated besides along its annealing, in the order of its stages.
+POINTS = ("mid", "sft", "dpo", "post")
+
+
+def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
+    """The stages that made what a stage reads, back to the mid-training or, if `whole`, the start.
+
+    Stages that lie outside `by_name` are not followed.
+    """
+    if stage.kind == "mid_train":
+        # A mid-training finds its scores by their fingerprint, not by an input.
+        for name, scored in by_name.items():
+            if name.startswith(f"{stage.name}-score"):
+                yield scored
+                if whole:
+                    yield from behind(scored, by_name, whole=True)
+        if not whole:
+            return
+    for role, given in stage.inputs.items():
+        if role == CONTAMINATION:
+            continue
+        name = given.partition("@")[0] if isinstance(given, str) else ""
+        if name in by_name:
+            yield by_name[name]
+            yield from behind(by_name[name], by_name, whole=whole)
+
+
+def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[Stage]:
+    """The evaluations that are not `known` (arm, seed, point), with all that is behind them."""
+    by_name = {stage.name: stage for stage in stages}
+    kept: set[str] = set()
+    for stage in stages:
+        if stage.kind == "evaluate" and place(stage) not in known:
+            kept |= {stage.name} | {s.name for s in behind(stage, by_name, whole=True)}
+    return [s for s in stages if s.name in kept or (kept and s.kind == "contamination")]
+
+
+def place(stage: Stage) -> tuple[str, int, str]:
+    """Arm, seed and point of an evaluation.
+
+    `.../12-eval-1-of-4` is the point `1/4`, `.../15-eval` is `mid`, `.../25-eval` is `sft`,
+    `.../35-eval` is `dpo`, `.../50-eval` is `post`.
+    """
+    folder, _, last = stage.name.rpartition("/")
+    point = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}.get(last[:2], "")
+    if last.startswith("12-eval-"):
+        point = last.removeprefix("12-eval-").replace("-of-", "/")
+    return folder.rpartition("/")[2], stage.config.seed, point
