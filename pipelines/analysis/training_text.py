@@ -82,22 +82,58 @@ def read_training_text(
     """
     rows = [dataset[index]["input_ids"] for index in range(num_sequences)]
     ids = np.concatenate(rows)
-    live = {name: source for name, source in sources.items() if source.weight > 0}
-    streams = document_streams(live, data_root, seed)
-    filled = {name: _filled(stream) for name, stream in streams.items()}
-    numbers = dict.fromkeys(live, 0)
-    spans, texts, classes = [], [], []
-    for start, stop, source in dataset.spans(num_sequences):
-        document = next(filled[source])
-        spans.append(Span(start, stop, source, numbers[source], document.domain))
-        numbers[source] += 1
-        own_ids = ids[start:stop].tolist()
+    spans = read_spans(dataset, num_sequences, sources, data_root, seed)
+    texts, classes = [], []
+    for span in spans:
+        own_ids = ids[span.start : span.stop].tolist()
         own = text.of(own_ids)
         texts += own
         # A special token is none of the text.
         words = zip(own_ids, own, strict=True)
         classes += token_classes(["" if i in text.special else word for i, word in words])
     return TrainingText(ids, texts, classes, spans, dataset.context_length)
+
+
+def read_spans(
+    dataset: PackedDataset,
+    num_sequences: int,
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+) -> list[Span]:
+    """The documents of the first `num_sequences` sequences, see `read_training_text`."""
+    live = {name: source for name, source in sources.items() if source.weight > 0}
+    streams = document_streams(live, data_root, seed)
+    filled = {name: _filled(stream) for name, stream in streams.items()}
+    numbers = dict.fromkeys(live, 0)
+    spans = []
+    for start, stop, source in dataset.spans(num_sequences):
+        spans.append(Span(start, stop, source, numbers[source], next(filled[source]).domain))
+        numbers[source] += 1
+    return spans
+
+
+def domain_shares(spans: list[Span], chosen: np.ndarray, context_length: int) -> dict[str, Any]:
+    """By domain, its share of the tokens of all sequences and of those of the chosen ones.
+
+    Args:
+        spans: documents of some sequences, in order and without gaps.
+        chosen: numbers of the chosen ones among these sequences.
+    """
+    domains = sorted({span.domain for span in spans})
+    number = {domain: i for i, domain in enumerate(domains)}
+    lengths = [span.stop - span.start for span in spans]
+    of_token = np.repeat([number[span.domain] for span in spans], lengths)
+    rows = of_token.reshape(-1, context_length)
+
+    def shares(part: np.ndarray) -> np.ndarray:
+        return np.bincount(part.reshape(-1), minlength=len(domains)) / max(1, part.size)
+
+    pool, kept = shares(rows), shares(rows[chosen])
+    return {
+        domain: {"pool": round(float(pool[i]), 4), "kept": round(float(kept[i]), 4)}
+        for domain, i in number.items()
+    }
 
 
 def _filled(stream: Iterator[Document]) -> Iterator[Document]:

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from pipelines import engine
+from pipelines.analysis.training_text import domain_shares, read_spans
 from pipelines.callbacks import SnapshotWriter
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import (
@@ -61,6 +62,7 @@ def run(job: StageJob) -> dict[str, Any]:
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.context_length),
         "mixture": packed_set.mixture,
+        **_selection(job, dataset),
         **first_and_last(trainer.state.log_history, "loss", "loss"),
         **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
     }
@@ -109,6 +111,32 @@ def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tu
         return ChosenSequences(packed_set, chosen), packed_set.collate
     scored = ScoredSequences(packed_set, scores_of("ref"))
     return scored, scored.collate
+
+
+# Sequences of a pool whose domains are told; their sources are read again for it.
+LOOKED_AT = 4096
+
+
+def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
+    """What MiniPLM's choice did to the mixture: shares of tokens by domain, of its first sequences.
+
+    Nothing for objectives that choose no sequences.
+    """
+    if not isinstance(dataset, ChosenSequences):
+        return {}
+    config, pool = job.config, dataset.packed
+    count = min(len(pool), LOOKED_AT)
+    sources = config.mid_train.sources
+    spans = read_spans(pool, count, sources, config.data_root, config.seed)
+    chosen = dataset.chosen[dataset.chosen < count]
+    return {
+        "selection": {
+            "pool_sequences": len(pool),
+            "kept_sequences": len(dataset),
+            "looked_at": count,
+            "domains": domain_shares(spans, chosen, config.context_length),
+        }
+    }
 
 
 def load_reference(job: StageJob, num_tokens: int) -> Any | None:

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from pipelines.analysis.token_text import TokenText
-from pipelines.analysis.training_text import Span, TrainingText, excerpts, read_training_text
+from pipelines.analysis.training_text import (
+    Span,
+    TrainingText,
+    domain_shares,
+    excerpts,
+    read_training_text,
+)
 from pipelines.data.packing import pack
 from pipelines.data.tokenizer import build_tokenizer
 from pipelines.schema import SourceConfig, TokenizerConfig
@@ -106,3 +112,15 @@ def test_texts_of_byte_level_tokens_join_to_the_text() -> None:
     assert found[smile - 3 : smile] == [""] * 3, "the last of four bytes has the character"
     broken = TokenText(tokenizer).of(ids[:smile])
     assert "\ufffd" in broken[-1]
+
+
+def test_domains_of_chosen_sequences() -> None:
+    # Four sequences of 4 tokens: sums 6, tales 4, sums 2, code 4.
+    ends = (0, 6, 10, 12, 16)
+    domains = ("sums", "tales", "sums", "code")
+    spans = [Span(a, b, "s", 0, d) for a, b, d in zip(ends, ends[1:], domains, strict=False)]
+    shares = domain_shares(spans, np.array([0, 2]), 4)
+    assert {d: s["pool"] for d, s in shares.items()} == {"code": 0.25, "sums": 0.5, "tales": 0.25}
+    # Sequence 0 is sums alone; sequence 2 has two tokens of tales and two of sums.
+    assert {d: s["kept"] for d, s in shares.items()} == {"code": 0.0, "sums": 0.75, "tales": 0.25}
+    assert domain_shares(spans, np.array([], dtype=int), 4)["sums"]["kept"] == 0.0

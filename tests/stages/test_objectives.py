@@ -132,6 +132,10 @@ def test_miniplm_trains_on_half_of_a_pool(mid_train: MidTrain, run_dir: Path) ->
     assert pool == [2 * STEPS * 8 * 128] * 2
     found = result(stage)
     assert found["objective"] == "miniplm" and found["steps"] == STEPS
+    chosen = found["selection"]
+    assert chosen["pool_sequences"] == 2 * chosen["kept_sequences"] == chosen["looked_at"]
+    for part in ("pool", "kept"):
+        assert sum(s[part] for s in chosen["domains"].values()) == pytest.approx(1, abs=1e-3)
     assert found["tokens"] == STEPS * 8 * 128
     plain = logged(mid_train("ntp", ref=None), "loss")
     assert logged(stage, "loss") != plain, "other sequences"
