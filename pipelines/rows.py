@@ -257,12 +257,25 @@ def places(paths: Sequence[str]) -> set[tuple[str, int, str]]:
     return found
 
 
-def held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
-    """The rows with another arm that the tables subtract; as they are for None.
+def shown(found: Sequence[Row], arms: Sequence[str] | None, against: str | None) -> list[Row]:
+    """The rows of some arms, with another arm that the tables subtract; as they are for None.
 
     Raises:
-        UserError: no row is of that arm, or the rows of one arm name different ones.
+        UserError: no row is of such an arm, or the rows of one arm are held against different ones.
     """
+    there = dict.fromkeys(row.arm for row in found)
+    named = [("--arms", arm) for arm in arms or ()] + ([("--against", against)] if against else [])
+    for option, arm in named:
+        if arm not in there:
+            raise UserError(f"{option} {arm}: no row is of that arm; there are {', '.join(there)}.")
+    if arms is not None:
+        if against is not None and against not in arms:
+            raise UserError(f"--against {against}: name it in --arms too.")
+        found = [row for row in found if row.arm in arms]
+    return _held_against(found, against)
+
+
+def _held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
     if arm is None:
         named: dict[str, str] = {}
         for row in found:
@@ -272,9 +285,6 @@ def held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
                     f"{row.against}: name one with --against."
                 )
         return list(found)
-    arms = dict.fromkeys(row.arm for row in found)
-    if arm not in arms:
-        raise UserError(f"--against {arm}: no row is of that arm; there are {', '.join(arms)}.")
     return [dataclasses.replace(row, against=arm) for row in found]
 
 

@@ -326,6 +326,7 @@ def report(
     ],
     form: options.Format = "html",
     output: options.Output = None,
+    arms: options.Arms = None,
     against: options.Against = None,
     no_text: options.NoText = False,
     open_page: options.OpenPage = False,
@@ -336,7 +337,8 @@ def report(
     """
     from remit_cli.session import draw_report
 
-    draw_report(run, form, output, against, not no_text, open_page)
+    shown = None if arms is None else arms.split(",")
+    draw_report(run, form, output, (shown, against), not no_text, open_page)
 
 
 def main() -> None:

@@ -86,6 +86,10 @@ Output = Annotated[
         "the file.",
     ),
 ]
+Arms = Annotated[
+    str | None,
+    typer.Option("--arms", help="Arms of a comparison to show, as ntp,remit. Default: all."),
+]
 Against = Annotated[
     str | None,
     typer.Option("--against", help="The arm that all others of a comparison are held against."),

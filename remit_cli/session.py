@@ -329,15 +329,19 @@ def draw_report(
     given: list[Path],
     form: str,
     output: Path | None,
-    against: str | None,
+    compared: tuple[list[str] | None, str | None],
     with_text: bool,
     open_page: bool,
 ) -> None:
-    """`remit report`: a page about a run, or about rows of comparisons, from their files alone."""
+    """`remit report`: a page about a run, or about rows of comparisons, from their files alone.
+
+    `compared` has the arms to show, and the arm that they are held against; None as they are.
+    """
+    arms, against = compared
     screen = render.Screen(as_json=False)
     try:
         if all(path.is_file() for path in given):
-            path = write_rows_report(given, form, output=output, against=against)
+            path = write_rows_report(given, form, output=output, arms=arms, against=against)
         elif len(given) > 1:
             other = next(path for path in given if not path.is_file())
             raise UserError(
@@ -347,7 +351,9 @@ def draw_report(
         else:
             run = RunDir(given[0].resolve())
             _warn_of_ledger(run, screen)
-            path = write_report(run, form, with_text=with_text, output=output, against=against)
+            path = write_report(
+                run, form, with_text=with_text, output=output, arms=arms, against=against
+            )
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)

@@ -23,7 +23,7 @@ from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_plan
-from pipelines.rows import Row, Study, collected, held_against, parsed, rows_there, write_rows
+from pipelines.rows import Row, Study, collected, parsed, rows_there, shown, write_rows
 from pipelines.run_dir import RunDir
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
@@ -503,10 +503,15 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     second = write(tmp_path / "b.jsonl", row("ntp", 0), row("ntp", 1))
     found = collected([first, second])
     assert [(r.arm, r.seed) for r in found] == [("ntp", 0), ("remit", 0), ("ntp", 1)]
-    assert {r.against for r in held_against(found, "remit")} == {"remit"}
-    assert held_against(found, None) == found
+    assert {r.against for r in shown(found, None, "remit")} == {"remit"}
+    assert shown(found, None, None) == found
+    assert {r.arm for r in shown(found, ["remit"], None)} == {"remit"}
+    with pytest.raises(UserError, match=r"--arms rho1: no row .* ntp, remit"):
+        shown(found, ["ntp", "rho1"], None)
+    with pytest.raises(UserError, match=r"--against ntp: name it in --arms"):
+        shown(found, ["remit"], "ntp")
     with pytest.raises(UserError, match=r"--against kd: no row .* ntp, remit"):
-        held_against(found, "kd")
+        shown(found, None, "kd")
     differing = write(tmp_path / "c.jsonl", replace(row("ntp", 0), identity="other"))
     with pytest.raises(UserError, match=r"c.jsonl, line 1: another row of ntp, seed 0, mid"):
         collected([first, differing])
@@ -520,7 +525,7 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"f.jsonl, line 1: .* of ntp, seed 0, mid.* evaluate"):
         collected([first, asked])
     with pytest.raises(UserError, match=r"rows of remit are held against ntp and against kd"):
-        held_against([row("remit", 0), replace(row("remit", 1), against="kd")], None)
+        shown([row("remit", 0), replace(row("remit", 1), against="kd")], None, None)
 
 
 def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:

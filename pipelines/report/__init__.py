@@ -22,6 +22,7 @@ def write_report(
     *,
     with_text: bool = True,
     output: Path | None = None,
+    arms: Sequence[str] | None = None,
     against: str | None = None,
 ) -> Path:
     """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run; its path.
@@ -30,6 +31,7 @@ def write_report(
         form: html, svg (the charts alone), md or json.
         with_text: False leaves training text, tokens and questions out.
         output: another file to write to.
+        arms: of a comparison, to show; None: all.
         against: the arm of a comparison that all others are held against.
 
     Raises:
@@ -37,7 +39,7 @@ def write_report(
     """
     _check_form(form)
     record = read_record(run)
-    record = replace(record, rows=rows.held_against(record.rows, against))
+    record = replace(record, rows=rows.shown(record.rows, arms, against))
     return _write(compose(record, with_text), form, output or run.root / "report" / f"index.{form}")
 
 
@@ -46,6 +48,7 @@ def write_rows_report(
     form: str = "html",
     *,
     output: Path | None = None,
+    arms: Sequence[str] | None = None,
     against: str | None = None,
 ) -> Path:
     """Write the report of a comparison from its rows alone; beside the first file, if not `output`.
@@ -57,7 +60,7 @@ def write_rows_report(
     path = output or paths[0].with_suffix(f".{form}")
     if path.resolve() in {given.resolve() for given in paths}:
         raise UserError(f"--output {path} is one of the files that are read: name another.")
-    found = rows.held_against(rows.collected(paths), against)
+    found = rows.shown(rows.collected(paths), arms, against)
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no row to report on.")
     record = record_of_rows(paths, found)

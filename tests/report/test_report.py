@@ -386,11 +386,11 @@ def test_a_ledger_without_a_line_is_warned_of(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = evaluated(tmp_path / "run", {"eval": "01"})
-    draw_report([run.root], "md", None, None, True, False)
+    draw_report([run.root], "md", None, (None, None), True, False)
     assert "warning" not in capfd.readouterr().err
     run.ledger.write_text("5\n{\n")
     for command in (
-        lambda: draw_report([run.root], "md", None, None, True, False),
+        lambda: draw_report([run.root], "md", None, (None, None), True, False),
         lambda: show_status(run.root, False, True),
     ):
         command()
