@@ -328,6 +328,7 @@ def report(
     output: options.Output = None,
     arms: options.Arms = None,
     against: options.Against = None,
+    chart: options.Chart = None,
     no_text: options.NoText = False,
     open_page: options.OpenPage = False,
 ) -> None:
@@ -335,10 +336,11 @@ def report(
 
     Example: remit report runs/world --open
     """
+    from pipelines.report import Wanted
     from remit_cli.session import draw_report
 
-    shown = None if arms is None else arms.split(",")
-    draw_report(run, form, output, (shown, against), not no_text, open_page)
+    wanted = Wanted(form, not no_text, None if arms is None else arms.split(","), against, chart)
+    draw_report(run, wanted, output, open_page)
 
 
 def main() -> None:

@@ -94,6 +94,9 @@ Against = Annotated[
     str | None,
     typer.Option("--against", help="The arm that all others of a comparison are held against."),
 ]
+Chart = Annotated[
+    str | None, typer.Option("--chart", help="Of svg: only charts with this text in their title.")
+]
 NoText = Annotated[
     bool, typer.Option("--no-text", help="Leave training text, tokens and questions out.")
 ]

@@ -31,7 +31,7 @@ from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
 from pipelines.placement import stage_launch
-from pipelines.report import write_report, write_rows_report
+from pipelines.report import Wanted, write_report, write_rows_report
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
     Observer,
@@ -326,22 +326,13 @@ def show_doctor(run_dir: Path | None, json: bool) -> None:
 
 
 def draw_report(
-    given: list[Path],
-    form: str,
-    output: Path | None,
-    compared: tuple[list[str] | None, str | None],
-    with_text: bool,
-    open_page: bool,
+    given: list[Path], wanted: Wanted, output: Path | None = None, open_page: bool = False
 ) -> None:
-    """`remit report`: a page about a run, or about rows of comparisons, from their files alone.
-
-    `compared` has the arms to show, and the arm that they are held against; None as they are.
-    """
-    arms, against = compared
+    """`remit report`: a page about a run, or about rows of comparisons, from their files alone."""
     screen = render.Screen(as_json=False)
     try:
         if all(path.is_file() for path in given):
-            path = write_rows_report(given, form, output=output, arms=arms, against=against)
+            path = write_rows_report(given, wanted, output)
         elif len(given) > 1:
             other = next(path for path in given if not path.is_file())
             raise UserError(
@@ -351,9 +342,7 @@ def draw_report(
         else:
             run = RunDir(given[0].resolve())
             _warn_of_ledger(run, screen)
-            path = write_report(
-                run, form, with_text=with_text, output=output, arms=arms, against=against
-            )
+            path = write_report(run, wanted, output)
     except UserError as error:
         screen.user_error(str(error))
         sys.exit(2)

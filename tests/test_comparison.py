@@ -556,7 +556,14 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
     remit("report", *files, "--format", "md", "--against", "remit",
           "--output", tmp_path / "other.md", check=True)  # fmt: skip
     assert "| ntp | remit | -15.0 (± 63.5) |" in (tmp_path / "other.md").read_text()
+    chosen = ("--format", "svg", "--chart")
+    remit("report", *files, *chosen, "along the annealing", "--output", tmp_path / "one.svg",
+          check=True)  # fmt: skip
+    words = "".join(ElementTree.parse(tmp_path / "one.svg").getroot().itertext())
+    assert "Accuracy along the annealing" in words and "Difference to ntp" not in words
     for args, words in (
+        ((files[0], *chosen, "nothing"), "there are Difference to ntp after mid-training;"),
+        ((files[0], "--chart", "x"), "--chart chooses charts of --format svg"),
         ((files[0], tmp_path), "one run directory, or files of rows"),
         ((files[0], "--output", files[0]), "name another"),
         ((files[0], "--against", "kd"), "no row is of that arm"),

@@ -65,7 +65,7 @@ OPTIONS = {
     "launch": {"--slurm", "--per-stage", "--output", "--json"},
     "doctor": {"--run-dir", "--json"},
     "status": {"--once", "--json"},
-    "report": {"--format", "--output", "--arms", "--against", "--no-text", "--open"},
+    "report": {"--format", "--output", "--arms", "--against", "--chart", "--no-text", "--open"},
 }
 # Files that are tables of data more than code.
 DATA_TABLES: set[str] = set()

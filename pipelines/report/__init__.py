@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,55 +12,54 @@ from pipelines.errors import UserError
 from pipelines.report import accounts, objectives, scores, tokens, training, verdict
 from pipelines.report.blocks import Report
 from pipelines.report.record import Record, read_record, record_of_rows
-from pipelines.report.rendering import RENDERINGS
+from pipelines.report.rendering import RENDERINGS, with_charts
 from pipelines.run_dir import RunDir, write_text
 
 
-def write_report(
-    run: RunDir,
-    form: str = "html",
-    *,
-    with_text: bool = True,
-    output: Path | None = None,
-    arms: Sequence[str] | None = None,
-    against: str | None = None,
-) -> Path:
-    """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run; its path.
+@dataclass(frozen=True)
+class Wanted:
+    """What a report is to be.
 
-    Args:
+    Attributes:
         form: html, svg (the charts alone), md or json.
         with_text: False leaves training text, tokens and questions out.
-        output: another file to write to.
         arms: of a comparison, to show; None: all.
-        against: the arm of a comparison that all others are held against.
+        against: the arm of a comparison that all others are held against; None: each its own.
+        chart: of svg, a text that the titles of its charts have; None: all.
+    """
+
+    form: str = "html"
+    with_text: bool = True
+    arms: Sequence[str] | None = None
+    against: str | None = None
+    chart: str | None = None
+
+
+def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None = None) -> Path:
+    """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run, or `output`; its path.
 
     Raises:
-        UserError: no run directory, an unknown form, or a file that cannot be written.
+        UserError: no run directory, an unknown form or arm, or a file that cannot be written.
     """
-    _check_form(form)
+    wanted = wanted or Wanted()
+    _check_form(wanted)
     record = read_record(run)
-    record = replace(record, rows=rows.shown(record.rows, arms, against))
-    return _write(compose(record, with_text), form, output or run.root / "report" / f"index.{form}")
+    record = replace(record, rows=rows.shown(record.rows, wanted.arms, wanted.against))
+    path = output or run.root / "report" / f"index.{wanted.form}"
+    return _write(compose(record, wanted.with_text), wanted, path)
 
 
-def write_rows_report(
-    paths: Sequence[Path],
-    form: str = "html",
-    *,
-    output: Path | None = None,
-    arms: Sequence[str] | None = None,
-    against: str | None = None,
-) -> Path:
+def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None = None) -> Path:
     """Write the report of a comparison from its rows alone; beside the first file, if not `output`.
 
     Raises:
         UserError: as `write_report`; a line that is no row, or rows that do not belong together.
     """
-    _check_form(form)
-    path = output or paths[0].with_suffix(f".{form}")
+    _check_form(wanted)
+    path = output or paths[0].with_suffix(f".{wanted.form}")
     if path.resolve() in {given.resolve() for given in paths}:
         raise UserError(f"--output {path} is one of the files that are read: name another.")
-    found = rows.shown(rows.collected(paths), arms, against)
+    found = rows.shown(rows.collected(paths), wanted.arms, wanted.against)
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no row to report on.")
     record = record_of_rows(paths, found)
@@ -72,16 +71,20 @@ def write_rows_report(
         verdict=[],
         sections=[objectives.section(record)],
     )
-    return _write(report, form, path)
+    return _write(report, wanted, path)
 
 
-def _check_form(form: str) -> None:
-    if form not in RENDERINGS:
-        raise UserError(f"--format {form}: there are {', '.join(RENDERINGS)}.")
+def _check_form(wanted: Wanted) -> None:
+    if wanted.form not in RENDERINGS:
+        raise UserError(f"--format {wanted.form}: there are {', '.join(RENDERINGS)}.")
+    if wanted.chart is not None and wanted.form != "svg":
+        raise UserError("--chart chooses charts of --format svg.")
 
 
-def _write(report: Report, form: str, path: Path) -> Path:
-    text = RENDERINGS[form](report)
+def _write(report: Report, wanted: Wanted, path: Path) -> Path:
+    if wanted.chart is not None:
+        report = with_charts(report, wanted.chart)
+    text = RENDERINGS[wanted.form](report)
     try:
         write_text(path, text)
     except OSError as error:

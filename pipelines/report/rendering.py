@@ -12,7 +12,7 @@ import html
 import json
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -72,6 +72,23 @@ def markdown(report: blocks.Report) -> str:
         for block in section.blocks:
             lines += [*MARKDOWN[type(block)](block), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def with_charts(report: blocks.Report, words: str) -> blocks.Report:
+    """The report with those of its charts alone whose title has the words.
+
+    Raises:
+        UserError: none has.
+    """
+    charts_of = [
+        b for s in report.sections for b in s.blocks
+        if isinstance(b, blocks.LineChart | blocks.DotPlot)
+    ]  # fmt: skip
+    kept: list[blocks.Block] = [chart for chart in charts_of if words in chart.title]
+    if not kept:
+        titles = "; ".join(chart.title for chart in charts_of) or "none"
+        raise UserError(f"--chart {words}: no chart has it in its title; there are {titles}.")
+    return replace(report, sections=[blocks.Section("charts", "Charts", "", kept)])
 
 
 def as_json(report: blocks.Report) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipelines import ledger
 from pipelines.errors import UserError
-from pipelines.report import charts, compose, write_report
+from pipelines.report import Wanted, charts, compose, write_report
 from pipelines.report.blocks import (
     PERCENT,
     DotPlot,
@@ -60,7 +60,7 @@ def sections(run: RunDir) -> dict[str, Section]:
 
 
 def said(folder: Path, form: str, **options: Any) -> str:
-    return write_report(RunDir(folder), form, **options).read_text("utf-8")
+    return write_report(RunDir(folder), Wanted(form, **options)).read_text("utf-8")
 
 
 def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
@@ -386,11 +386,11 @@ def test_a_ledger_without_a_line_is_warned_of(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = evaluated(tmp_path / "run", {"eval": "01"})
-    draw_report([run.root], "md", None, (None, None), True, False)
+    draw_report([run.root], Wanted("md"))
     assert "warning" not in capfd.readouterr().err
     run.ledger.write_text("5\n{\n")
     for command in (
-        lambda: draw_report([run.root], "md", None, (None, None), True, False),
+        lambda: draw_report([run.root], Wanted("md")),
         lambda: show_status(run.root, False, True),
     ):
         command()
