@@ -59,8 +59,8 @@ def sections(run: RunDir) -> dict[str, Section]:
     return {section.key: section for section in compose(read_record(run)).sections}
 
 
-def said(folder: Path, form: str, **options: Any) -> str:
-    return write_report(RunDir(folder), Wanted(form, **options)).read_text("utf-8")
+def said(folder: Path, form: str, output: Path | None = None, **wanted: Any) -> str:
+    return write_report(RunDir(folder), Wanted(form, **wanted), output).read_text("utf-8")
 
 
 def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
