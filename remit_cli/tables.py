@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
-from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, by_seed, chance
+from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
 from pipelines.rows import Row
 
 
@@ -71,33 +73,40 @@ def task_table(column: summary.Column) -> Table:
 
 
 AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
-# More columns than these do not fit into a terminal.
-MOST_ARMS = 7
+# Arms beside each other that fit into 80 characters, with intervals and without; and the most
+# tables of them before tasks are left to the report.
+FIT, FIT_ALONE, MOST_TABLES = 5, 7, 2
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
-    """Accuracy by task and arm where the arms fit side by side, and one line for each arm."""
-    few = len(found.arms) <= MOST_ARMS
-    return [*([_side_by_side(found)] if few else []), _gain_table(found)]
+    """Accuracy by task, the arms side by side as far as they fit, and one line for each arm."""
+    fit = FIT if len(found.seeds) > 1 else FIT_ALONE
+    parts = [range(len(found.arms))[i : i + fit] for i in range(0, len(found.arms), fit)]
+    shown = parts if len(parts) <= MOST_TABLES else []
+    return [*(_side_by_side(found, part) for part in shown), _gain_table(found)]
 
 
-def _side_by_side(found: Comparison) -> Table:
-    """Rows: tasks, their average, bits per byte, drawn answers. Columns: arms."""
+def _side_by_side(found: Comparison, part: range) -> Table:
+    """Rows: tasks, their average, bits per byte, drawn answers. Columns: some of the arms."""
     table = Table(
         title=f"accuracy in percent after {AFTER[found.point]}, {_seeds(found)}",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     table.add_column("task", min_width=10)
-    for arm in found.arms:
-        table.add_column(arm, justify="right", no_wrap=True)
+    for number in part:
+        table.add_column(escape(found.arms[number]), justify="right", no_wrap=True)
+
+    def add(title: str, line: Line, text: Callable[[Cell | None], str]) -> None:
+        table.add_row(title, *(text(line.cells[number]) for number in part))
+
     for title, line in found.accuracy.items():
         if title == AVERAGE:
             table.add_section()
-        table.add_row(title, *map(_cell, line.cells))
+        add(title, line, _cell)
     for domain, line in found.bits_per_byte.items():
-        table.add_row(f"bits/B {domain}", *map(_number, line.cells))
+        add(f"bits/B {domain}", line, _number)
     for name, line in found.drawn.items():
-        table.add_row(name, *map(_number if name == "entropy" else _cell, line.cells))
+        add(name, line, _number if name == "entropy" else _cell)
     return table
 
 
