@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
@@ -80,9 +81,10 @@ FIT, FIT_ALONE, MOST_TABLES = 5, 7, 2
 
 def comparison_tables(found: Comparison) -> list[Table]:
     """Accuracy by task, the arms side by side as far as they fit, and one line for each arm."""
-    fit = FIT if len(found.seeds) > 1 else FIT_ALONE
-    parts = [range(len(found.arms))[i : i + fit] for i in range(0, len(found.arms), fit)]
-    shown = parts if len(parts) <= MOST_TABLES else []
+    arms = range(len(found.arms))
+    count = math.ceil(len(arms) / (FIT if len(found.seeds) > 1 else FIT_ALONE))
+    each = math.ceil(len(arms) / count)
+    shown = [arms[i : i + each] for i in arms[::each]] if count <= MOST_TABLES else []
     return [*(_side_by_side(found, part) for part in shown), _gain_table(found)]
 
 
