@@ -8,8 +8,9 @@ from pipelines.flywheel import CONTAMINATION, Stage
 
 FOLDER = "compare"
 CHECK = f"{FOLDER}/{CONTAMINATION}"
-# Where an arm is evaluated besides along its annealing, in the order of its stages.
-POINTS = ("mid", "sft", "dpo", "post")
+# Where an arm is evaluated besides along its annealing, and after what, in the order of its stages.
+AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
+POINTS = tuple(AFTER)
 
 
 def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
+from pipelines.arm_stages import AFTER
 from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
 from pipelines.rows import Row
 
@@ -73,7 +74,6 @@ def task_table(column: summary.Column) -> Table:
     return table
 
 
-AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 # Arms beside each other that fit into 80 characters, with intervals and without; and the most
 # tables of them before tasks are left to the report.
 FIT, FIT_ALONE, MOST_TABLES = 5, 7, 2

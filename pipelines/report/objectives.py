@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.arm_stages import AFTER
 from pipelines.comparison import (
     AVERAGE,
     Comparison,
@@ -30,7 +31,7 @@ from pipelines.report.blocks import (
     Text,
 )
 from pipelines.report.record import Record
-from pipelines.report.verdict import AFTER, points
+from pipelines.report.verdict import points
 from pipelines.rows import Row
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import comparison
+from pipelines.arm_stages import AFTER
 from pipelines.evals.intervals import paired_difference
 from pipelines.flywheel import BASE, BASE_EVAL
 from pipelines.quantities import duration
@@ -21,7 +22,6 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.record import Record, StageRecord
 
-AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 TITLES = {
     "pretrain": "base", "mid_train": "mid-train", "sft": "SFT", "dpo": "DPO", "rlvr": "RLVR",
 }  # fmt: skip
