@@ -25,7 +25,7 @@ from rich.text import Text
 from pipelines import summary
 from pipelines.comparison import Comparison, curves
 from pipelines.doctor import Check
-from pipelines.errors import Interrupted, StageFailed
+from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
 from pipelines.progress import read_progress
@@ -215,9 +215,11 @@ class Screen:
         self.console.print(f"report: {escape(str(path))}")
 
     def no_report(self, run: RunDir, error: Exception) -> None:
+        # A sentence of ours says what went wrong; of another fault its name says the most.
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
         self.errors.print(
-            f"[bold red]no report:[/] {escape(f'{type(error).__name__}: {error}')}. What the "
-            f"stages made stays; try again with: remit report {escape(str(run.root))}"
+            f"[bold red]no report:[/] {escape(what)} What the stages made stays; try again with: "
+            f"remit report {escape(str(run.root))}"
         )
 
     def status(self, run: RunDir, *, once: bool) -> None:

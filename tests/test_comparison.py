@@ -601,7 +601,10 @@ def test_rows_of_another_run_are_read_back(
     all_rows = tmp_path / "b" / "compare" / "rows.jsonl"
     assert len(all_rows.read_text().splitlines()) == 2
     alone = (*args, "--run-dir", tmp_path / "c", "objectives=[ntp,remit]", f"rows=[{all_rows}]")
-    assert remit(*alone, check=True).json["rows"] == values["rows"]
+    read_back = remit(*alone, check=True)
+    assert read_back.json["rows"] == values["rows"] and "no report" not in read_back.stderr
+    page = (tmp_path / "c" / "report" / "index.html").read_text()
+    assert "Objectives side by side" in page
 
     fresh = (*args, "--run-dir", tmp_path / "d", "objectives=[ntp,remit]", f"rows=[{kept}]")
     other = remit(*fresh, "mid_train.learning_rate=1e-3")
