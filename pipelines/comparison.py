@@ -9,7 +9,7 @@ from statistics import stdev
 from pipelines.arm_rules import ARMS
 from pipelines.arm_stages import POINTS
 from pipelines.evals.intervals import holm, mean_interval, t_test
-from pipelines.rows import Row
+from pipelines.row import Row
 
 AVERAGE = "average"
 # Differences that vary less than this vary by rounding alone.

@@ -328,6 +328,7 @@ def report(
     output: options.Output = None,
     arms: options.Arms = None,
     against: options.Against = None,
+    seeds: options.SeedsShown = None,
     chart: options.Chart = None,
     no_text: options.NoText = False,
     open_page: options.OpenPage = False,
@@ -339,7 +340,8 @@ def report(
     from pipelines.report import Wanted
     from remit_cli.session import draw_report
 
-    wanted = Wanted(form, not no_text, None if arms is None else arms.split(","), against, chart)
+    shown = [None if given is None else given.split(",") for given in (arms, seeds)]
+    wanted = Wanted(form, not no_text, shown[0], against, shown[1], chart)
     draw_report(run, wanted, output, open_page)
 
 

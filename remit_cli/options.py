@@ -94,6 +94,10 @@ Against = Annotated[
     str | None,
     typer.Option("--against", help="The arm that all others of a comparison are held against."),
 ]
+SeedsShown = Annotated[
+    str | None,
+    typer.Option("--seeds", help="Seeds of a comparison to show, as 10,11. Default: all."),
+]
 Chart = Annotated[
     str | None, typer.Option("--chart", help="Of svg: only charts with this text in their title.")
 ]

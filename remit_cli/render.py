@@ -30,7 +30,7 @@ from pipelines.estimate import Estimate
 from pipelines.flywheel import Stage
 from pipelines.progress import read_progress
 from pipelines.quantities import duration, quantity
-from pipelines.rows import Row
+from pipelines.row import Row
 from pipelines.run_dir import RunDir, lock_holder
 from remit_cli.analysis_tables import analysis_tables
 from remit_cli.headline import headline

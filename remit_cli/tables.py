@@ -12,7 +12,7 @@ from rich.table import Table
 from pipelines import summary
 from pipelines.arm_stages import AFTER
 from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
-from pipelines.rows import Row
+from pipelines.row import Row
 
 
 def score_table(columns: list[summary.Column]) -> Table:

@@ -23,7 +23,8 @@ from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_plan
-from pipelines.rows import Row, Study, collected, parsed, rows_there, shown, write_rows
+from pipelines.row import Row, parsed
+from pipelines.rows import Study, collected, rows_there, shown, write_rows
 from pipelines.run_dir import RunDir
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
@@ -506,6 +507,9 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     assert {r.against for r in shown(found, None, "remit")} == {"remit"}
     assert shown(found, None, None) == found
     assert {r.arm for r in shown(found, ["remit"], None)} == {"remit"}
+    assert [(r.arm, r.seed) for r in shown(found, None, None, ["1"])] == [("ntp", 1)]
+    with pytest.raises(UserError, match=r"--seeds x: no row is of that seed; there are 0, 1"):
+        shown(found, None, None, ["0", "x"])
     with pytest.raises(UserError, match=r"--arms rho1: no row .* ntp, remit"):
         shown(found, ["ntp", "rho1"], None)
     with pytest.raises(UserError, match=r"--against ntp: name it in --arms"):

@@ -42,7 +42,7 @@ LAYERS = [
      "pipelines.follower", "pipelines.placement", "pipelines.batch_script",
      "pipelines.selection", "pipelines.doctor",
      "pipelines.arms", "pipelines.arm_rules", "pipelines.arm_stages", "pipelines.stage_traits",
-     "pipelines.rows", "pipelines.comparison",
+     "pipelines.row", "pipelines.rows", "pipelines.comparison",
      "pipelines.summary",
      "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},
@@ -65,7 +65,8 @@ OPTIONS = {
     "launch": {"--slurm", "--per-stage", "--output", "--json"},
     "doctor": {"--run-dir", "--json"},
     "status": {"--once", "--json"},
-    "report": {"--format", "--output", "--arms", "--against", "--chart", "--no-text", "--open"},
+    "report": {"--format", "--output", "--no-text", "--open", "--chart"}
+    | {"--arms", "--against", "--seeds"},
 }
 # Files that are tables of data more than code.
 DATA_TABLES: set[str] = set()

@@ -25,6 +25,7 @@ class Wanted:
         with_text: False leaves training text, tokens and questions out.
         arms: of a comparison, to show; None: all.
         against: the arm of a comparison that all others are held against; None: each its own.
+        seeds: of a comparison, to show; None: all.
         chart: of svg, a text that the titles of its charts have; None: all.
     """
 
@@ -32,6 +33,7 @@ class Wanted:
     with_text: bool = True
     arms: Sequence[str] | None = None
     against: str | None = None
+    seeds: Sequence[str] | None = None
     chart: str | None = None
 
 
@@ -39,14 +41,14 @@ def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None 
     """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run, or `output`; its path.
 
     Raises:
-        UserError: no run directory, an unknown form or arm, or a file that cannot be written.
+        UserError: no run directory, an unknown form, arm or seed, or a file that cannot be written.
     """
     wanted = wanted or Wanted()
     _check_form(wanted)
     record = read_record(run)
-    record = replace(record, rows=rows.shown(record.rows, wanted.arms, wanted.against))
+    found = rows.shown(record.rows, wanted.arms, wanted.against, wanted.seeds)
     path = output or run.root / "report" / f"index.{wanted.form}"
-    return _write(compose(record, wanted.with_text), wanted, path)
+    return _write(compose(replace(record, rows=found), wanted.with_text), wanted, path)
 
 
 def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None = None) -> Path:
@@ -59,7 +61,7 @@ def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None
     path = output or paths[0].with_suffix(f".{wanted.form}")
     if path.resolve() in {given.resolve() for given in paths}:
         raise UserError(f"--output {path} is one of the files that are read: name another.")
-    found = rows.shown(rows.collected(paths), wanted.arms, wanted.against)
+    found = rows.shown(rows.collected(paths), wanted.arms, wanted.against, wanted.seeds)
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no row to report on.")
     record = record_of_rows(paths, found)

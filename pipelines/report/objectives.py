@@ -32,7 +32,7 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.record import Record
 from pipelines.report.verdict import points
-from pipelines.rows import Row
+from pipelines.row import Row
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
 # Arms of one's own have no colour of theirs.

@@ -18,7 +18,7 @@ from pipelines.config import from_dict
 from pipelines.errors import UserError
 from pipelines.flywheel import ANALYSIS, CONTAMINATION, Stage
 from pipelines.progress import finite_number, stage_state
-from pipelines.rows import Row
+from pipelines.row import Row
 from pipelines.run_dir import RunDir, lock_holder
 from pipelines.schema import Config
 

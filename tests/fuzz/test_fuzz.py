@@ -26,7 +26,7 @@ from pipelines.errors import UserError
 from pipelines.progress import read_progress, tail
 from pipelines.rewards import judge
 from pipelines.rewards.code import program
-from pipelines.rows import parsed
+from pipelines.row import parsed
 from pipelines.run_dir import StageDir, read_json, read_yaml
 from pipelines.schema import SourceConfig
 

@@ -30,7 +30,8 @@ from pipelines.report.blocks import (
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
-from pipelines.rows import Row, write_rows
+from pipelines.row import Row
+from pipelines.rows import write_rows
 from pipelines.run_dir import RunDir, write_json
 from remit_cli.session import draw_report, show_status
 from remit_cli.status import status_of
