@@ -232,8 +232,8 @@ def shown(
     """The rows of some arms and seeds, held against another arm; None: as they are.
 
     Raises:
-        UserError: no row is of such an arm or seed, or the rows of one arm are held against
-            different ones.
+        UserError: no row is of such an arm, such a seed or of both, or the rows of one arm are held
+            against different ones.
     """
     named = [("--arms", arm) for arm in arms or ()] + ([("--against", against)] if against else [])
     _check_named(named, "arm", [row.arm for row in found])
@@ -245,6 +245,8 @@ def shown(
         for row in found
         if (arms is None or row.arm in arms) and (seeds is None or str(row.seed) in seeds)
     ]
+    if found and not kept:
+        raise UserError("no row is of an arm of --arms and a seed of --seeds both.")
     return _held_against(kept, against)
 
 

@@ -510,6 +510,8 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     assert [(r.arm, r.seed) for r in shown(found, None, None, ["1"])] == [("ntp", 1)]
     with pytest.raises(UserError, match=r"--seeds x: no row is of that seed; there are 0, 1"):
         shown(found, None, None, ["0", "x"])
+    with pytest.raises(UserError, match=r"of --arms and a seed of --seeds both"):
+        shown(found, ["remit"], None, ["1"])
     with pytest.raises(UserError, match=r"--arms rho1: no row .* ntp, remit"):
         shown(found, ["ntp", "rho1"], None)
     with pytest.raises(UserError, match=r"--against ntp: name it in --arms"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -172,3 +173,21 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+PLOTS = re.findall(r"^remit (report .*--output docs/results/\S+\.svg)$",
+                   (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)  # fmt: skip
+
+
+def test_every_plot_of_the_results_has_a_command() -> None:
+    drawn = {shlex.split(line)[-1] for line in PLOTS}
+    assert drawn == {str(p.relative_to(ROOT)) for p in ROOT.glob("docs/results/*.svg")}
+
+
+@pytest.mark.parametrize("line", PLOTS, ids=lambda line: line.rsplit("/", 1)[1])
+def test_plots_of_the_results_are_what_their_rows_draw(
+    remit: Callable[..., Any], tmp_path: Path, line: str
+) -> None:
+    *args, committed = shlex.split(line)
+    remit(*args, tmp_path / "plot.svg", cwd=ROOT, check=True)
+    assert (tmp_path / "plot.svg").read_text() == (ROOT / committed).read_text()

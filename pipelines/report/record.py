@@ -123,11 +123,11 @@ def read_record(run: RunDir) -> Record:
     Raises:
         UserError: no run directory, or a damaged file in it.
     """
-    plans = [run.read_plan(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
     # A comparison of rows that were all given ran nothing, and has a plan only.
-    if not run.ledger.is_file() and not plans:
+    if not run.ledger.is_file() and not run.compared_plan.is_file():
         raise UserError(f"{run.root}: no run directory (it has no ledger.jsonl).")
     entries = list(ledger.read(run.ledger))
+    plans = [run.read_plan(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
     names = {stage["name"]: stage["kind"] for plan in plans for stage in plan["stages"]}
     if stray := [name for name in names if not ledger.is_name(name)]:
         raise UserError(
