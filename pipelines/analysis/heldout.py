@@ -25,8 +25,8 @@ class HeldOut:
 
     @property
     def counts(self) -> list[int]:
-        """Tokens of each window."""
-        return [len(window) for window in self.windows]
+        """Predicted tokens of each window."""
+        return [len(window) - 1 for window in self.windows]
 
 
 def read_heldout(
@@ -37,9 +37,9 @@ def read_heldout(
     max_tokens: int,
 ) -> HeldOut:
     """The first windows of some texts, to `max_tokens` tokens, the last window whole."""
-    found = cut(tokenizer, texts, context_length=context_length, max_tokens=max_tokens).ids
-    before = np.cumsum([0, *map(len, found)])[:-1]
-    return HeldOut([window for window, start in zip(found, before, strict=True)
+    found = cut(tokenizer, texts, context_length=context_length, max_tokens=max_tokens)
+    before = np.cumsum([0, *found.counts])[:-1]
+    return HeldOut([window for window, start in zip(found.ids, before, strict=True)
                     if start < max_tokens])  # fmt: skip
 
 

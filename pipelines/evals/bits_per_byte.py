@@ -21,21 +21,30 @@ MAX_BLOCKS = 200
 
 @dataclass(frozen=True)
 class Windows:
-    """Texts cut into windows, each to be read after an end-of-document token.
+    """Texts cut into windows, each to be read from its first token on, which is not predicted.
 
     Attributes:
-        ids: token ids of each window, in the order of the texts.
+        ids: token ids of each window, in the order of the texts; each has two or more.
         documents: the number of the text that each window is of.
-        num_tokens: of all the texts.
-        text_bytes: of each text, in UTF-8.
+        text_bytes: of each text, in UTF-8, those of its predicted tokens.
         texts_sha256: of all the texts in their order.
     """
 
     ids: list[list[int]]
     documents: list[int]
-    num_tokens: int
     text_bytes: list[int]
     texts_sha256: str
+
+    @property
+    def counts(self) -> list[int]:
+        """Predicted tokens of each window."""
+        return [len(window) - 1 for window in self.ids]
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: BOS, or nothing."""
+    ids: list[int] = tokenizer("a").input_ids
+    return ids[:1] if ids[0] == tokenizer.bos_token_id else []
 
 
 def cut(
@@ -45,27 +54,30 @@ def cut(
     context_length: int,
     max_tokens: int,
 ) -> Windows:
-    """Windows of `context_length - 1` tokens: after one token more, every token is predicted once.
+    """Every token of a text but its first is predicted once, in a context of what came before it.
 
-    Texts are taken to `max_tokens` tokens, the last one whole.
+    The first is what a model reads the rest after, and no more: under the document mask no training
+    has predicted it, and none has read a text after EOS. A window begins with the last token of the
+    one before. Texts are taken to `max_tokens` tokens, the last one whole.
     """
     windows: list[list[int]] = []
     documents: list[int] = []
     text_bytes: list[int] = []
     taken: list[str] = []
-    num_tokens = 0
+    num_tokens, step = 0, context_length - len(opening(tokenizer))
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         taken.append(text)
-        text_bytes.append(len(text.encode()))
+        # A token may be a part of a letter, and is then decoded to another number of bytes.
+        first = len(tokenizer.decode(ids[:1]).encode())
+        text_bytes.append(max(len(text.encode()) - first, 0) if len(ids) > 1 else 0)
         num_tokens += len(ids)
-        step = context_length - 1
-        own = [ids[i : i + step] for i in range(0, len(ids), step)]
+        own = [ids[i : i + step + 1] for i in range(0, len(ids) - 1, step)]
         windows += own
         documents += [number] * len(own)
         if num_tokens >= max_tokens:
             break
-    return Windows(windows, documents, num_tokens, text_bytes, digest_of(taken))
+    return Windows(windows, documents, text_bytes, digest_of(taken))
 
 
 def window_batches(
@@ -73,13 +85,14 @@ def window_batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """The longest windows first: their numbers, `input_ids` and `shift_labels` [batch, seq]."""
     order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
-    start_id, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    start, pad = opening(tokenizer), tokenizer.pad_token_id
+    unscored = [IGNORE] * len(start)
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
         batch = [windows[row] for row in rows]
         width = len(batch[0])
-        inputs = torch.tensor([[start_id, *w[:-1]] + [pad] * (width - len(w)) for w in batch])
-        labels = torch.tensor([w + [IGNORE] * (width - len(w)) for w in batch])
+        inputs = torch.tensor([start + w[:-1] + [pad] * (width - len(w)) for w in batch])
+        labels = torch.tensor([unscored + w[1:] + [IGNORE] * (width - len(w)) for w in batch])
         yield rows, inputs, labels
         heartbeat.moves()
 
@@ -94,7 +107,7 @@ def bits_per_byte(
     max_tokens: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Sum of -log2 p over the tokens of the texts, over their UTF-8 bytes; see `cut`.
+    """Sum of -log2 p over the predicted tokens of the texts, over their UTF-8 bytes; see `cut`.
 
     Args:
         scoring_model: a model after `score_tokens_in_forward`.
@@ -122,7 +135,7 @@ def bits_per_byte(
     return {
         "bits_per_byte": nll / math.log(2) / num_bytes,
         "half_interval": None if half is None else half / math.log(2),
-        "tokens": found.num_tokens,
+        "tokens": sum(found.counts),
         "bytes": num_bytes,
         "blocks": {
             "nll": block_nll, "bytes": block_bytes, "texts_sha256": found.texts_sha256,

@@ -40,22 +40,21 @@ def pair(tiny_model: Path) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
     return first, second
 
 
-def naive_logprobs(model: LlamaForCausalLM, window: list[int], start: int) -> torch.Tensor:
-    """Log-distributions before each token of a window, float64 [tokens, vocab]."""
+def naive_logprobs(model: LlamaForCausalLM, window: list[int]) -> torch.Tensor:
+    """Log-distributions before each token of a window but the first, float64 [tokens - 1, vocab]."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([[start, *window[:-1]]]), use_cache=False).logits
+        logits = model(input_ids=torch.tensor([window[:-1]]), use_cache=False).logits
     return logits[0].double().log_softmax(-1)
 
 
 def test_log_probabilities_and_divergences(tokenizer: Any, pair: Any) -> None:
     first, second = pair
     heldout = read_heldout(tokenizer, TEXTS, context_length=10, max_tokens=10_000)
-    assert heldout.counts == [7, 4, 9, 9, 3, 1], "in their order, cut to the context"
-    start = tokenizer.eos_token_id
+    assert heldout.counts == [6, 3, 10, 10], "in their order, cut to the context"
     expected, expected_kl = [], []
     for window in heldout.windows:
-        p, q = naive_logprobs(first, window, start), naive_logprobs(second, window, start)
-        expected.append(float(q.gather(1, torch.tensor(window)[:, None]).sum()))
+        p, q = naive_logprobs(first, window), naive_logprobs(second, window)
+        expected.append(float(q.gather(1, torch.tensor(window[1:])[:, None]).sum()))
         expected_kl.append(float((p.exp() * (p - q)).sum()))
     score_tokens_in_forward(first, len(tokenizer))
     score_tokens_in_forward(second, len(tokenizer), first.get_output_embeddings())
@@ -68,8 +67,8 @@ def test_log_probabilities_and_divergences(tokenizer: Any, pair: Any) -> None:
 
 def test_text_is_taken_to_a_number_of_tokens(tokenizer: Any) -> None:
     heldout = read_heldout(tokenizer, ["a" * 50], context_length=9, max_tokens=20)
-    assert heldout.counts == [8, 8, 8]
-    assert read_heldout(tokenizer, TEXTS, context_length=99, max_tokens=8).counts == [7, 4]
+    assert heldout.counts == [9, 9, 9]
+    assert read_heldout(tokenizer, TEXTS, context_length=99, max_tokens=8).counts == [6, 3]
 
 
 def test_gap_by_hand() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.evals.bits_per_byte import MAX_BLOCKS, bits_per_byte, blocks
+from pipelines.evals.bits_per_byte import MAX_BLOCKS, bits_per_byte, blocks, cut, window_batches
 from pipelines.evals.intervals import bits_difference, ratio_interval
 
 
@@ -17,14 +17,25 @@ class Letters:
     """One token for each letter; a capital costs two bits, others one."""
 
     eos_token_id = pad_token_id = 0
+    bos_token_id: int | None = None
     device = "cpu"
 
-    def __call__(self, text: str = "", **kwargs: Any) -> Any:
+    def __call__(self, text: str = "", add_special_tokens: bool = True, **kwargs: Any) -> Any:
         if "shift_labels" in kwargs:
             labels = kwargs["shift_labels"]
             nll = torch.where(labels < 91, 2.0, 1.0) * math.log(2)
             return {"nll": torch.where(labels == -100, 0.0, nll)}
-        return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+        start = [self.bos_token_id] if add_special_tokens and self.bos_token_id else []
+        return SimpleNamespace(input_ids=start + [ord(letter) for letter in text])
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+class Opened(Letters):
+    """It puts a token before each text, as the tokenizers of Llama and Gemma do."""
+
+    bos_token_id = 1
 
 
 def measured(texts: list[str], max_tokens: int = 1000) -> dict[str, Any]:
@@ -35,14 +46,35 @@ def measured(texts: list[str], max_tokens: int = 1000) -> dict[str, Any]:
 
 
 def test_by_hand() -> None:
-    found = measured(["abcdef", "ABCDE", "ab"])
-    assert found["bits_per_byte"] == pytest.approx((6 + 10 + 2) / 13)
-    assert (found["tokens"], found["bytes"]) == (13, 13)
-    assert found["blocks"]["bytes"] == [6, 5, 2]
-    assert found["blocks"]["nll"] == pytest.approx([x * math.log(2) for x in (6, 10, 2)])
-    half = ratio_interval([6, 10, 2], [6, 5, 2])[1]
+    found = measured(["abcdef", "ABCDE", "Ab", "x"])
+    assert found["bits_per_byte"] == pytest.approx((5 + 8 + 1) / 10), "no first letter is predicted"
+    assert (found["tokens"], found["bytes"]) == (10, 10)
+    assert found["blocks"]["bytes"] == [5, 4, 1, 0]
+    assert found["blocks"]["nll"] == pytest.approx([x * math.log(2) for x in (5, 8, 1, 0)])
+    half = ratio_interval([5, 8, 1, 0], [5, 4, 1, 0])[1]
     assert found["half_interval"] == pytest.approx(half)
     assert measured(["abc"])["half_interval"] is None
+    assert measured(["éa"])["bytes"] == 1, "bytes of what is predicted"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "inputs", "labels"),
+    [
+        (Letters(), ["abcd", "ef..", "xy.."], ["bcde", "fg", "yz"]),
+        (Opened(), ["\1abc", "\1def", "\1xy."], ["bcd", "efg", "yz"]),
+    ],
+)
+def test_a_text_is_read_as_it_begins(tokenizer: Any, inputs: list[str], labels: list[str]) -> None:
+    windows = cut(tokenizer, ["abcdefg", "q", "xyz"], context_length=4, max_tokens=1000)
+    assert windows.documents == [0, 0, 2] and windows.counts == [len(own) for own in labels]
+    tokenizer.pad_token_id = ord(".")
+    [(rows, ids, shifted)] = window_batches(windows.ids, tokenizer, batch_size=3)
+    assert rows == [0, 1, 2]
+    assert [tokenizer.decode(row) for row in ids.tolist()] == inputs
+    assert [tokenizer.decode([i for i in row if i >= 0]) for row in shifted.tolist()] == labels
+    for row, own in zip(ids.tolist(), shifted.tolist(), strict=True):
+        targets = [(before, after) for before, after in zip(row, own, strict=True) if after >= 0]
+        assert all(after == before + 1 for before, after in targets), "each follows its input"
 
 
 def test_documents_go_into_blocks_that_follow_each_other() -> None:
@@ -55,7 +87,7 @@ def test_documents_go_into_blocks_that_follow_each_other() -> None:
 
 def test_the_difference_pairs_blocks() -> None:
     first = measured([c * 4 for c in "abcdef"])["blocks"]
-    second = first | {"nll": [x + 4 * 0.1 * math.log(2) for x in first["nll"]]}
+    second = first | {"nll": [x + 3 * 0.1 * math.log(2) for x in first["nll"]]}
     assert bits_difference(first, second) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-9))
     assert bits_difference(first, measured(["abcd"])["blocks"]) is None
     assert bits_difference(first, {}) is None
@@ -67,7 +99,7 @@ def test_the_report_shows_interval_and_difference() -> None:
     from pipelines.report.scores import _bits
     from pipelines.summary import Column
 
-    texts = ["abcdef", "ABCDE", "ab"]
+    texts = ["abcdef", "ABCDE", "Ab"]
     plain = measured(texts)
     nll = [x - size * 0.1 * math.log(2) for x, size in zip(
         plain["blocks"]["nll"], plain["blocks"]["bytes"], strict=True)]  # fmt: skip
@@ -78,5 +110,5 @@ def test_the_report_shows_interval_and_difference() -> None:
     ]  # fmt: skip
     cells = [_bits(model, "web", models) for model in models]
     alone = f"± {plain['half_interval']:.3f}"
-    assert [cell.text for cell in cells] == ["1.385"] * 3
+    assert [cell.text for cell in cells] == ["1.400"] * 3
     assert [cell.interval for cell in cells] == [alone, alone, f"{alone}; -0.100 ± 0.000 to mid-0"]
