@@ -43,8 +43,8 @@ class Windows:
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: BOS, or nothing."""
-    ids: list[int] = tokenizer("a").input_ids
-    return ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    first: list[int] = tokenizer("a").input_ids[:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def cut(
