@@ -41,7 +41,7 @@ def pair(tiny_model: Path) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
 
 
 def naive_logprobs(model: LlamaForCausalLM, window: list[int]) -> torch.Tensor:
-    """Log-distributions before each token of a window but the first, float64 [tokens - 1, vocab]."""
+    """Log-distributions before each token of a window but its first, float64 [targets, vocab]."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([window[:-1]]), use_cache=False).logits
     return logits[0].double().log_softmax(-1)
