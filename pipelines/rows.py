@@ -247,6 +247,8 @@ def shown(
     ]
     if found and not kept:
         raise UserError("no row is of an arm of --arms and a seed of --seeds both.")
+    if against is not None and against not in {row.arm for row in kept}:
+        raise UserError(f"--against {against}: it has no row of a seed of --seeds.")
     return _held_against(kept, against)
 
 

@@ -512,6 +512,8 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
         shown(found, None, None, ["0", "x"])
     with pytest.raises(UserError, match=r"of --arms and a seed of --seeds both"):
         shown(found, ["remit"], None, ["1"])
+    with pytest.raises(UserError, match=r"--against remit: it has no row of a seed of --seeds"):
+        shown(found, None, "remit", ["1"])
     with pytest.raises(UserError, match=r"--arms rho1: no row .* ntp, remit"):
         shown(found, ["ntp", "rho1"], None)
     with pytest.raises(UserError, match=r"--against ntp: name it in --arms"):

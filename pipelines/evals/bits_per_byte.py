@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipelines import heartbeat
+from pipelines.errors import UserError
 from pipelines.evals.intervals import digest_of, ratio_interval
 from pipelines.objectives.token_nll import IGNORE
 
@@ -51,6 +52,7 @@ def cut(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
+    named: str,
     context_length: int,
     max_tokens: int,
 ) -> Windows:
@@ -59,6 +61,12 @@ def cut(
     The first is what a model reads the rest after, and no more: under the document mask no training
     has predicted it, and none has read a text after EOS. A window begins with the last token of the
     one before. Texts are taken to `max_tokens` tokens, the last one whole.
+
+    Args:
+        named: the domain, for the error.
+
+    Raises:
+        UserError: no text has a second token.
     """
     windows: list[list[int]] = []
     documents: list[int] = []
@@ -77,6 +85,11 @@ def cut(
         documents += [number] * len(own)
         if num_tokens >= max_tokens:
             break
+    if not windows:
+        raise UserError(
+            f"eval.bits_per_byte.{named}: none of its {len(taken)} documents has two tokens, and "
+            "the first is only what the rest is read after. Give longer documents."
+        )
     return Windows(windows, documents, text_bytes, digest_of(taken))
 
 
@@ -103,6 +116,7 @@ def bits_per_byte(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
+    named: str,
     context_length: int,
     max_tokens: int,
     batch_size: int,
@@ -111,15 +125,14 @@ def bits_per_byte(
 
     Args:
         scoring_model: a model after `score_tokens_in_forward`.
+        named: the domain, for the error of `cut`.
 
     Returns:
         bits_per_byte with half its 95% interval over the blocks (None for one block), tokens and
         bytes; `blocks`: nll in nats and bytes of each block of documents, and the texts' hash.
     """
-    found = cut(tokenizer, texts, context_length=context_length, max_tokens=max_tokens)
+    found = cut(tokenizer, texts, named=named, context_length=context_length, max_tokens=max_tokens)
     num_bytes = sum(found.text_bytes)
-    if not num_bytes:
-        return {"bits_per_byte": math.nan, "tokens": 0, "bytes": 0}
     nll, device = 0.0, scoring_model.device
     block_of = blocks(len(found.text_bytes))
     block_nll = [0.0] * (block_of[-1] + 1)

@@ -142,6 +142,7 @@ class Analysis:
             name: held.read_heldout(
                 self.tokenizer,
                 heldout_text(name, source, self.config.data_root),
+                named=name,
                 context_length=self.config.context_length,
                 max_tokens=settings.heldout_tokens,
             )

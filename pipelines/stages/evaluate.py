@@ -111,6 +111,7 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> d
                 model,
                 tokenizer,
                 heldout_text(name, source, config.data_root),
+                named=name,
                 context_length=config.context_length,
                 max_tokens=settings.bits_per_byte_tokens,
                 batch_size=settings.batch_size,

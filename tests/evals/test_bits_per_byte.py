@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+from pipelines.data.packing import pack
+from pipelines.data.tokenizer import load_tokenizer
+from pipelines.errors import UserError
 from pipelines.evals.bits_per_byte import MAX_BLOCKS, bits_per_byte, blocks, cut, window_batches
 from pipelines.evals.intervals import bits_difference, ratio_interval
+from pipelines.objectives.token_nll import score_tokens_in_forward
+from pipelines.schema import SourceConfig
 
 
 class Letters:
@@ -41,7 +49,7 @@ class Opened(Letters):
 def measured(texts: list[str], max_tokens: int = 1000) -> dict[str, Any]:
     letters: Any = Letters()
     return bits_per_byte(
-        letters, letters, texts, context_length=4, max_tokens=max_tokens, batch_size=2
+        letters, letters, texts, named="web", context_length=4, max_tokens=max_tokens, batch_size=2
     )
 
 
@@ -65,7 +73,9 @@ def test_by_hand() -> None:
     ],
 )
 def test_a_text_is_read_as_it_begins(tokenizer: Any, inputs: list[str], labels: list[str]) -> None:
-    windows = cut(tokenizer, ["abcdefg", "q", "xyz"], context_length=4, max_tokens=1000)
+    windows = cut(
+        tokenizer, ["abcdefg", "q", "xyz"], named="web", context_length=4, max_tokens=1000
+    )
     assert windows.documents == [0, 0, 2] and windows.counts == [len(own) for own in labels]
     tokenizer.pad_token_id = ord(".")
     [(rows, ids, shifted)] = window_batches(windows.ids, tokenizer, batch_size=3)
@@ -112,3 +122,35 @@ def test_the_report_shows_interval_and_difference() -> None:
     alone = f"± {plain['half_interval']:.3f}"
     assert [cell.text for cell in cells] == ["1.400"] * 3
     assert [cell.interval for cell in cells] == [alone, alone, f"{alone}; -0.100 ± 0.000 to mid-0"]
+
+
+def test_documents_of_one_token_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"eval\.bits_per_byte\.web: none of its 2 documents has"):
+        measured(["a", ""])
+
+
+def test_text_is_read_as_masked_training_reads_it(tmp_path: Path, tiny_model: Path) -> None:
+    """The nats of the documents are those of their targets in a packed set, EOS left out."""
+    texts = ["add 3 4 so 7", "the cat saw a red box", "so 7", "run mm on 7"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    tokenizer = load_tokenizer(tiny_model)
+    model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
+    score_tokens_in_forward(model, len(tokenizer))
+    num_tokens = sum(len(tokenizer(t).input_ids) + 1 for t in texts)
+    packed = pack(
+        {"text": SourceConfig(kind="jsonl", path=str(tmp_path / "text.jsonl"))}, tokenizer,
+        context_length=num_tokens, document_mask=True, num_tokens=num_tokens, seed=0,
+        data_root=".", out_dir=tmp_path / "packed", data_sha256={"text": "0"},
+    )  # fmt: skip
+    batch = packed.collate([packed[0]])
+    targets = batch["shift_labels"]
+    targets[targets == tokenizer.eos_token_id] = -100
+    with torch.no_grad():
+        nll = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], shift_labels=targets
+        )["nll"].sum()
+    found = bits_per_byte(
+        model, tokenizer, texts, named="web", context_length=64, max_tokens=1000, batch_size=4
+    )
+    assert found["tokens"] == int((targets >= 0).sum())
+    assert sum(found["blocks"]["nll"]) == pytest.approx(float(nll), rel=1e-4)
