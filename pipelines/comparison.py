@@ -66,6 +66,7 @@ class Comparison:
         accuracy: by task, and the average of the tasks.
         bits_per_byte: by domain.
         drawn: by measure of drawn answers, such as pass@8.
+        training: by measure of the arms' training, such as the first loss of SFT.
     """
 
     point: str
@@ -75,6 +76,7 @@ class Comparison:
     accuracy: dict[str, Line]
     bits_per_byte: dict[str, Line]
     drawn: dict[str, Line]
+    training: dict[str, Line]
 
     @property
     def average(self) -> Line:
@@ -115,6 +117,7 @@ def _table(point: str, found: list[Row]) -> Comparison:
         accuracy=lines(_accuracies),
         bits_per_byte=lines(lambda row: row.bits_per_byte),
         drawn=lines(lambda row: row.drawn),
+        training=lines(lambda row: row.training),
     )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Row:
         study: hashes of what it depends on, see `Study.parts`; equal for other seeds.
         tasks: by task the accuracy, the number of questions, and one bit for each of them.
         drawn: of answers that were drawn, by measure (pass@8, entropy) the mean over tasks.
+        training: of the arm's stages up to this row, see `rows.training_measures`; empty in rows
+            that were written without it.
         tokens, steps: of the mid-training.
         passes: the most that a source was begun for them; MiniPLM draws a pool of twice the tokens.
         flops, seconds: of the arm's stages up to this row; all of the mid-training for its points.
@@ -45,6 +47,7 @@ class Row:
     passes: int
     flops: float
     seconds: float
+    training: dict[str, float] = field(default_factory=dict)
 
 
 def parsed(path: Path, named: str) -> list[Row]:
@@ -59,14 +62,15 @@ def parsed(path: Path, named: str) -> list[Row]:
 
 def _parse(line: str, where: str) -> Row:
     names = [each.name for each in dataclasses.fields(Row)]
+    optional = {"training"}
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error}).") from error
-    if not isinstance(values, dict) or values.keys() != set(names):
+    if not isinstance(values, dict) or values.keys() | optional != set(names):
         raise UserError(f"{where}: no row of remit compare, whose keys are {', '.join(names)}.")
     for key, fits, wanted in _FIELDS:
-        if not fits(values[key]):
+        if key in values and not fits(values[key]):
             raise UserError(f"{where}: {key} is not {wanted}.")
     for task, score in values["tasks"].items():
         _check_score(score, f"{where}: tasks.{task}")
@@ -109,6 +113,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("tasks", _holds(lambda score: isinstance(score, dict)), "an object of scores by task"),
     ("bits_per_byte", _holds(_is_number), "an object of finite numbers from 0"),
     ("drawn", _holds(_is_number), "an object of finite numbers from 0"),
+    ("training", _holds(_is_number), "an object of finite numbers from 0"),
     ("tokens", _is_count, _COUNT),
     ("steps", _is_count, _COUNT),
     ("passes", _is_count, _COUNT),

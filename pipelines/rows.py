@@ -105,6 +105,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                     for domain, value in result["bits_per_byte"].items()
                 },
                 drawn=_mean_drawn(result["tasks"]),
+                training=training_measures({s.kind: results[s.name] for s in spent.values()}),
                 tokens=results[mid.name]["tokens"],
                 steps=results[mid.name]["steps"],
                 passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
@@ -113,6 +114,22 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
             )
         )
     return found
+
+
+def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What the training of an arm left to compare, from its results by kind of stage.
+
+    The first and the last loss of SFT and DPO, in nats: all arms have the same one there, other
+    than in mid-training. Of an arm that chooses sequences, the share of each domain in its tokens.
+    """
+    losses = {
+        f"{kind.upper()} loss, {end}": results[kind][f"loss_{end}"]
+        for kind in ("sft", "dpo")
+        if kind in results
+        for end in ("first", "last")
+    }
+    domains = results["mid_train"].get("selection", {}).get("domains", {})
+    return losses | {f"chosen {domain}": share["kept"] for domain, share in domains.items()}
 
 
 def _mean_drawn(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:

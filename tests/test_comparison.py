@@ -463,6 +463,7 @@ SPOILT: list[tuple[str, Any]] = [
     ("average", "0.5"),
     ("tasks", 5), ("tasks", {"t": 5}), ("bits_per_byte", [1.5]), ("bits_per_byte", {"web": "1"}),
     ("tokens", 1.5), ("steps", None), ("passes", "1"), ("flops", math.inf), ("seconds", 10**400),
+    ("training", {"SFT loss, first": "1"}), ("training", None),
 ]  # fmt: skip
 SPOILT_SCORES: list[tuple[str, Any]] = [
     ("accuracy", None), ("accuracy", math.nan), ("questions", True), ("questions", 2.0),
@@ -492,6 +493,17 @@ def test_a_row_that_is_one(tmp_path: Path) -> None:
     quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": {}}
     path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(quarter) + "\n")
     assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
+
+
+def test_what_the_training_of_arms_left_is_compared() -> None:
+    found = [
+        replace(row("ntp", 0), training={"SFT loss, first": 1.75}),
+        replace(row("remit", 0), training={"SFT loss, first": 1.5, "chosen code": 0.25}),
+    ]
+    (table,) = tables(found)
+    assert [c and c.mean for c in table.training["SFT loss, first"].cells] == [1.75, 1.5]
+    assert table.training["SFT loss, first"].gains[1].mean == -0.25
+    assert [c and c.mean for c in table.training["chosen code"].cells] == [None, 0.25]
 
 
 def write(path: Path, *found: Row) -> Path:
@@ -556,6 +568,7 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
         remit("report", *files, "--format", form, check=True)
     text = (tmp_path / "0.md").read_text()
     assert "| remit | ntp | +15.0 (± 63.5) | 2 | 2.1 | 0.205 | 0.410 | 0: +10.0, 1: +20.0 |" in text
+    assert "| line | 50 | 100 |" in text
     picture = (tmp_path / "0.svg").read_text()
     root = ElementTree.fromstring(picture)
     words = "".join(root.itertext())
@@ -641,6 +654,13 @@ def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: 
         and spent["ntp"] < 0.9 * spent["remit"]
     )
     assert rows["remit", "mid"]["study"].keys() == {"base", "ref", "mid_train", "evaluate"}
+    # What training left is that of the arm's own stages up to the row.
+    sft = json.loads((tmp_path / "run/compare/seed-0/remit/20-sft/result.json").read_text())
+    left = rows["remit", "post"]["training"]
+    assert (left["SFT loss, first"], left["SFT loss, last"]) == (
+        sft["loss_first"], sft["loss_last"]
+    )  # fmt: skip
+    assert rows["remit", "mid"]["training"] == {}
 
 
 @pytest.mark.slow
@@ -669,6 +689,9 @@ def test_all_arms_from_one_base(remit: Callable[..., Any], tiny_run: Any, tmp_pa
     assert ratios == pytest.approx(
         {"ntp": 1, "kd": 4 / 3, "miniplm": 1 + 8 / 6, "rho1": 4 / 3, "sft": 4 / 3, "remit": 4 / 3}
     )
+    chosen = {row["arm"]: row["training"] for row in rows if row["point"] == "mid"}
+    assert {arm for arm, shares in chosen.items() if shares} == {"miniplm"}
+    assert sum(chosen["miniplm"].values()) == pytest.approx(1, abs=1e-3)
     objectives = {
         row["arm"]: json.loads(
             (run / "compare" / "seed-0" / row["arm"] / "10-mid-train" / "result.json").read_text()

@@ -145,7 +145,7 @@ def _gain_table(table: Comparison) -> list[Block]:
 
 
 def _levels(table: Comparison) -> Table:
-    """Rows: tasks, their average, bits per byte, drawn answers. Columns: arms."""
+    """Rows: tasks, average, bits per byte, drawn answers, training. Columns: arms."""
     rows = [
         [Cell(name), *(_mean(cell, scale, digits) for cell in line.cells)]
         for name, line, scale, digits in _lines(table)
@@ -167,8 +167,8 @@ def _by_task(table: Comparison) -> list[Block]:
     return [
         Table(
             _differences(table) + ", by task", ["task", *table.arms], rows,
-            note="Accuracy in percentage points, bits per byte, and measures of drawn answers. One "
-            "of twenty true zeros lies outside of its interval.",
+            note="Accuracy in percentage points, bits per byte, and measures of drawn answers and "
+            "of the training. One of twenty true zeros lies outside of its interval.",
         )
     ]  # fmt: skip
 
@@ -181,6 +181,10 @@ def _lines(table: Comparison) -> list[tuple[str, Line, float, int]]:
         *(
             (f"{name}, {UNITS[name]}", line, 1, 2) if name in UNITS else (name, line, 100, 1)
             for name, line in table.drawn.items()
+        ),
+        *(
+            (f"{name}, nats", line, 1, 2) if "loss" in name else (f"{name}, %", line, 100, 1)
+            for name, line in table.training.items()
         ),
     ]
 
@@ -224,7 +228,10 @@ def _annealing(drawn: list[Curve]) -> list[Block]:
         for c in drawn
         if c.steps_to_ntp is not None and c.arm != "ntp"
     ]
-    note = "Plain mid-training's final accuracy is reached by " + ", ".join(reached) + "."
+    note = (
+        f"Plain mid-training's final accuracy is reached by {', '.join(reached)}: where the mean "
+        "over seeds does, on a straight line between two points."
+    )
     return [
         LineChart(
             "Accuracy along the annealing", "percent of the mid-training done",

@@ -183,19 +183,36 @@ def _table(table: blocks.Table) -> list[str]:
     return _with_note(_grid(table.title, table.columns, rows), table.note)
 
 
+# Points of a chart that have a column each in its table.
+FEW_POINTS = 8
+
+
 def _line_chart(chart: blocks.LineChart) -> list[str]:
-    rows = []
-    for series in chart.series:
-        first, last = series.points[0], series.points[-1]
-        rows.append([series.name, *(_at(chart, point) for point in (first, last))])
+    """All its points where they are few, else the first and the last of each line."""
     title = f"{chart.title} ({chart.y} by {chart.x})"
-    return _with_note(_grid(title, ["line", "first", "last"], rows), chart.note)
+    places = sorted({point.x for series in chart.series for point in series.points})
+    if len(places) <= FEW_POINTS:
+        columns = [_place(chart, x) for x in places]
+        rows = []
+        for series in chart.series:
+            there = {point.x: _height(point) for point in series.points}
+            rows.append([series.name, *(there.get(x, blocks.NO_VALUE.text) for x in places)])
+    else:
+        columns = ["first", "last"]
+        rows = []
+        for series in chart.series:
+            ends = (series.points[0], series.points[-1])
+            rows.append([series.name, *(f"{_height(p)} at {_place(chart, p.x)}" for p in ends)])
+    return _with_note(_grid(title, ["line", *columns], rows), chart.note)
 
 
-def _at(chart: blocks.LineChart, point: blocks.Point) -> str:
-    where = chart.x_labels[int(point.x)] if chart.x_labels else f"{point.x:g}"
+def _place(chart: blocks.LineChart, x: float) -> str:
+    return chart.x_labels[int(x)] if chart.x_labels else f"{x:g}"
+
+
+def _height(point: blocks.Point) -> str:
     half = "" if point.half is None else f" ± {point.half:.3g}"
-    return f"{point.y:.4g}{half} at {where}"
+    return f"{point.y:.4g}{half}"
 
 
 def _dot_plot(plot: blocks.DotPlot) -> list[str]:

@@ -351,7 +351,7 @@ def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: i
     log.write_text('{"step": 1, "loss": 3.5}\n' + line + '\n{"step": 9, "loss": 2.5}\n')
     found = read_record(run).stages["base"].metrics
     assert [entry["step"] for entry in found] == ([1, 9] if kept is None else [1, kept, 9])
-    assert said(run.root, "md").count("3.5 at 1") == 1
+    assert "| line | 1 | 9 |" in said(run.root, "md")
     (chart,) = (b for b in sections(run)["training"].blocks if isinstance(b, LineChart))
     assert [point.y for point in chart.series[0].points] == [3.5, 2.5]
 
