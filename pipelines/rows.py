@@ -119,15 +119,11 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
 def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What the training of an arm left to compare, from its results by kind of stage.
 
-    The first and the last loss of SFT and DPO, in nats: all arms have the same one there, other
-    than in mid-training. Of an arm that chooses sequences, the share of each domain in its tokens.
+    The first and the last loss of SFT, in nats: all arms have the same one there, other than in
+    mid-training. Of an arm that chooses sequences, the share of each domain in its tokens.
     """
-    losses = {
-        f"{kind.upper()} loss, {end}": results[kind][f"loss_{end}"]
-        for kind in ("sft", "dpo")
-        if kind in results
-        for end in ("first", "last")
-    }
+    sft = results.get("sft", {})
+    losses = {f"SFT loss, {end}": sft[f"loss_{end}"] for end in ("first", "last") if sft}
     domains = results["mid_train"].get("selection", {}).get("domains", {})
     return losses | {f"chosen {domain}": share["kept"] for domain, share in domains.items()}
 
