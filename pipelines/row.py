@@ -13,6 +13,9 @@ from typing import Any
 
 from pipelines.errors import UserError
 
+# Sums of the same numbers in another order differ by less.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,8 +28,9 @@ class Row:
         study: hashes of what it depends on, see `Study.parts`; equal for other seeds.
         tasks: by task the accuracy, the number of questions, and one bit for each of them.
         drawn: of answers that were drawn, by measure (pass@8, entropy) the mean over tasks.
-        training: of the arm's stages up to this row, see `rows.training_measures`; empty in rows
-            that were written without it.
+        training: of the arm's stages up to this row, see `study.training_measures`.
+        shared: hashes of what all arms of its comparison share, see `study.Study.shared`. Like
+            `training`, empty in rows that were written without it.
         tokens, steps: of the mid-training.
         passes: the most that a source was begun for them; MiniPLM draws a pool of twice the tokens.
         flops, seconds: of the arm's stages up to this row; all of the mid-training for its points.
@@ -48,6 +52,7 @@ class Row:
     flops: float
     seconds: float
     training: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
 
 
 def parsed(path: Path, named: str) -> list[Row]:
@@ -62,7 +67,7 @@ def parsed(path: Path, named: str) -> list[Row]:
 
 def _parse(line: str, where: str) -> Row:
     names = [each.name for each in dataclasses.fields(Row)]
-    optional = {"training"}
+    optional = {"training", "shared"}
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -74,6 +79,9 @@ def _parse(line: str, where: str) -> Row:
             raise UserError(f"{where}: {key} is not {wanted}.")
     for task, score in values["tasks"].items():
         _check_score(score, f"{where}: tasks.{task}")
+    accuracies = [score["accuracy"] for score in values["tasks"].values()]
+    if not math.isclose(values["average"], sum(accuracies) / len(accuracies), abs_tol=ROUNDING):
+        raise UserError(f"{where}: average is not the mean of the accuracies of its tasks.")
     return Row(**values)
 
 
@@ -100,6 +108,10 @@ def _holds(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
 
 
+def _holds_some(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: bool(value) and _holds(fits)(value)
+
+
 _COUNT, _NUMBER = "a whole number from 0", "a finite number from 0"
 # Key, whether a value fits, what it should be.
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -110,10 +122,15 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("identity", _is_text, "a text"),
     ("study", _holds(_is_text), "an object of texts"),
     ("average", _is_number, _NUMBER),
-    ("tasks", _holds(lambda score: isinstance(score, dict)), "an object of scores by task"),
+    (
+        "tasks",
+        _holds_some(lambda score: isinstance(score, dict)),
+        "an object of scores by task, one or more",
+    ),
     ("bits_per_byte", _holds(_is_number), "an object of finite numbers from 0"),
     ("drawn", _holds(_is_number), "an object of finite numbers from 0"),
     ("training", _holds(_is_number), "an object of finite numbers from 0"),
+    ("shared", _holds(_is_text), "an object of texts"),
     ("tokens", _is_count, _COUNT),
     ("steps", _is_count, _COUNT),
     ("passes", _is_count, _COUNT),
@@ -133,3 +150,6 @@ def _check_score(score: dict[str, Any], where: str) -> None:
     bits = score["bits"]
     if not isinstance(bits, str) or set(bits) - {"0", "1"} or len(bits) != score["questions"]:
         raise UserError(f"{where}.bits is not a text of one 0 or 1 for each question.")
+    right = bits.count("1") / max(1, len(bits))
+    if not math.isclose(score["accuracy"], right, abs_tol=ROUNDING):
+        raise UserError(f"{where}.accuracy is not the share of 1 in its bits.")

@@ -24,6 +24,7 @@ from pipelines import (
     rows,
     selection,
     slurm,
+    study,
     summary,
 )
 from pipelines import config as recipes
@@ -32,6 +33,7 @@ from pipelines.estimate import base_parameters, estimate
 from pipelines.flywheel import Stage
 from pipelines.placement import stage_launch
 from pipelines.report import Wanted, write_report, write_rows_report
+from pipelines.row import Row
 from pipelines.run_dir import RunDir, RunLock
 from pipelines.runner import (
     Observer,
@@ -113,7 +115,16 @@ class Session:
 
     def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
         self.compared = None if base is None else checkpoint.find_checkpoint(base, "--base")
-        return arms.plan_compare(self.config, self.compared, self._ref(ref))
+        self.guided = self._ref(ref)
+        return arms.plan_compare(self.config, self.compared, self.guided)
+
+    def study(self, stages: list[Stage], data_sha256: dict[str, str]) -> study.Study:
+        """What the rows of a planned comparison depend on."""
+        base, ref = (
+            given and checkpoint.fetch(given, option)
+            for given, option in ((self.compared, "--base"), (self.guided, "--ref"))
+        )
+        return study.Study(stages, data_sha256, self.config, base, ref)
 
     def plan_analysis(self) -> list[Stage]:
         return [flywheel.plan_analysis(self.config, self.made)]
@@ -194,41 +205,73 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     for warning in preflight.version_warnings(stages, run):
         screen.warning(warning)
     data_sha256 = {key: fact.sha256 for key, fact in facts.items()}
+    made = None
     if session.command == "compare":
-        rows.rows_there(run)  # what stays there is added to, so a damaged line is named now
-        study = rows.Study(stages, data_sha256)
-        known = rows.read_rows(session.config.compare.rows, study)
-        stages = arm_stages.needed(stages, {(row.arm, row.seed, row.point) for row in known})
+        made = _Rows.of(session, stages, data_sha256)
+        stages = made.stages
     with RunLock(run, command) as lock:
         view = screen.view(stages, run)
+
+        def finished(stage: Stage, result: dict[str, Any]) -> None:
+            view.finished(stage, result)
+            if made and stage.kind == "evaluate":
+                made.write()
+
         runner = Runner(
             run=run,
             lock=lock,
             data_sha256=data_sha256,
             command=command,
-            observer=Observer(view.started, view.tick, view.finished, view.skipped),
+            observer=Observer(view.started, view.tick, finished, view.skipped),
         )
         plan = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}.get(session.command)
         if plan is not None:
             write_plan(plan, session.config, whole if session.command == "flywheel" else stages)
         with view:
             results = runner.run_all(stages)
-        if session.command == "compare":
-            parameters = base_parameters(session.config, session.compared)
-            found = [*known, *rows.result_rows(stages, run, study, parameters)]
-            path = rows.write_rows(run, found)
+        if made:
+            path = made.write()
             # With those of earlier blocks, which some arms are held against.
             found = rows.rows_there(run)
-    if session.command == "compare":
+    if made:
         screen.comparison(comparison.tables(found), found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
     ended = session.command == "flywheel" and all(run.stage(s.name).is_complete() for s in whole)
-    if ended or session.command == "compare":
+    if ended or made:
         _report_at_the_end(run, screen)
     if runner.failure is not None:
         screen.failure(runner.failure)
         sys.exit(1)
+
+
+@dataclass
+class _Rows:
+    """The rows of a comparison, written as its evaluations finish, so that a fault loses none.
+
+    Attributes:
+        stages: those that the rows that were read do not make needless.
+    """
+
+    run: RunDir
+    own: study.Study
+    stages: list[Stage]
+    read: list[Row]
+    parameters: int
+
+    @classmethod
+    def of(cls, session: Session, stages: list[Stage], data_sha256: dict[str, str]) -> _Rows:
+        """Raises UserError: rows that were read, or that are there, are of another study."""
+        own = session.study(stages, data_sha256)
+        rows.check_kept(session.run, own)
+        read = rows.read_rows(session.config.compare.rows, own)
+        left = arm_stages.needed(stages, {(row.arm, row.seed, row.point) for row in read})
+        parameters = base_parameters(session.config, session.compared)
+        return cls(session.run, own, left, read, parameters)
+
+    def write(self) -> Path:
+        found = study.result_rows(self.stages, self.run, self.own, self.parameters)
+        return rows.write_rows(self.run, [*self.read, *found])
 
 
 def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:

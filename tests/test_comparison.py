@@ -24,16 +24,20 @@ from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_plan
 from pipelines.row import Row, parsed
-from pipelines.rows import Study, collected, rows_there, shown, write_rows
+from pipelines.rows import check_kept, collected, read_rows, rows_there, shown, write_rows
 from pipelines.run_dir import RunDir
+from pipelines.study import Study
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
         "eval.bits_per_byte_tokens=500", "compare.points=0")  # fmt: skip
 
 
 def row(arm: str, seed: int, *accuracies: float, point: str = "mid") -> Row:
+    accuracies = accuracies or (0.0,)
+    rights = [round(1000 * accuracy) for accuracy in accuracies]
     tasks = {
-        f"t{i}": {"accuracy": a, "questions": 2, "bits": "10"} for i, a in enumerate(accuracies)
+        f"t{i}": {"accuracy": a, "questions": 1000, "bits": "1" * n + "0" * (1000 - n)}
+        for i, (a, n) in enumerate(zip(accuracies, rights, strict=True))
     }
     average = sum(accuracies) / max(1, len(accuracies))
     return Row(
@@ -358,9 +362,8 @@ def test_a_given_reference_is_used_by_all(tiny_model: Path) -> None:
 
 def test_hashes_of_a_study_tell_references_apart() -> None:
     def ref(**variant: Any) -> str:
-        stages = own(v=variant)
-        study = Study(list(stages.values()), dict.fromkeys(all_keys(stages), "x"))
-        return study.parts(stages["compare/seed-0/v/15-eval"])["ref"]
+        study = study_of(v=variant)
+        return study.parts(study.by_name["compare/seed-0/v/15-eval"])["ref"]
 
     kept = "ntp/10-mid-train"
     hashes = [
@@ -371,8 +374,70 @@ def test_hashes_of_a_study_tell_references_apart() -> None:
     assert ref(ref="ntp", ref_seed=1) == ref(ref="ntp", ref_seed=1)
 
 
-def all_keys(stages: dict[str, Stage]) -> set[str]:
-    return {key for stage in stages.values() for key in sources_of(stage)}
+def study_of(*overrides: str, **arms: dict[str, Any]) -> Study:
+    given = [*variants(**arms), "compare.base_per_seed=true", *overrides]
+    config = recipes.load("world-tiny", given)
+    stages = plan_compare(config, None, None)
+    data = {key: "x" for stage in stages for key in sources_of(stage)}
+    return Study(stages, data, config, None, None)
+
+
+def rows_of(study: Study) -> list[Row]:
+    places = {place(s): s for s in study.stages if s.kind == "evaluate"}
+    return [
+        replace(row(arm, seed, 0.5, point=point), study=study.parts(stage), shared=study.shared)
+        for (arm, seed, point), stage in places.items()
+    ]
+
+
+def test_a_study_goes_on_block_by_block(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
+    for later in (
+        study_of("compare.objectives=[remit,kd]"),
+        study_of("compare.objectives=[ntp,remit]", "compare.post_train=true"),
+        study_of("compare.objectives=[ntp]", "seed=1"),
+        study_of("compare.objectives=[ntp]", "compare.points=0"),
+        study_of(v={"arm": "ntp", "set": ["mid_train.learning_rate=1e-4"]}),
+        study_of("compare.objectives=[kd]", "mid_train.reference=inline"),
+    ):
+        check_kept(run, later)
+        assert read_rows([], later) == []
+
+
+@pytest.mark.parametrize(
+    ("later", "differs"),
+    [
+        (("compare.objectives=[remit]", "mid_train.learning_rate=1e-5"), "mid_train"),
+        (("compare.objectives=[ntp]", "seed=1", "mid_train.learning_rate=1e-5"), "mid_train"),
+        (("compare.objectives=[ntp]", "seed=1", "eval.tasks.world.limit=3"), "evaluate"),
+        (("compare.objectives=[remit]", "pretrain.learning_rate=1e-5"), "pretrain"),
+        (("compare.objectives=[remit]", "sft.steps=3"), "sft"),
+    ],
+)
+def test_rows_of_another_study_are_not_added_to(
+    tmp_path: Path, later: tuple[str, ...], differs: str
+) -> None:
+    run = RunDir(tmp_path)
+    path = write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
+    other = study_of(*later)
+    wanted = rf"line 1: ntp, seed 0, .* another study: .* {differs}.*another --run-dir"
+    with pytest.raises(UserError, match=wanted) as error:
+        check_kept(run, other)
+    assert str(path) in str(error.value)
+    apart = write(tmp_path / "other.jsonl", *rows_of(other))
+    with pytest.raises(UserError, match=rf"other.jsonl, line 1: .* another study .* {differs}"):
+        collected([path, apart])
+
+
+def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
+    study = study_of("compare.objectives=[ntp]")
+    path = tmp_path / "old.jsonl"
+    old = [{k: v for k, v in asdict(r).items() if k not in ("shared", "training")}
+           for r in rows_of(study)]  # fmt: skip
+    path.write_text("".join(json.dumps(each) + "\n" for each in old))
+    assert len(read_rows([str(path)], study)) == len(old)
+    assert len(collected([path, write(tmp_path / "new.jsonl", *rows_of(study))])) == len(old)
 
 
 @pytest.mark.parametrize(
@@ -460,13 +525,15 @@ SPOILT: list[tuple[str, Any]] = [
     ("arm", 3), ("seed", "0"), ("seed", True), ("seed", -1), ("seed", 0.0), ("point", ["mid"]),
     ("point", "half"), ("point", "1/0"), ("identity", None), ("study", None),
     ("study", {"base": 1}), ("average", None), ("average", True), ("average", math.nan),
-    ("average", "0.5"),
-    ("tasks", 5), ("tasks", {"t": 5}), ("bits_per_byte", [1.5]), ("bits_per_byte", {"web": "1"}),
+    ("average", "0.5"), ("average", 0.6),
+    ("tasks", 5), ("tasks", {}), ("shared", {"base": 1}),
+    ("tasks", {"t": 5}), ("bits_per_byte", [1.5]), ("bits_per_byte", {"web": "1"}),
     ("tokens", 1.5), ("steps", None), ("passes", "1"), ("flops", math.inf), ("seconds", 10**400),
     ("training", {"SFT loss, first": "1"}), ("training", None),
 ]  # fmt: skip
 SPOILT_SCORES: list[tuple[str, Any]] = [
-    ("accuracy", None), ("accuracy", math.nan), ("questions", True), ("questions", 2.0),
+    ("accuracy", None), ("accuracy", math.nan), ("accuracy", 0.75),
+    ("questions", True), ("questions", 2.0),
     ("bits", 10), ("bits", "1"), ("bits", "12"), ("bits", "100"), ("bits", [1, 0]),
 ]  # fmt: skip
 
@@ -490,7 +557,8 @@ def test_a_row_with_a_value_that_cannot_be(tmp_path: Path, key: str, row: dict[s
 
 def test_a_row_that_is_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": {}}
+    nothing = {"t": {"accuracy": 0, "questions": 1, "bits": "0"}}
+    quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": nothing}
     path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(quarter) + "\n")
     assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
 
@@ -535,6 +603,9 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     differing = write(tmp_path / "c.jsonl", replace(row("ntp", 0), identity="other"))
     with pytest.raises(UserError, match=r"c.jsonl, line 1: another row of ntp, seed 0, mid"):
         collected([first, differing])
+    edited = write(tmp_path / "g.jsonl", row("ntp", 0, 0.5))
+    with pytest.raises(UserError, match=r"g.jsonl, line 1: another row of ntp, seed 0, mid"):
+        collected([first, edited])
     strange = write(tmp_path / "d.jsonl", replace(row("ntp", 1), study={"mid_train": "x"}))
     with pytest.raises(UserError, match=r"d.jsonl, line 1: .* another study .* mid_train"):
         collected([first, strange])

@@ -42,7 +42,7 @@ LAYERS = [
      "pipelines.follower", "pipelines.placement", "pipelines.batch_script",
      "pipelines.selection", "pipelines.doctor",
      "pipelines.arms", "pipelines.arm_rules", "pipelines.arm_stages", "pipelines.stage_traits",
-     "pipelines.row", "pipelines.rows", "pipelines.comparison",
+     "pipelines.row", "pipelines.rows", "pipelines.study", "pipelines.comparison",
      "pipelines.summary",
      "pipelines.runner", "pipelines.preflight", "pipelines.report"},
     {"remit_cli"},

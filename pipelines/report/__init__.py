@@ -95,7 +95,12 @@ def _write(report: Report, wanted: Wanted, path: Path) -> Path:
 
 
 def compose(record: Record, with_text: bool = True) -> Report:
-    """All sections of a report."""
+    """All sections of a report; of a comparison alone, those that a comparison can have."""
+    of_a_wheel = not record.only_compares
+    wheel = [verdict.section(record), scores.section(record)] if of_a_wheel else []
+    tokens_seen = [
+        tokens.heat_map_section(record, with_text), tokens.dynamics_section(record, with_text),
+    ] if of_a_wheel else []  # fmt: skip
     return Report(
         run=record.run.root.name,
         recipe=str(record.config.get("name", "")),
@@ -103,12 +108,10 @@ def compose(record: Record, with_text: bool = True) -> Report:
         headline=verdict.headline(record),
         verdict=verdict.sentences(record),
         sections=[
-            verdict.section(record),
-            scores.section(record),
+            *wheel,
             objectives.section(record),
             training.section(record),
-            tokens.heat_map_section(record, with_text),
-            tokens.dynamics_section(record, with_text),
+            *tokens_seen,
             tokens.contamination_section(record, with_text),
             accounts.cost_section(record),
             accounts.provenance_section(record),

@@ -79,7 +79,7 @@ def provenance_section(record: Record) -> Section:
     )
     begun = [stage for stage in record.stages.values() if stage.spec]
     if not begun:
-        missing = Missing("No stage has started.", "remit flywheel")
+        missing = Missing("No stage has started.", record.going_on)
         return Section("provenance", "Provenance", lead, [missing])
     rows = [
         [

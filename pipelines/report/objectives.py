@@ -48,13 +48,18 @@ def section(record: Record) -> Section:
         "mid-training, and variants in what they are named after."
     )
     found = tables(record.rows)
+    done = sum(bool(stage.result) for stage in record.compared)
+    state = f"{done} of {len(record.compared)} stages of the comparison are complete."
     if not found and not curves(record.rows):
-        missing = Missing(
-            "The objectives were not compared in this run directory.",
-            "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
-        )
-        return Section("objectives", "Objectives side by side", lead, [missing])
+        why, command = "The objectives were not compared in this run directory.", (
+            "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN"
+        )  # fmt: skip
+        if record.compared:
+            why, command = f"{state} No model has been evaluated yet.", record.going_on
+        return Section("objectives", "Objectives side by side", lead, [Missing(why, command)])
     blocks: list[Block] = []
+    if done < len(record.compared):
+        blocks.append(Text(f"{state} To go on, give the same command again."))
     for table in found:
         blocks += [
             *_gain_plot(table), *_gain_table(table), *_alone(table), _levels(table),

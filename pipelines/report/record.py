@@ -112,6 +112,21 @@ class Record:
         own = {name: r for name, r in found.items() if not name.startswith(f"{FOLDER}/")}
         return summary.columns(own)
 
+    @cached_property
+    def compared(self) -> list[StageRecord]:
+        """The stages of a comparison, planned and done."""
+        return [s for name, s in self.stages.items() if name.startswith(f"{FOLDER}/")]
+
+    @property
+    def only_compares(self) -> bool:
+        """Whether nothing but a comparison was asked of the run."""
+        return len(self.compared) == len(self.stages) and self.run.compared_plan.is_file()
+
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with the run."""
+        return "the same remit compare" if self.only_compares else "remit flywheel --run-dir RUN"
+
     @property
     def seed(self) -> Any:
         return self.config.get("seed", "unknown")

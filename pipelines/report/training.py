@@ -47,7 +47,7 @@ def section(record: Record) -> Section:
     if record.columns or record.analysis:
         blocks.insert(0, _along_annealing(record.analysis))
     if not blocks:
-        blocks = [Missing("No stage has trained yet.", "remit flywheel --run-dir RUN")]
+        blocks = [Missing("No stage has trained yet.", record.going_on)]
     lines = "One line for each round; round 0 is the plain one." if own else ""
     if compared:
         lines += f" Of the comparison, one line for each objective, {_seed_folder(compared)}."

@@ -13,8 +13,10 @@ import pytest
 from inputs import HOSTILE, sequence, with_inputs
 from rich.console import Console
 
+from pipelines import config as recipes
 from pipelines import ledger
 from pipelines.errors import UserError
+from pipelines.flywheel import Stage
 from pipelines.report import Wanted, charts, compose, write_report
 from pipelines.report.blocks import (
     PERCENT,
@@ -33,6 +35,7 @@ from pipelines.report.training import MOST_POINTS, Point, thinned
 from pipelines.row import Row
 from pipelines.rows import write_rows
 from pipelines.run_dir import RunDir, write_json
+from pipelines.runner import write_plan
 from remit_cli.session import draw_report, show_status
 from remit_cli.status import status_of
 
@@ -156,8 +159,9 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = [
         Row(arm, seed, point, "ntp", "id", {}, average,
-            {"sums": {"accuracy": average, "questions": 2, "bits": "10"}}, {}, {}, 100, 40, 1, 1.0,
-            2.0)
+            {"sums": {"accuracy": average, "questions": 10,
+                      "bits": "".join(str(int(i < 10 * average)) for i in range(10))}},
+            {}, {}, 100, 40, 1, 1.0, 2.0)
         for (arm, seed, point), average in averages.items()
     ]  # fmt: skip
     write_rows(run, rows)
@@ -181,6 +185,25 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
     # Seed 1 has no point before the last. NTP ends at 0.2 with seed 0, where ReMiT is half-way.
     assert [p.y for p in curve.series[1].points] == pytest.approx([20, 30])
     assert "remit at step 20" in curve.note
+
+
+def test_a_comparison_that_was_stopped(tmp_path: Path) -> None:
+    done = "compare/seed-0/ntp/15-eval"
+    run = evaluated(tmp_path / "run", {done: "01"})
+    config = recipes.load("world-tiny", [])
+    stages = [Stage("evaluate", name, config) for name in (done, "compare/seed-1/ntp/15-eval")]
+    write_plan(run.compared_plan, config, stages)
+    told = said(run.root, "md")
+    assert "1 of 2 stages of the comparison are complete. No model has been evaluated yet." in told
+    bits = {"sums": {"accuracy": 0.5, "questions": 2, "bits": "01"}}
+    write_rows(
+        run, [Row("ntp", 0, "mid", "ntp", "id", {}, 0.5, bits, {}, {}, 100, 40, 1, 1.0, 2.0)]
+    )
+    told = said(run.root, "md")
+    assert "1 of 2 stages of the comparison are complete. To go on, give the same" in told
+    assert "50.0" in told
+    # What a flywheel alone can have is not missed.
+    assert "remit flywheel" not in told and "remit analyze" not in told
 
 
 def test_a_whole_flywheel(analyzed_run: Path) -> None:
