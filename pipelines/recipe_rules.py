@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.schema import Config
+from pipelines.errors import UserError
+from pipelines.schema import Config, MidTrainConfig, PretrainConfig, num_steps
 from pipelines.schema.launch import STAGE_KINDS
 
 # (key, message) -> raises UserError, naming where the value was given.
@@ -58,6 +59,47 @@ def check_values(config: Config, refuse: Refuse) -> None:
         _check_launch,
     ):  # fmt: skip
         check(config, refuse)
+
+
+def check_one_step(settings: PretrainConfig | MidTrainConfig, context_length: int) -> None:
+    """
+    Raises:
+        UserError: the tokens are not enough for a step.
+    """
+    section = _section(settings)
+    one_step = settings.global_batch * context_length
+    if settings.tokens < one_step:
+        raise UserError(
+            f"{section}.tokens = {settings.tokens} is less than one step of "
+            f"{settings.global_batch} x {context_length} = {one_step} tokens "
+            f"({section}.global_batch sequences of context_length)."
+        )
+
+
+def check_points(
+    settings: PretrainConfig | MidTrainConfig, context_length: int, key: str = ""
+) -> None:
+    """
+    Args:
+        key: what sets the number of models along the training, if not the section itself.
+
+    Raises:
+        UserError: as many as its steps, or more.
+    """
+    section = _section(settings)
+    snapshots = settings.snapshots if isinstance(settings, MidTrainConfig) else 0
+    points = snapshots or settings.keep_points
+    steps = num_steps(settings, context_length)
+    if points >= steps:
+        key = key or f"{section}.{'snapshots' if snapshots else 'keep_points'}"
+        raise UserError(
+            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
+            f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
+        )
+
+
+def _section(settings: PretrainConfig | MidTrainConfig) -> str:
+    return "pretrain" if isinstance(settings, PretrainConfig) else "mid_train"
 
 
 def _check_names(config: Config, refuse: Refuse) -> None:

@@ -163,6 +163,9 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("points=999999",), ["compare.points = 999999", "2 steps"]),
+        (("mid_train.tokens=100", "points=3"), ["mid_train.tokens = 100 is less than one step"]),
+        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.objectives"]),
+        (("post_points=true",), ["compare.post_points=true", "compare.post_train=true"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
         (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
@@ -205,6 +208,20 @@ def test_equal_flops_that_are_less_than_a_step_name_the_arm(tiny_model: Path) ->
         planned(
             tiny_model, "compare.objectives=[miniplm]", "compare.budget=flops",
             "mid_train.tokens=1024", "compare.points=0",
+        )  # fmt: skip
+
+
+def test_points_before_the_last_step(tiny_model: Path) -> None:
+    # 20,000 tokens are 20 steps of 1,024, the last of them not full.
+    stages = planned(tiny_model, "compare.objectives=[ntp]", "compare.points=19")
+    assert sum(stage.kind == "evaluate" for stage in stages.values()) == 20
+    with pytest.raises(UserError, match=r"arm 'ntp': compare.points = 20: .* 20 steps"):
+        planned(tiny_model, "compare.objectives=[ntp]", "compare.points=20")
+    # Under equal FLOPs MiniPLM has 14 steps where ReMiT has 24.
+    with pytest.raises(UserError, match=r"arm 'miniplm': compare.points = 14: .* 14 steps"):
+        planned(
+            tiny_model, "compare.objectives=[remit,miniplm]", "compare.budget=flops",
+            "mid_train.tokens=24576", "compare.points=14",
         )  # fmt: skip
 
 
@@ -456,6 +473,7 @@ def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
         ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
         ({"a": {"set": ["mid_train.eps=7"]}}, ["compare.variants.a.set", "at most 1"]),
+        ({"a": {"set": ["mid_train.tokens=100"]}}, ["arm 'a'", "100 is less than one step"]),
         ({"a": {"arm": "more-rl"}}, ["compare.variants.a.arm", "more-rl"]),
         ({"a": {"ref": "more-rl"}}, ["more-rl"]),
         ({"a": {"arm": "ntp", "ref": "ntp"}}, ["has no reference"]),
@@ -463,6 +481,7 @@ def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
         ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "keeps 3 models"]),
         ({"a": {"ref": "remt"}}, ["compare.variants.a.ref", "remt", "remit"]),
         ({"a": {"ref": "base", "ref_seed": 1}}, ["ref_seed"]),
+        ({"a": {"against": "a"}}, ["compare.variants.a.against = a", "name another"]),
         ({"a": {"against": "b"}}, ["compare.variants.a.against", "'b'"]),
         ({"remit": {}}, ["'remit' is taken"]),
         ({"x/y": {}}, ["names a folder"]),
