@@ -222,7 +222,7 @@ def compare(
 
 @app.command("analyze", rich_help_panel=LOOP)
 def analyze(
-    run: Annotated[Path, typer.Argument(help="The run directory of a flywheel.")],
+    run: options.FlywheelRun,
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
@@ -303,7 +303,7 @@ def doctor(run_dir: options.RunDirectory = None, json: options.Json = False) -> 
 
 @app.command("status", rich_help_panel=LOOP)
 def status(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: options.AnyRun,
     once: Annotated[
         bool, typer.Option("--once", help="Do not follow a run that is in work.")
     ] = False,
@@ -320,10 +320,7 @@ def status(
 
 @app.command("report", rich_help_panel=LOOP)
 def report(
-    run: Annotated[
-        list[Path],
-        typer.Argument(help="A run directory; or rows of comparisons, one or more rows.jsonl."),
-    ],
+    run: options.Reported,
     form: options.Format = "html",
     output: options.Output = None,
     arms: options.Arms = None,

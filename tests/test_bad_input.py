@@ -530,6 +530,24 @@ def test_run_dir_that_cannot_be_made(refuse: Refuse, tmp_path: Path, run_dir: st
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("flywheel", *TINY, "--run-dir"), ("plan", *TINY, "--run-dir"),
+        ("launch", "--slurm", "flywheel", *TINY, "--run-dir"), ("launch", "--slurm", "--output"),
+        ("doctor", "--run-dir"), ("analyze",), ("status",), ("report",),
+        ("report", "x", "--output"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(
+    remit: Callable[..., Any], here: Path, args: tuple[str, ...]
+) -> None:
+    done = remit(*args, "", cwd=here)
+    assert done.returncode == 2 and "the empty text names no path" in done.stderr
+    assert list(here.iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_run_dir_without_permission(refuse: Refuse, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
