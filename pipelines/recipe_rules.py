@@ -14,8 +14,8 @@ from pipelines.errors import UserError
 from pipelines.schema import Config, MidTrainConfig, PretrainConfig, num_steps
 from pipelines.schema.launch import STAGE_KINDS
 
-# (key, message) -> raises UserError, naming where the value was given.
-Refuse = Callable[[str, str], NoReturn]
+# (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
+Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -124,12 +124,14 @@ def _check_model(config: Config, refuse: Refuse) -> None:
             "model.num_heads",
             f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
             f"{shape.num_heads}",
+            "model.hidden_size",
         )
     if shape.num_heads % shape.num_kv_heads:
         refuse(
             "model.num_kv_heads",
             f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
             f"{shape.num_kv_heads}",
+            "model.num_heads",
         )
 
 
@@ -159,6 +161,7 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.global_batch",
             f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
             f"rlvr.num_generations = {rlvr.num_generations}",
+            "rlvr.num_generations",
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
         refuse(
@@ -170,6 +173,7 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.max_completion_length",
             f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
             f"prompt in context_length = {config.context_length}",
+            "context_length",
         )
 
 
