@@ -337,8 +337,11 @@ def report(
     from pipelines.report import Wanted
     from remit_cli.session import draw_report
 
-    shown = [None if given is None else given.split(",") for given in (arms, seeds)]
-    wanted = Wanted(form, not no_text, shown[0], against, shown[1], chart)
+    shown_arms, shown_seeds = (
+        None if given is None else [name.strip() for name in given.split(",")]
+        for given in (arms, seeds)
+    )
+    wanted = Wanted(form, not no_text, shown_arms, against, shown_seeds, chart)
     draw_report(run, wanted, output, open_page)
 
 

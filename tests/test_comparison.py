@@ -678,9 +678,22 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
         ((files[0], tmp_path), "one run directory, or files of rows"),
         ((files[0], "--output", files[0]), "name another"),
         ((files[0], "--against", "kd"), "no row is of that arm"),
+        ((files[0], "--arms", "ntp, kd"), "--arms kd: no row is of that arm"),
+        ((files[0], "--seeds", "0, 7"), "--seeds 7: no row is of that seed"),
+        ((tmp_path / "nowhere.jsonl",), "nowhere.jsonl: there is no such folder or file"),
     ):
         wrong = remit("report", *args)
         assert wrong.returncode == 2 and words in " ".join(wrong.stderr.split())
+
+
+def test_a_run_without_a_comparison_has_no_arms_to_choose(
+    remit: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "ledger.jsonl").write_text("")
+    for option, name in (("--arms", "ntp"), ("--against", "ntp"), ("--seeds", "0")):
+        wrong = remit("report", tmp_path, option, name)
+        assert wrong.returncode == 2
+        assert f"{option} chooses of a comparison, and {tmp_path} has none" in wrong.stderr
 
 
 def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:
