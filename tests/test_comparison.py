@@ -701,6 +701,11 @@ def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> 
                    "objectives=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
     names = [stage["stage"] for stage in values["stages"]]
     assert "compare/seed-1/remit/10-mid-train" in names and len(names) == 17
+    drawn = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=1", "seed=20",
+                  "mid_train.reference=cached", "objectives=[miniplm]", cwd=tmp_path,
+                  env={"COLUMNS": "80"}, check=True).stdout  # fmt: skip
+    lines = [line.split()[:1] for line in drawn.splitlines()]
+    assert ["seed-20/ntp/10-mid-train"] in lines and ["10-mid-train-score-small"] in lines
     assert list(tmp_path.iterdir()) == []
 
 
