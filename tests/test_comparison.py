@@ -23,6 +23,10 @@ from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_plan
+from pipelines.report import charts
+from pipelines.report.blocks import Dot, DotPlot, LineChart, Table
+from pipelines.report.objectives import section
+from pipelines.report.record import record_of_rows
 from pipelines.row import Row, parsed
 from pipelines.rows import check_kept, collected, read_rows, rows_there, shown, write_rows
 from pipelines.run_dir import RunDir
@@ -143,6 +147,10 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     assert drawn["remit"].reaches_ntp == pytest.approx(0.75)
     assert drawn["remit"].steps_to_ntp == 30
     assert drawn["kd"].reaches_ntp is None
+    # There is nothing to reach where NTP did not rise to its end.
+    for level in (0.0, 0.1):
+        flat = [row(arm, 0, level, point=p) for arm in ("ntp", "remit") for p in ("1/2", "mid")]
+        assert [curve.steps_to_ntp for curve in curves(flat)] == [None, None]
     assert curves([row("ntp", 0, 0.4)]) == []
     # An arm with some of the seeds is to reach what NTP reached with those.
     more = [row("ntp", 1, 0.1, point="1/2"), row("ntp", 1, 0.9)]
@@ -580,6 +588,39 @@ def test_a_row_that_is_one(tmp_path: Path) -> None:
     quarter = GOOD_ROW | {"point": "1/4", "average": 0, "tasks": nothing}
     path.write_text(json.dumps(GOOD_ROW) + "\n" + json.dumps(quarter) + "\n")
     assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
+
+
+def test_levels_of_different_seeds_say_so(tmp_path: Path) -> None:
+    def drawn(found: list[Row]) -> dict[str, Any]:
+        blocks = section(record_of_rows([tmp_path / "rows.jsonl"], found)).blocks
+        return {block.title: block for block in blocks if isinstance(block, Table | LineChart)}
+
+    same = [
+        row(arm, seed, 0.5, point=point)
+        for arm in ("ntp", "kd") for seed in range(10) for point in ("1/2", "mid")
+    ]  # fmt: skip
+    levels, along = "Accuracy in percent after mid-training", "Accuracy along the annealing"
+    assert drawn(same)[levels].columns == ["task", "ntp", "kd"]
+    assert "do not compare" not in drawn(same)[levels].note + drawn(same)[along].note
+    fewer = drawn([r for r in same if r.arm == "ntp" or r.seed < 5])
+    assert fewer[levels].columns == ["task", "ntp (10)", "kd (5)"]
+    assert "Levels of different seeds do not compare" in fewer[levels].note
+    assert fewer[along].note == "Seeds: ntp 10, kd 5. Lines of different seeds do not compare."
+
+
+def test_the_names_of_both_arms_of_a_difference_are_drawn() -> None:
+    label = "continued-2 - ntp-continued-2"
+    plot = DotPlot("", "", [Dot(label, 1.0, 0.5, "+1.0"), Dot("kd - ntp", 0.0, 0.5, "+0.0")], 0.0)
+    drawn = charts.dots(plot)
+    assert drawn.left > charts.CHARACTER * len(label) and drawn.right - drawn.left > 100
+    assert len(label) < charts.MOST_LABEL
+
+
+def test_a_variant_has_the_colour_of_no_arm_of_the_table(tmp_path: Path) -> None:
+    found = [row("ntp", 0, 0.1), row("rho1", 0, 0.2), row("mine", 0, 0.3)]
+    blocks = section(record_of_rows([tmp_path / "rows.jsonl"], found)).blocks
+    (plot,) = (block for block in blocks if isinstance(block, DotPlot))
+    assert {dot.label: dot.colour for dot in plot.dots} == {"rho1": 2, "mine": 7}
 
 
 def test_what_the_training_of_arms_left_is_compared() -> None:
