@@ -314,7 +314,7 @@ def test_a_run_where_nothing_is_done(tmp_path: Path) -> None:
     ledger.append(tmp_path / "ledger.jsonl", "start", "base", kind="pretrain")
     page = said(tmp_path, "html")
     assert "No verdict yet" in page and "ended" in page
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="there is no such folder or file"):
         write_report(RunDir(tmp_path / "nowhere"))
 
 
@@ -325,7 +325,7 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
     assert done.stdout == f"report: {tmp_path / 'r.md'}\n"
     assert (tmp_path / "r.md").read_text().startswith("# ")
     for args, words in (
-        ((tmp_path / "nowhere",), "no run directory"),
+        ((tmp_path / "nowhere",), "there is no such folder or file"),
         ((analyzed_run, "--format", "pdf"), "there are html, svg, md, json"),
         ((analyzed_run, "--output", tmp_path), "cannot be written"),
     ):
