@@ -67,15 +67,19 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
             f"compare.seeds = {given.seeds} from seed = {config.seed} on: the last would be above "
             f"{2**32 - 1}, the largest seed there is."
         )
-    steps = config.mid_train.tokens // (config.mid_train.global_batch * config.context_length)
-    if given.points and given.points >= steps:
-        raise UserError(
-            f"compare.points = {given.points}: a mid-training of {steps} steps has fewer points "
-            "before its end."
-        )
     tasks = any(task.enabled for task in config.eval.tasks.values())
     if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
         raise UserError("compare: no task or benchmark is enabled, so no accuracy to compare.")
+    if config.mid_train.objective != "auto":
+        raise UserError(
+            f"mid_train.objective={config.mid_train.objective}: the arms of a comparison have an "
+            "objective each. Leave it at auto, and name the arms in compare.objectives."
+        )
+    if given.post_points and not given.post_train:
+        raise UserError(
+            "compare.post_points=true evaluates along the post-training: set "
+            "compare.post_train=true with it."
+        )
     if given.post_train and not enabled_post_steps(config):
         raise UserError("compare.post_train: sft, dpo and rlvr are all switched off.")
     if "more-rl" in given.objectives and not (given.post_train and config.rlvr.enabled):
@@ -111,6 +115,8 @@ def _check_variant(name: str, variant: VariantConfig, config: Config) -> None:
     if variant.arm not in made_from:
         raise UserError(f"{key}.arm = {variant.arm}: choose of {', '.join(made_from)}.")
     _check_arms(f"{key}.against", [variant.against], config)
+    if variant.against == name:
+        raise UserError(f"{key}.against = {name}: an arm less itself is 0; name another.")
     if variant.arm == "ntp" and (variant.ref or variant.ref_seed):
         raise UserError(f"{key}.ref: an arm made from ntp has no reference.")
     for role in ("base", "ref"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from pipelines.flywheel import CONTAMINATION, Stage
@@ -11,6 +12,10 @@ CHECK = f"{FOLDER}/{CONTAMINATION}"
 # Where an arm is evaluated besides along its annealing, and after what, in the order of its stages.
 AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 POINTS = tuple(AFTER)
+_POINT = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}
+_EVALUATION = re.compile(
+    rf"{FOLDER}/seed-(\d+)/([^/]+)/(?:({'|'.join(_POINT)})-eval|12-eval-(\d+-of-\d+))"
+)
 
 
 def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
@@ -47,13 +52,20 @@ def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[St
 
 
 def place(stage: Stage) -> tuple[str, int, str]:
-    """Arm, seed and point of an evaluation.
+    """Arm, seed and point of an evaluation, see `place_of`."""
+    found = place_of(stage.name)
+    assert found is not None
+    return found
 
-    `.../12-eval-1-of-4` is the point `1/4`, `.../15-eval` is `mid`, `.../25-eval` is `sft`,
-    `.../35-eval` is `dpo`, `.../50-eval` is `post`.
+
+def place_of(name: str) -> tuple[str, int, str] | None:
+    """Arm, seed and point of an evaluation by its name; None of another stage.
+
+    `compare/seed-0/ntp/12-eval-1-of-4` is the point `1/4` of seed 0, `.../15-eval` is `mid`,
+    `.../25-eval` is `sft`, `.../35-eval` is `dpo`, `.../50-eval` is `post`.
     """
-    folder, _, last = stage.name.rpartition("/")
-    point = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}.get(last[:2], "")
-    if last.startswith("12-eval-"):
-        point = last.removeprefix("12-eval-").replace("-of-", "/")
-    return folder.rpartition("/")[2], stage.config.seed, point
+    found = _EVALUATION.fullmatch(name)
+    if found is None:
+        return None
+    seed, arm, number, part = found.groups()
+    return arm, int(seed), part.replace("-of-", "/") if part else _POINT[number]

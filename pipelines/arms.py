@@ -35,7 +35,7 @@ from pipelines.flywheel import (
     with_contamination,
     with_objective,
 )
-from pipelines.recipe_rules import did_you_mean
+from pipelines.recipe_rules import check_one_step, check_points, did_you_mean
 from pipelines.run_dir import StageDir
 from pipelines.schema import Config
 
@@ -282,7 +282,12 @@ class _Seed:
         if arm in self.recipe.compare.variants:
             # Nobody evaluates the models along its way.
             mid = dataclasses.replace(own.mid_train, snapshots=0)
-            return dataclasses.replace(own, mid_train=mid)
+            own = dataclasses.replace(own, mid_train=mid)
+        try:
+            check_one_step(own.mid_train, own.context_length)
+            check_points(own.mid_train, own.context_length, "compare.points")
+        except UserError as error:
+            raise UserError(f"arm '{arm}': {error}") from error
         return own
 
     def _mid_stages(

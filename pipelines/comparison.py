@@ -63,6 +63,7 @@ class Comparison:
 
     Attributes:
         baselines: the arm that each is held against.
+        own_seeds: of each arm, those that it has a row of.
         accuracy: by task, and the average of the tasks.
         bits_per_byte: by domain.
         drawn: by measure of drawn answers, such as pass@8.
@@ -73,10 +74,16 @@ class Comparison:
     arms: list[str]
     baselines: list[str]
     seeds: list[int]
+    own_seeds: list[list[int]]
     accuracy: dict[str, Line]
     bits_per_byte: dict[str, Line]
     drawn: dict[str, Line]
     training: dict[str, Line]
+
+    @property
+    def same_seeds(self) -> bool:
+        """Whether the levels of the arms compare: all are of the same seeds."""
+        return all(seeds == self.seeds for seeds in self.own_seeds)
 
     @property
     def average(self) -> Line:
@@ -114,6 +121,7 @@ def _table(point: str, found: list[Row]) -> Comparison:
         arms=arms,
         baselines=[next(row.against for row in own.values()) for own in by_arm.values()],
         seeds=sorted({row.seed for row in found}),
+        own_seeds=[sorted(own) for own in by_arm.values()],
         accuracy=lines(_accuracies),
         bits_per_byte=lines(lambda row: row.bits_per_byte),
         drawn=lines(lambda row: row.drawn),
@@ -180,14 +188,17 @@ class Curve:
     """The average of one arm along the annealing.
 
     Attributes:
+        seeds: that the averages are over.
         parts: of the mid-training that were done, the last one 1.
         averages: means over seeds, with intervals.
         reaches_ntp: part after which the mean reaches NTP's final mean, between two points by a
-            straight line; None if it never does, or there is no NTP arm.
+            straight line; None if it never does, or there is nothing to reach: no NTP arm, or one
+            that was no lower at its first point.
         steps_to_ntp: the same in steps.
     """
 
     arm: str
+    seeds: list[int]
     parts: list[float]
     averages: list[Cell]
     reaches_ntp: float | None
@@ -199,27 +210,36 @@ def curves(found: Sequence[Row]) -> list[Curve]:
 
     Over the seeds that have every point of it; what it is to reach is NTP's end of those seeds.
     """
-    along = [row for row in found if row.point == "mid" or "/" in row.point]
-    final = {row.seed: row.average for row in along if row.arm == "ntp" and row.point == "mid"}
+    along: dict[str, dict[float, dict[int, Row]]] = {}
+    for row in found:
+        if row.point == "mid" or "/" in row.point:
+            along.setdefault(row.arm, {}).setdefault(_part(row.point), {})[row.seed] = row
     drawn = []
-    for arm in _arms(row for row in along if row.point != "mid"):
-        by_part: dict[float, dict[int, float]] = {}
-        for row in along:
-            if row.arm == arm:
-                by_part.setdefault(_part(row.point), {})[row.seed] = row.average
+    for arm in _arms(row for row in found if "/" in row.point):
+        by_part = along[arm]
         parts = sorted(by_part)
         seeds = sorted(set.intersection(*(set(by_part[part]) for part in parts)))
         if not seeds:
             continue
-        cells = [Cell(*mean_interval([by_part[part][s] for s in seeds])) for part in parts]
-        aims = [final[seed] for seed in seeds if seed in final]
-        aim = sum(aims) / len(aims) if len(aims) == len(seeds) else None
-        reached = _reaches(parts, [cell.mean for cell in cells], aim)
-        steps = max(row.steps for row in along if row.arm == arm)
+        cells = [Cell(*mean_interval([by_part[p][s].average for s in seeds])) for p in parts]
+        reached = _reaches(parts, [c.mean for c in cells], _aim(along.get("ntp", {}), seeds))
+        steps = max(row.steps for own in by_part.values() for row in own.values())
         drawn.append(
-            Curve(arm, parts, cells, reached, None if reached is None else round(reached * steps))
-        )
+            Curve(
+                arm, seeds, parts, cells, reached,
+                None if reached is None else round(reached * steps),
+            )
+        )  # fmt: skip
     return drawn
+
+
+def _aim(plain: dict[float, dict[int, Row]], seeds: list[int]) -> float | None:
+    """NTP's mean at its end over some seeds; None where it is not there or never rose to it."""
+    whole = [rows for _, rows in sorted(plain.items()) if all(seed in rows for seed in seeds)]
+    means = [sum(rows[seed].average for seed in seeds) / len(seeds) for rows in whole]
+    if not means or whole[-1] is not plain.get(1.0) or (len(means) > 1 and means[0] >= means[-1]):
+        return None
+    return means[-1] or None
 
 
 def _part(point: str) -> float:

@@ -22,6 +22,15 @@ from pipelines.schema import Config
 DEFAULT_CONFIG = "world"
 # How OmegaConf says that ${oc.env:NAME} has no value.
 UNSET = re.compile(r"Environment variable '(\w+)' not found")
+# How it says that a value is of the wrong type, and what is asked for.
+WRONG_TYPE = re.compile(
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+)
+WANTED = {
+    "Integer": "a whole number (write it without point and exponent)",
+    "Float": "a number",
+    "bool": "true or false",
+}
 # What a suite may set, all of section eval.
 MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
@@ -96,8 +105,9 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     assert isinstance(config, Config)
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
-    def refuse(key: str, message: str) -> NoReturn:
-        given = [where for patch, where in patches if _given(patch, key) is not None]
+    def refuse(key: str, message: str, *others: str) -> NoReturn:
+        keys = (key, *others)
+        given = [w for patch, w in patches if any(_given(patch, k) is not None for k in keys)]
         raise UserError(f"{given[-1] if given else path}: {message}")
 
     check_values(config, refuse)
@@ -118,7 +128,7 @@ def varied(config: Config, overrides: list[str], named: str) -> Config:
     found = OmegaConf.to_object(merged)
     assert isinstance(found, Config)
 
-    def refuse(key: str, message: str) -> NoReturn:
+    def refuse(key: str, message: str, *others: str) -> NoReturn:
         raise UserError(f"{named}: {message}")
 
     check_values(found, refuse)
@@ -208,7 +218,10 @@ def _parse_override(override: str) -> DictConfig:
     except UserError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        why = str(error)
+        if "{" in value and re.search(r":[^\s]", value):
+            why = "write a space after each colon, as in {set: [...], against: remit}."
+        raise UserError(f"override {override!r}: the value is not valid YAML: {why}") from error
 
 
 def override_keys(overrides: list[str]) -> list[str]:
@@ -236,36 +249,48 @@ def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         named = f" key '{key}':" if key else ""
-        raise UserError(f"{where}:{named} {_first_line(error)}") from error
+        raise UserError(f"{where}:{named} {_in_our_words(_first_line(error))}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _unknown_key(patch: DictConfig, base: DictConfig, where: str) -> tuple[str, str] | None:
+def _in_our_words(error: str) -> str:
+    """What OmegaConf says of a value of the wrong type, as a sentence for who wrote the value."""
+    found = WRONG_TYPE.match(error)
+    return f"{found[1]} is not {WANTED[found[2]]}." if found and found[2] in WANTED else error
+
+
+def _unknown_key(
+    patch: DictConfig, base: DictConfig, where: str, prefix: str = ""
+) -> tuple[str, str] | None:
     """First key of the patch that the schema lacks, with the nearest valid name."""
     typed = OmegaConf.get_type(base)
+    key: Any
     for key in patch:
-        known = not is_dataclass(typed) or str(key) in base
-        if not known:
-            return str(key), did_you_mean(str(key), [str(k) for k in base])
-        _check_list(key, patch, base, where)
-        section = is_dataclass(typed) and OmegaConf.is_dict(base._get_node(key))
-        if not OmegaConf.is_dict(patch._get_node(key)):
-            if section:
-                raise UserError(f"{where}: key '{key!s}' is a section of keys, not one value")
+        name = f"{prefix}{key!s}"
+        if is_dataclass(typed) and str(key) not in base:
+            return name, did_you_mean(str(key), [str(k) for k in base])
+        node, given = _node(base, key), patch._get_node(key)
+        if OmegaConf.is_interpolation(patch, key):
             continue
-        if section:
-            below = _unknown_key(patch[key], base[key], where)
+        if OmegaConf.is_list(node) and not OmegaConf.is_list(given):
+            raise UserError(f"{where}: key '{name}' is a list: write it in brackets, {name}=[...]")
+        if not OmegaConf.is_dict(node):
+            continue
+        if OmegaConf.is_dict(given):
+            below = _unknown_key(patch[key], node, where, f"{name}.")
             if below:
-                return f"{key!s}.{below[0]}", below[1]
+                return below
+        elif is_dataclass(typed) or is_dataclass(OmegaConf.get_type(node)):
+            raise UserError(f"{where}: key '{name}' is a section of keys, not one value")
     return None
 
 
-def _check_list(key: Any, patch: DictConfig, base: DictConfig, where: str) -> None:
-    wanted = key in base and OmegaConf.is_list(base._get_node(key))
-    given = OmegaConf.is_list(patch._get_node(key)) or OmegaConf.is_interpolation(patch, key)
-    if wanted and not given:
-        raise UserError(f"{where}: key '{key!s}' is a list: write it in brackets, {key!s}=[...]")
+def _node(base: DictConfig, key: Any) -> Any:
+    """What a key of the schema holds; of a table's entry that is not there, what it would."""
+    kind = base._metadata.element_type
+    node = base._get_node(key)
+    return OmegaConf.structured(kind) if node is None and is_dataclass(kind) else node
 
 
 def _first_line(error: Exception) -> str:

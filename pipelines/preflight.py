@@ -27,6 +27,7 @@ from pipelines.placement import (
 )
 from pipelines.process import num_cores, num_gpus
 from pipelines.quantities import quantity
+from pipelines.recipe_rules import check_one_step, check_points
 from pipelines.rewards import sandbox
 from pipelines.run_dir import RunDir
 from pipelines.runner import check_unchanged
@@ -260,14 +261,9 @@ def _check_batches(stage: Stage) -> None:
     if not isinstance(settings, TrainConfig) or adopts:
         return
     if isinstance(settings, (PretrainConfig, MidTrainConfig)):
-        one_step = settings.global_batch * stage.config.context_length
-        if settings.tokens < one_step:
-            section = "pretrain" if stage.kind == "pretrain" else "mid_train"
-            raise UserError(
-                f"{section}.tokens = {settings.tokens} is less than one step of "
-                f"{settings.global_batch} x {stage.config.context_length} = {one_step} tokens "
-                f"({section}.global_batch sequences of context_length)."
-            )
+        check_one_step(settings, stage.config.context_length)
+        if stage.kind != "score":
+            check_points(settings, stage.config.context_length)
     if stage.kind == "score":
         return
     if settings.global_batch % ranks:

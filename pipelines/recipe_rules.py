@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.schema import Config
+from pipelines.errors import UserError
+from pipelines.schema import Config, MidTrainConfig, PretrainConfig, num_steps
 from pipelines.schema.launch import STAGE_KINDS
 
-# (key, message) -> raises UserError, naming where the value was given.
-Refuse = Callable[[str, str], NoReturn]
+# (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
+Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -60,6 +61,47 @@ def check_values(config: Config, refuse: Refuse) -> None:
         check(config, refuse)
 
 
+def check_one_step(settings: PretrainConfig | MidTrainConfig, context_length: int) -> None:
+    """
+    Raises:
+        UserError: the tokens are not enough for a step.
+    """
+    section = _section(settings)
+    one_step = settings.global_batch * context_length
+    if settings.tokens < one_step:
+        raise UserError(
+            f"{section}.tokens = {settings.tokens} is less than one step of "
+            f"{settings.global_batch} x {context_length} = {one_step} tokens "
+            f"({section}.global_batch sequences of context_length)."
+        )
+
+
+def check_points(
+    settings: PretrainConfig | MidTrainConfig, context_length: int, key: str = ""
+) -> None:
+    """
+    Args:
+        key: what sets the number of models along the training, if not the section itself.
+
+    Raises:
+        UserError: as many as its steps, or more.
+    """
+    section = _section(settings)
+    snapshots = settings.snapshots if isinstance(settings, MidTrainConfig) else 0
+    points = snapshots or settings.keep_points
+    steps = num_steps(settings, context_length)
+    if points >= steps:
+        key = key or f"{section}.{'snapshots' if snapshots else 'keep_points'}"
+        raise UserError(
+            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
+            f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
+        )
+
+
+def _section(settings: PretrainConfig | MidTrainConfig) -> str:
+    return "pretrain" if isinstance(settings, PretrainConfig) else "mid_train"
+
+
 def _check_names(config: Config, refuse: Refuse) -> None:
     for tracker in config.report_to:
         if tracker not in TRACKERS:
@@ -82,12 +124,14 @@ def _check_model(config: Config, refuse: Refuse) -> None:
             "model.num_heads",
             f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
             f"{shape.num_heads}",
+            "model.hidden_size",
         )
     if shape.num_heads % shape.num_kv_heads:
         refuse(
             "model.num_kv_heads",
             f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
             f"{shape.num_kv_heads}",
+            "model.num_heads",
         )
 
 
@@ -117,6 +161,7 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.global_batch",
             f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
             f"rlvr.num_generations = {rlvr.num_generations}",
+            "rlvr.num_generations",
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
         refuse(
@@ -128,6 +173,7 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.max_completion_length",
             f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
             f"prompt in context_length = {config.context_length}",
+            "context_length",
         )
 
 

@@ -222,7 +222,7 @@ def compare(
 
 @app.command("analyze", rich_help_panel=LOOP)
 def analyze(
-    run: Annotated[Path, typer.Argument(help="The run directory of a flywheel.")],
+    run: options.FlywheelRun,
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
@@ -303,7 +303,7 @@ def doctor(run_dir: options.RunDirectory = None, json: options.Json = False) -> 
 
 @app.command("status", rich_help_panel=LOOP)
 def status(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: options.AnyRun,
     once: Annotated[
         bool, typer.Option("--once", help="Do not follow a run that is in work.")
     ] = False,
@@ -320,10 +320,7 @@ def status(
 
 @app.command("report", rich_help_panel=LOOP)
 def report(
-    run: Annotated[
-        list[Path],
-        typer.Argument(help="A run directory; or rows of comparisons, one or more rows.jsonl."),
-    ],
+    run: options.Reported,
     form: options.Format = "html",
     output: options.Output = None,
     arms: options.Arms = None,
@@ -340,8 +337,11 @@ def report(
     from pipelines.report import Wanted
     from remit_cli.session import draw_report
 
-    shown = [None if given is None else given.split(",") for given in (arms, seeds)]
-    wanted = Wanted(form, not no_text, shown[0], against, shown[1], chart)
+    shown_arms, shown_seeds = (
+        None if given is None else [name.strip() for name in given.split(",")]
+        for given in (arms, seeds)
+    )
+    wanted = Wanted(form, not no_text, shown_arms, against, shown_seeds, chart)
     draw_report(run, wanted, output, open_page)
 
 

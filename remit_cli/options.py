@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
+
+def _path(text: str) -> Path:
+    """A path that was given; the empty text of an unset variable would be the current folder."""
+    if not text:
+        raise typer.BadParameter("the empty text names no path (is a variable not set?).")
+    return Path(text)
+
+
 Config = Annotated[
     str, typer.Option("--config", help="A recipe: a name of configs/ or a path to a YAML file.")
 ]
 RunDirectory = Annotated[
     Path | None,
-    typer.Option("--run-dir", help="Where everything is written. Default: runs/<config name>."),
+    typer.Option(
+        "--run-dir",
+        parser=_path,
+        help="Where everything is written. Default: runs/<config name>.",
+    ),
 ]
 Gpus = Annotated[
     int | None,
@@ -32,6 +44,18 @@ OptionalBase = Annotated[
 ]
 OptionalRef = Annotated[
     str | None, typer.Option("--ref", help="CKPT of the RL-tuned model that weights the tokens.")
+]
+FlywheelRun = Annotated[
+    Path, typer.Argument(parser=_path, metavar="RUN", help="The run directory of a flywheel.")
+]
+AnyRun = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="A run directory.")]
+Reported = Annotated[
+    list[Path],
+    typer.Argument(
+        parser=_path,
+        metavar="RUN",
+        help="A run directory; or rows of comparisons, one or more rows.jsonl.",
+    ),
 ]
 ComparedBase = Annotated[
     str | None, typer.Option("--base", help="CKPT of the base that all arms start from.")
@@ -67,7 +91,8 @@ PerStage = Annotated[
     bool, typer.Option("--per-stage", help="A job for each stage of flywheel, and submit.sh.")
 ]
 ScriptFolder = Annotated[
-    Path | None, typer.Option("--output", help="Folder of the scripts. Default: RUN/slurm.")
+    Path | None,
+    typer.Option("--output", parser=_path, help="Folder of the scripts. Default: RUN/slurm."),
 ]
 Words = Annotated[
     list[str] | None,
@@ -82,6 +107,7 @@ Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
+        parser=_path,
         help="Where to write. Default: RUN/report/index.html, .svg, .md or .json; of rows, beside "
         "the file.",
     ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -23,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import summary
+from pipelines.arm_stages import FOLDER
 from pipelines.comparison import Comparison, curves
 from pipelines.doctor import Check
 from pipelines.errors import Interrupted, StageFailed, UserError
@@ -43,6 +45,17 @@ MARKS = {
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
+
+
+# Characters of a stage's name beside the other columns of a plan, in a line of 80.
+MOST_NAME = 38
+
+
+def _planned_name(stage: str) -> str:
+    """Of a comparison without the folder that all its stages have; a long one in two lines."""
+    name = stage.removeprefix(f"{FOLDER}/")
+    folder, _, last = name.rpartition("/")
+    return name if len(name) <= MOST_NAME else f"{folder}/\n  {last}"
 
 
 def failure_facts(failed: StageFailed) -> dict[str, Any]:
@@ -174,14 +187,17 @@ class Screen:
         })  # fmt: skip
 
     def plan(self, predicted: Estimate, run: RunDir) -> None:
-        table = Table(title=f"plan, {quantity(predicted.parameters)} parameters")
+        table = Table(
+            title=f"plan, {quantity(predicted.parameters)} parameters", box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0), pad_edge=False,
+        )  # fmt: skip
         for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
             left = heading in ("stage", "state")
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for s in predicted.stages:
             table.add_row(
-                s.stage, quantity(s.tokens), quantity(s.flops), f"{quantity(s.disk_bytes)}B",
-                duration(s.seconds), s.state,
+                _planned_name(s.stage), quantity(s.tokens), quantity(s.flops),
+                f"{quantity(s.disk_bytes)}B", duration(s.seconds), s.state,
             )  # fmt: skip
         totals = {
             "tokens": sum(s.tokens for s in predicted.stages),
@@ -193,11 +209,12 @@ class Screen:
         table.add_row(
             f"{len(predicted.stages)} stages", quantity(totals["tokens"]),
             quantity(totals["flops"]), f"{quantity(totals['disk_bytes'])}B",
-            duration(totals["seconds"]), f"{duration(predicted.seconds_left)} left",
+            duration(totals["seconds"]), "",
         )  # fmt: skip
         self.console.print(table)
         self.console.print(
-            f"Time at {quantity(predicted.flops_per_second)}FLOP/s, {predicted.rate_source}; "
+            f"{duration(predicted.seconds_left)} left. Time at "
+            f"{quantity(predicted.flops_per_second)}FLOP/s, {predicted.rate_source}; "
             f"run directory {escape(str(run.root))}; nothing was started."
         )
         self._emit({

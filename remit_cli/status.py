@@ -3,50 +3,92 @@
 from __future__ import annotations
 
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines import ledger, summary
+from pipelines.arm_stages import FOLDER, place_of
 from pipelines.progress import read_progress, stage_state
 from pipelines.quantities import duration
 from pipelines.run_dir import RunDir, lock_holder
 from remit_cli.headline import headline
-from remit_cli.tables import score_table
+from remit_cli.tables import arm_table, score_table
 
 
 def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
-    """Every stage that was begun, what runs now, and the scores so far; and the same as values."""
+    """Every stage that was begun, how many of the plan are done, what runs now, and the scores so
+    far; and the same as values.
+    """
     last = {e["stage"]: e for e in ledger.read(run.ledger) if e["event"] != "skip"}
     holder = lock_holder(run)
-    table = Table(title=str(run.root))
+    table = Table(
+        title=str(run.root), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )  # fmt: skip
     for heading in ("stage", "state", "time", "result"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     stages: dict[str, Any] = {}
     for name in last:
         state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
         time_shown = "" if seconds is None else duration(seconds)
-        table.add_row(name, state, time_shown, escape(words))
+        table.add_row(name.removeprefix(f"{FOLDER}/"), state, time_shown, escape(words))
         stages[name] = {"state": state, "seconds": seconds, "result": words}
         at = read_progress(run.stage(name)) if state == "running" else None
         if at:
             stages[name] |= vars(at)
+    plans = _plans(run)
     shown: list[RenderableType] = [
         table,
+        *(f"{name}: {p['done']} of {p['stages']} stages" for name, p in plans.items()),
         escape(f"running: {holder}") if holder else "nothing is running.",
     ]
-    columns = summary.columns(summary.read_results(run, list(last)))
+    results = summary.read_results(run, list(last))
+    columns = summary.columns({n: r for n, r in results.items() if place_of(n) is None})
     if columns:
         shown.append(score_table(columns))
+    averages = {
+        place: result["average"]
+        for name, result in results.items()
+        if (place := place_of(name)) is not None and "average" in result
+    }
+    if averages:
+        shown.append(arm_table(averages))
     values = {
         "status": "running" if holder else "idle",
         "holder": holder,
         "run_dir": str(run.root),
+        "plans": plans,
         "stages": stages,
     }
     return Group(*shown), values
+
+
+def _plans(run: RunDir) -> dict[str, dict[str, int]]:
+    """By command, the stages of its plan and how many of them are done."""
+    paths = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}
+    found = {}
+    for command, path in paths.items():
+        if path.is_file():
+            names = _planned(path, path.stat().st_mtime_ns)
+            done = sum(run.stage(name).is_complete() for name in names)
+            found[command] = {"done": done, "stages": len(names)}
+    return found
+
+
+@cache
+def _planned(path: Path, written: int) -> list[str]:
+    """The names of a plan's stages; kept, since who follows a run looks twice a second.
+
+    Args:
+        written: when; a new plan is read again.
+    """
+    names = [stage["name"] for stage in RunDir.read_plan(path)["stages"]]
+    return [name for name in names if ledger.is_name(name)]
 
 
 def _stage_status(

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import summary
-from pipelines.arm_stages import AFTER
+from pipelines.arm_stages import AFTER, POINTS
 from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
 from pipelines.row import Row
 
@@ -72,6 +72,32 @@ def task_table(column: summary.Column) -> Table:
         table.add_row(f"bits/byte {domain}", f"{value['bits_per_byte']:.4f}", "", "")
     table.caption = _notes([column])
     return table
+
+
+# Points of an arm that fit into 80 characters: the last ones.
+MOST_POINTS = 8
+
+
+def arm_table(averages: dict[tuple[str, int, str], float]) -> Table:
+    """Average accuracy by arm, seed and point. Rows: arms of a seed. Columns: points."""
+    points = sorted({point for _, _, point in averages}, key=_place)[-MOST_POINTS:]
+    table = Table(
+        title="average accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("arm", min_width=10)
+    for heading in ("seed", *points):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for arm, seed in dict.fromkeys((arm, seed) for arm, seed, _ in averages):
+        found = [averages.get((arm, seed, point)) for point in points]
+        shown = ("-" if average is None else f"{100 * average:.1f}" for average in found)
+        table.add_row(escape(arm), str(seed), *shown)
+    return table
+
+
+def _place(point: str) -> tuple[int, float]:
+    """Where a point stands among those of an arm: along the annealing first."""
+    done, _, whole = point.partition("/")
+    return (0, int(done) / int(whole)) if whole else (1 + POINTS.index(point), 0)
 
 
 # Arms beside each other that fit into 80 characters, with intervals and without; and the most

@@ -394,7 +394,14 @@ def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
     [
         (("mid_train.epss=0.1",), ["'mid_train.epss'", "Did you mean 'eps'"]),
         (("eval.zero_stage=2",), ["'eval.zero_stage'"]),
-        (("mid_train.eps=much",), ["'mid_train.eps'", "much"]),
+        (("mid_train.eps=much",), ["'mid_train.eps': much is not a number"]),
+        (("mid_train.tokens=1e4",), ["'mid_train.tokens': 10000.0 is not a whole number"]),
+        (("sft.enabled=maybe",), ["'sft.enabled': maybe is not true or false"]),
+        (("compare.variants.a=remit",), ["'compare.variants.a' is a section of keys"]),
+        (("compare.variants.a={set: x.y=1}",), ["compare.variants.a.set=[...]"]),
+        (("compare.variants.a={st: [x.y=1]}",), ["'compare.variants.a.st'", "mean 'set'"]),
+        (("compare.variants.a={arm:ntp}",), ["unknown key", "'compare.variants.a.arm:ntp'"]),
+        (("compare.variants.a={set:[x.y=1]}",), ["write a space after each colon"]),
         (("seed",), ["'seed'", "key=value"]),
         (("--iterations", "-1"), ["--iterations -1"]),
         (("flywheel.baseline=false",), ["flywheel.baseline=false", "--ref"]),
@@ -421,6 +428,12 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("eval.tasks.world.max_new_tokens=0", "eval.tasks.world.max_new_tokens = 0"),
         ("eval.tasks.world.base_template=Answer", "must contain {prompt}"),
         ("mid_train.tokens=100", "mid_train.tokens = 100 is less than one step"),
+        ("rlvr.num_generations=3", "must be a multiple of rlvr.num_generations = 3"),
+        ("model.hidden_size=33", "model.hidden_size = 33 must be a multiple"),
+        ("context_length=16", "leaves no room for a prompt in context_length = 16"),
+        ("mid_train.keep_points=20", "mid_train.keep_points = 20: a training of 20 steps"),
+        ("mid_train.snapshots=20", "mid_train.snapshots = 20: a training of 20 steps"),
+        ("pretrain.keep_points=99", "pretrain.keep_points = 99: a training of 20 steps"),
         ("rlvr.use_vllm=true", "needs the package vllm"),
         ("stage.name=a@b", "stage.name = 'a@b' names a folder"),
         ("stage.name=../up", "stage.name = '../up' names a folder"),
@@ -525,6 +538,24 @@ def test_run_dir_that_cannot_be_made(refuse: Refuse, tmp_path: Path, run_dir: st
     path = run_dir.format(tmp=tmp_path)
     refuse("pretrain-ckpt", *TINY, "--run-dir", path, words=["--run-dir", path])
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("flywheel", *TINY, "--run-dir"), ("plan", *TINY, "--run-dir"),
+        ("launch", "--slurm", "flywheel", *TINY, "--run-dir"), ("launch", "--slurm", "--output"),
+        ("doctor", "--run-dir"), ("analyze",), ("status",), ("report",),
+        ("report", "x", "--output"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(
+    remit: Callable[..., Any], here: Path, args: tuple[str, ...]
+) -> None:
+    done = remit(*args, "", cwd=here)
+    assert done.returncode == 2 and "the empty text names no path" in done.stderr
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

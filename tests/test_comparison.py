@@ -23,6 +23,10 @@ from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.flywheel import Stage, plan_flywheel, sources_of
 from pipelines.identity import identity_fields
 from pipelines.preflight import check_plan
+from pipelines.report import charts
+from pipelines.report.blocks import Dot, DotPlot, LineChart, Table
+from pipelines.report.objectives import section
+from pipelines.report.record import record_of_rows
 from pipelines.row import Row, parsed
 from pipelines.rows import check_kept, collected, read_rows, rows_there, shown, write_rows
 from pipelines.run_dir import RunDir
@@ -143,6 +147,10 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     assert drawn["remit"].reaches_ntp == pytest.approx(0.75)
     assert drawn["remit"].steps_to_ntp == 30
     assert drawn["kd"].reaches_ntp is None
+    # There is nothing to reach where NTP did not rise to its end.
+    for level in (0.0, 0.1):
+        flat = [row(arm, 0, level, point=p) for arm in ("ntp", "remit") for p in ("1/2", "mid")]
+        assert [curve.steps_to_ntp for curve in curves(flat)] == [None, None]
     assert curves([row("ntp", 0, 0.4)]) == []
     # An arm with some of the seeds is to reach what NTP reached with those.
     more = [row("ntp", 1, 0.1, point="1/2"), row("ntp", 1, 0.9)]
@@ -163,6 +171,9 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("points=999999",), ["compare.points = 999999", "2 steps"]),
+        (("mid_train.tokens=100", "points=3"), ["mid_train.tokens = 100 is less than one step"]),
+        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.objectives"]),
+        (("post_points=true",), ["compare.post_points=true", "compare.post_train=true"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
         (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
@@ -205,6 +216,20 @@ def test_equal_flops_that_are_less_than_a_step_name_the_arm(tiny_model: Path) ->
         planned(
             tiny_model, "compare.objectives=[miniplm]", "compare.budget=flops",
             "mid_train.tokens=1024", "compare.points=0",
+        )  # fmt: skip
+
+
+def test_points_before_the_last_step(tiny_model: Path) -> None:
+    # 20,000 tokens are 20 steps of 1,024, the last of them not full.
+    stages = planned(tiny_model, "compare.objectives=[ntp]", "compare.points=19")
+    assert sum(stage.kind == "evaluate" for stage in stages.values()) == 20
+    with pytest.raises(UserError, match=r"arm 'ntp': compare.points = 20: .* 20 steps"):
+        planned(tiny_model, "compare.objectives=[ntp]", "compare.points=20")
+    # Under equal FLOPs MiniPLM has 14 steps where ReMiT has 24.
+    with pytest.raises(UserError, match=r"arm 'miniplm': compare.points = 14: .* 14 steps"):
+        planned(
+            tiny_model, "compare.objectives=[remit,miniplm]", "compare.budget=flops",
+            "mid_train.tokens=24576", "compare.points=14",
         )  # fmt: skip
 
 
@@ -456,6 +481,7 @@ def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
         ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
         ({"a": {"set": ["mid_train.eps=7"]}}, ["compare.variants.a.set", "at most 1"]),
+        ({"a": {"set": ["mid_train.tokens=100"]}}, ["arm 'a'", "100 is less than one step"]),
         ({"a": {"arm": "more-rl"}}, ["compare.variants.a.arm", "more-rl"]),
         ({"a": {"ref": "more-rl"}}, ["more-rl"]),
         ({"a": {"arm": "ntp", "ref": "ntp"}}, ["has no reference"]),
@@ -463,6 +489,7 @@ def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
         ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "keeps 3 models"]),
         ({"a": {"ref": "remt"}}, ["compare.variants.a.ref", "remt", "remit"]),
         ({"a": {"ref": "base", "ref_seed": 1}}, ["ref_seed"]),
+        ({"a": {"against": "a"}}, ["compare.variants.a.against = a", "name another"]),
         ({"a": {"against": "b"}}, ["compare.variants.a.against", "'b'"]),
         ({"remit": {}}, ["'remit' is taken"]),
         ({"x/y": {}}, ["names a folder"]),
@@ -563,6 +590,39 @@ def test_a_row_that_is_one(tmp_path: Path) -> None:
     assert parsed(path, "rows") == [Row(**GOOD_ROW), Row(**quarter)]
 
 
+def test_levels_of_different_seeds_say_so(tmp_path: Path) -> None:
+    def drawn(found: list[Row]) -> dict[str, Any]:
+        blocks = section(record_of_rows([tmp_path / "rows.jsonl"], found)).blocks
+        return {block.title: block for block in blocks if isinstance(block, Table | LineChart)}
+
+    same = [
+        row(arm, seed, 0.5, point=point)
+        for arm in ("ntp", "kd") for seed in range(10) for point in ("1/2", "mid")
+    ]  # fmt: skip
+    levels, along = "Accuracy in percent after mid-training", "Accuracy along the annealing"
+    assert drawn(same)[levels].columns == ["task", "ntp", "kd"]
+    assert "do not compare" not in drawn(same)[levels].note + drawn(same)[along].note
+    fewer = drawn([r for r in same if r.arm == "ntp" or r.seed < 5])
+    assert fewer[levels].columns == ["task", "ntp (10)", "kd (5)"]
+    assert "Levels of different seeds do not compare" in fewer[levels].note
+    assert fewer[along].note == "Seeds: ntp 10, kd 5. Lines of different seeds do not compare."
+
+
+def test_the_names_of_both_arms_of_a_difference_are_drawn() -> None:
+    label = "continued-2 - ntp-continued-2"
+    plot = DotPlot("", "", [Dot(label, 1.0, 0.5, "+1.0"), Dot("kd - ntp", 0.0, 0.5, "+0.0")], 0.0)
+    drawn = charts.dots(plot)
+    assert drawn.left > charts.CHARACTER * len(label) and drawn.right - drawn.left > 100
+    assert len(label) < charts.MOST_LABEL
+
+
+def test_a_variant_has_the_colour_of_no_arm_of_the_table(tmp_path: Path) -> None:
+    found = [row("ntp", 0, 0.1), row("rho1", 0, 0.2), row("mine", 0, 0.3)]
+    blocks = section(record_of_rows([tmp_path / "rows.jsonl"], found)).blocks
+    (plot,) = (block for block in blocks if isinstance(block, DotPlot))
+    assert {dot.label: dot.colour for dot in plot.dots} == {"rho1": 2, "mine": 7}
+
+
 def test_what_the_training_of_arms_left_is_compared() -> None:
     found = [
         replace(row("ntp", 0), training={"SFT loss, first": 1.75}),
@@ -659,9 +719,22 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
         ((files[0], tmp_path), "one run directory, or files of rows"),
         ((files[0], "--output", files[0]), "name another"),
         ((files[0], "--against", "kd"), "no row is of that arm"),
+        ((files[0], "--arms", "ntp, kd"), "--arms kd: no row is of that arm"),
+        ((files[0], "--seeds", "0, 7"), "--seeds 7: no row is of that seed"),
+        ((tmp_path / "nowhere.jsonl",), "nowhere.jsonl: there is no such folder or file"),
     ):
         wrong = remit("report", *args)
         assert wrong.returncode == 2 and words in " ".join(wrong.stderr.split())
+
+
+def test_a_run_without_a_comparison_has_no_arms_to_choose(
+    remit: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "ledger.jsonl").write_text("")
+    for option, name in (("--arms", "ntp"), ("--against", "ntp"), ("--seeds", "0")):
+        wrong = remit("report", tmp_path, option, name)
+        assert wrong.returncode == 2
+        assert f"{option} chooses of a comparison, and {tmp_path} has none" in wrong.stderr
 
 
 def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:
@@ -669,6 +742,11 @@ def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> 
                    "objectives=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
     names = [stage["stage"] for stage in values["stages"]]
     assert "compare/seed-1/remit/10-mid-train" in names and len(names) == 17
+    drawn = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=1", "seed=20",
+                  "mid_train.reference=cached", "objectives=[miniplm]", cwd=tmp_path,
+                  env={"COLUMNS": "80"}, check=True).stdout  # fmt: skip
+    lines = [line.split()[:1] for line in drawn.splitlines()]
+    assert ["seed-20/ntp/10-mid-train"] in lines and ["10-mid-train-score-small"] in lines
     assert list(tmp_path.iterdir()) == []
 
 

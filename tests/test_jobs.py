@@ -219,7 +219,7 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
     small = ["--config", "world-tiny", "--run-dir", "run", "context_length=64"]
     chain = [
         ["pretrain-ckpt", *small, "--base", str(tiny_model)],
-        ["mid-train", *small, "--base", "run/base", "mid_train.tokens=512"],
+        ["mid-train", *small, "--base", "run/base", "mid_train.tokens=1024"],
         ["post-train", *small, "--base", "run/base", "sft.steps=1", "dpo.steps=1", "rlvr.steps=1",
          "rlvr.global_batch=4", "dpo.heldout_pairs=1"],
         ["eval", *small, "--model", "run/mid-train", "eval.tasks.world.limit=10",

@@ -45,7 +45,15 @@ def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None 
     """
     wanted = wanted or Wanted()
     _check_form(wanted)
+    if not run.root.exists():
+        raise UserError(f"{run.root}: there is no such folder or file.")
     record = read_record(run)
+    chosen = {"--arms": wanted.arms, "--against": wanted.against, "--seeds": wanted.seeds}
+    given = [option for option, value in chosen.items() if value is not None]
+    if given and not record.rows:
+        raise UserError(
+            f"{given[0]} chooses of a comparison, and {run.root} has none: leave it out."
+        )
     found = rows.shown(record.rows, wanted.arms, wanted.against, wanted.seeds)
     path = output or run.root / "report" / f"index.{wanted.form}"
     return _write(compose(replace(record, rows=found), wanted.with_text), wanted, path)

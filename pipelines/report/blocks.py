@@ -61,7 +61,7 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     """Attributes:
-    colour: number in the palette; 0 is the baseline's grey.
+    colour: number in the palette; 0 is the baseline's grey, 7 that of arms of one's own.
     """
 
     name: str

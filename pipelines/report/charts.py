@@ -15,7 +15,7 @@ LABEL_STEP = 13.0
 ROW = 26.0
 # Of the texts at both sides of a dot plot: room for a character, and to the dots; the most of a
 # label that is shown.
-CHARACTER, DOT_GAP, MOST_LABEL = 6.9, 14.0, 21
+CHARACTER, DOT_GAP, MOST_LABEL = 6.9, 14.0, 32
 # More points than this have a band for their intervals, fewer have whiskers.
 MOST_WHISKERS = 12
 

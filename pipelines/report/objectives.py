@@ -35,8 +35,8 @@ from pipelines.report.verdict import points
 from pipelines.row import Row
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
-# Arms of one's own have no colour of theirs.
-VARIANT = 2
+# Arms of one's own share a colour that is no arm's of the table.
+VARIANT = 7
 # Measures that are no share of questions, with their unit.
 UNITS = {"entropy": "nats"}
 
@@ -157,7 +157,15 @@ def _levels(table: Comparison) -> Table:
     ]
     strong = [list(table.accuracy).index(AVERAGE)]
     title = f"Accuracy in percent after {AFTER[table.point]}"
-    return Table(title, ["task", *table.arms], rows, strong, _seeds(table))
+    if table.same_seeds:
+        return Table(title, ["task", *table.arms], rows, strong, _seeds(table))
+    counted = zip(table.arms, table.own_seeds, strict=True)
+    return Table(
+        title, ["task", *(f"{arm} ({len(seeds)})" for arm, seeds in counted)], rows, strong,
+        "Means over the seeds of each arm, their number in brackets, with 95% intervals over seeds "
+        "(Student's t). Levels of different seeds do not compare; the differences do, which are "
+        "paired by seed.",
+    )  # fmt: skip
 
 
 def _by_task(table: Comparison) -> list[Block]:
@@ -233,14 +241,19 @@ def _annealing(drawn: list[Curve]) -> list[Block]:
         for c in drawn
         if c.steps_to_ntp is not None and c.arm != "ntp"
     ]
-    note = (
-        f"Plain mid-training's final accuracy is reached by {', '.join(reached)}: where the mean "
-        "over seeds does, on a straight line between two points."
-    )
+    notes = []
+    if reached:
+        notes.append(
+            f"Plain mid-training's final accuracy is reached by {', '.join(reached)}: where the "
+            "mean over seeds does, on a straight line between two points."
+        )
+    if any(c.seeds != drawn[0].seeds for c in drawn):
+        counts = ", ".join(f"{c.arm} {len(c.seeds)}" for c in drawn)
+        notes.append(f"Seeds: {counts}. Lines of different seeds do not compare.")
     return [
         LineChart(
             "Accuracy along the annealing", "percent of the mid-training done",
-            "average accuracy, percent", series, note=note if reached else "", limits=PERCENT,
+            "average accuracy, percent", series, note=" ".join(notes), limits=PERCENT,
         )
     ]  # fmt: skip
 

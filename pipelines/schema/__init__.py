@@ -23,6 +23,7 @@ from pipelines.schema.training import (
     SftConfig,
     TrainConfig,
     micro_batch_rows,
+    num_steps,
     pool_factor,
     sees_micro_batches,
     uses_score_cache,
@@ -34,8 +35,8 @@ __all__ = [
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
     "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
     "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "VariantConfig", "micro_batch_rows", "pool_factor", "sees_micro_batches",
-    "uses_score_cache", "whole_step_tokens",
+    "TrainConfig", "VariantConfig", "micro_batch_rows", "num_steps", "pool_factor",
+    "sees_micro_batches", "uses_score_cache", "whole_step_tokens",
 ]  # fmt: skip
 
 

@@ -171,10 +171,14 @@ def sees_micro_batches(mid: MidTrainConfig) -> bool:
     return mid.objective == "rho1" or (mid.objective == "remit" and over_a_batch)
 
 
+def num_steps(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+    """Optimizer steps for the tokens asked for, rounded up to whole steps."""
+    return -(-settings.tokens // (settings.global_batch * context_length))
+
+
 def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
-    """The tokens that are trained on: those asked for, rounded up to whole steps."""
-    step = settings.global_batch * context_length
-    return -(-settings.tokens // step) * step
+    """The tokens that are trained on: those of all steps."""
+    return num_steps(settings, context_length) * settings.global_batch * context_length
 
 
 def uses_score_cache(mid: MidTrainConfig) -> bool:

@@ -21,10 +21,10 @@ from pipelines.data.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.selection import difference_score, top_half
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.schema import MidTrainConfig, pool_factor, uses_score_cache
+from pipelines.schema import MidTrainConfig, num_steps, pool_factor, uses_score_cache
 from pipelines.stages import StageJob
 from pipelines.stages.mid_trainer import MidTrainer
-from pipelines.stages.packed_data import num_steps, packed
+from pipelines.stages.packed_data import packed
 from pipelines.stages.reported import first_and_last, token_facts, training_facts
 from pipelines.stages.score import score_key
 
@@ -37,7 +37,7 @@ def run(job: StageJob) -> dict[str, Any]:
     reference = load_reference(job, num_tokens=len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
-        steps=num_steps(settings, config), schedule="linear",
+        steps=num_steps(settings, config.context_length), schedule="linear",
         # Batches bring what the loss reads, not only what the forward names.
         remove_unused_columns=False,
     )  # fmt: skip

@@ -16,12 +16,6 @@ from pipelines.schema import Config, MidTrainConfig, PretrainConfig, whole_step_
 from pipelines.stages import StageJob
 
 
-def num_steps(settings: PretrainConfig | MidTrainConfig, config: Config) -> int:
-    """Optimizer steps for the configured tokens, rounded up to whole steps."""
-    step = settings.global_batch * config.context_length
-    return whole_step_tokens(settings, config.context_length) // step
-
-
 def packed(
     job: StageJob,
     key: str,

@@ -8,10 +8,11 @@ from transformers import TrainingArguments
 
 from pipelines import engine
 from pipelines.callbacks import SnapshotWriter
+from pipelines.schema import num_steps
 from pipelines.stages import StageJob
 from pipelines.stages.base_model import adopt, new_model, new_tokenizer
 from pipelines.stages.mid_trainer import MidTrainer
-from pipelines.stages.packed_data import num_steps, packed
+from pipelines.stages.packed_data import packed
 from pipelines.stages.reported import first_and_last, token_facts, training_facts
 
 
@@ -22,7 +23,7 @@ def run(job: StageJob) -> dict[str, Any]:
     config, settings = job.config, job.config.pretrain
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
-        steps=num_steps(settings, config), schedule="constant_with_warmup",
+        steps=num_steps(settings, config.context_length), schedule="constant_with_warmup",
     )  # fmt: skip
     tokenizer = new_tokenizer(job)
     dataset = packed(job, "pretrain", settings, tokenizer)

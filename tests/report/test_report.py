@@ -34,10 +34,11 @@ from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
 from pipelines.row import Row
 from pipelines.rows import write_rows
-from pipelines.run_dir import RunDir, write_json
+from pipelines.run_dir import RunDir, write_json, write_yaml
 from pipelines.runner import write_plan
 from remit_cli.session import draw_report, show_status
 from remit_cli.status import status_of
+from remit_cli.tables import arm_table
 
 FORMATS = ("html", "md", "json")
 
@@ -313,7 +314,7 @@ def test_a_run_where_nothing_is_done(tmp_path: Path) -> None:
     ledger.append(tmp_path / "ledger.jsonl", "start", "base", kind="pretrain")
     page = said(tmp_path, "html")
     assert "No verdict yet" in page and "ended" in page
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="there is no such folder or file"):
         write_report(RunDir(tmp_path / "nowhere"))
 
 
@@ -324,7 +325,7 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
     assert done.stdout == f"report: {tmp_path / 'r.md'}\n"
     assert (tmp_path / "r.md").read_text().startswith("# ")
     for args, words in (
-        ((tmp_path / "nowhere",), "no run directory"),
+        ((tmp_path / "nowhere",), "there is no such folder or file"),
         ((analyzed_run, "--format", "pdf"), "there are html, svg, md, json"),
         ((analyzed_run, "--output", tmp_path), "cannot be written"),
     ):
@@ -438,6 +439,31 @@ def test_status_and_report_have_the_same_time(tmp_path: Path) -> None:
         text.print(shown)
     row = next(line for line in captured.get().splitlines() if " old " in line)
     assert "0s" not in row
+
+
+def test_status_of_a_comparison(tmp_path: Path) -> None:
+    arms = ["ntp", "kd", "miniplm", "rho1", "sft", "remit"]
+    steps = ["12-eval-1-of-2", "15-eval", "50-eval"]
+    names = [f"compare/seed-{seed}/{arm}/{s}" for seed in (0, 10) for arm in arms for s in steps]
+    run = evaluated(tmp_path / "run", dict.fromkeys(names[1:], "0111") | {"base-eval": "01"})
+    run.compared_plan.parent.mkdir(exist_ok=True)
+    write_yaml({"config": {}, "stages": [{"name": name} for name in names]}, run.compared_plan)
+    shown, values = status_of(run)
+    assert values["plans"] == {"compare": {"done": 35, "stages": 36}}
+    text = Console(width=80)
+    with text.capture() as captured:
+        text.print(shown)
+    lines = [" ".join(line.split()) for line in captured.get().splitlines()]
+    assert "compare: 35 of 36 stages" in lines and "task base" in lines
+    table = lines[lines.index("arm seed 1/2 mid post") :]
+    assert table[2] == "ntp 0 - 75.0 75.0" and "remit 10 75.0 75.0 75.0" in table
+    assert "\N{HORIZONTAL ELLIPSIS}" not in captured.get()
+
+
+def test_of_many_points_the_last_are_shown() -> None:
+    averages = {("ntp", 0, f"{n}/12"): n / 100 for n in range(1, 12)} | {("ntp", 0, "mid"): 0.5}
+    headings = [str(column.header) for column in arm_table(averages).columns]
+    assert headings == ["arm", "seed", *(f"{n}/12" for n in range(5, 12)), "mid"]
 
 
 def test_a_finished_run_has_a_report_and_stays_finished_without(
