@@ -93,6 +93,24 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
         _check_given(config, base, ref)
 
 
+def lone_arms(config: Config, there: set[tuple[str, int]]) -> list[str]:
+    """Of each arm that has nothing to be held against, a sentence.
+
+    Args:
+        there: arm and seed of the rows that are there already, of earlier blocks or other files.
+    """
+    asked = config.compare.objectives
+    seeds = range(config.seed, config.seed + config.compare.seeds)
+    return [
+        f"arm '{arm}' is held against '{against}', which is neither asked for nor among the rows "
+        "there: the tables have no difference of it before it is. Add it to compare.objectives, or "
+        "compare it later in the same run directory."
+        for arm in dict.fromkeys(asked)
+        if (against := variant_of(config, arm).against) not in (arm, *asked)
+        and not any((against, seed) in there for seed in seeds)
+    ]
+
+
 def _used(config: Config) -> Iterable[VariantConfig]:
     return (variant_of(config, arm) for arm in config.compare.objectives)
 

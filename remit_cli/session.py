@@ -209,6 +209,9 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     if session.command == "compare":
         made = _Rows.of(session, stages, data_sha256)
         stages = made.stages
+        there = {(row.arm, row.seed) for row in [*made.read, *rows.rows_there(run)]}
+        for warning in arm_rules.lone_arms(session.config, there):
+            screen.warning(warning)
     with RunLock(run, command) as lock:
         view = screen.view(stages, run)
 

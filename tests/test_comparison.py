@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import config as recipes
+from pipelines.arm_rules import lone_arms
 from pipelines.arm_stages import needed, place
 from pipelines.arms import plan_compare
 from pipelines.checkpoint import find_checkpoint
@@ -499,6 +500,20 @@ def test_variants_it_refuses(arms: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         own(**arms)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_an_arm_without_its_baseline_is_warned_of() -> None:
+    def lone(objectives: list[str], *there: tuple[str, int]) -> list[str]:
+        given = [*variants(a={"against": "remit"}), f"compare.objectives={objectives}"]
+        found = lone_arms(
+            recipes.load("world-tiny", ["compare.seeds=2", "seed=5", *given]), {*there}
+        )
+        return [sentence.split("'")[1] for sentence in found]
+
+    assert lone(["ntp", "remit", "a"]) == []
+    assert lone(["a", "kd"]) == ["a", "kd"]
+    # A block of before ran it, with one of the seeds.
+    assert lone(["a", "kd"], ("remit", 6), ("ntp", 7)) == ["kd"]
 
 
 def test_points_after_each_step_of_post_training() -> None:
