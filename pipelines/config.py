@@ -220,7 +220,7 @@ def _parse_override(override: str) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         why = str(error)
         if "{" in value and re.search(r":[^\s]", value):
-            why = "write a space after each colon, as in {set: [...], against: remit}."
+            why += "; a colon between key and value has a space after it: {set: [...], arm: ntp}"
         raise UserError(f"override {override!r}: the value is not valid YAML: {why}") from error
 
 

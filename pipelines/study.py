@@ -56,7 +56,7 @@ class Study:
 
     @cached_property
     def shared(self) -> dict[str, str]:
-        """Hashes of what all arms share: the recipe of their training, base and reference.
+        """Hashes of what all arms share: the recipe of their training, its text, base, reference.
 
         Two rows that differ in one of them are of different studies, whichever arms they are.
         """
@@ -68,8 +68,21 @@ class Study:
             fields = identity_fields(kind, self.config, {})
             kept = {key: value for key, value in fields.items() if key not in _OF_AN_ARM}
             parts[kind] = digest(kept)[:16]
+        parts |= self._shared_texts()
         models = {role: given for role, given in (("base", self.base), ("ref", self.ref)) if given}
         return parts | {role: self._content(given) for role, given in models.items()}
+
+    def _shared_texts(self) -> dict[str, str]:
+        """Hashes of the recipe's sources that a mid-training reads; no variant changes one."""
+        own = {f"mid_train.sources.{name}" for name in self.config.mid_train.sources}
+        read = {
+            key
+            for stage in self.stages
+            if stage.kind == "mid_train"
+            for key, source in sources_of(stage).items()
+            if source.weight > 0
+        }
+        return {f"data {key}": self.data_sha256[key][:16] for key in sorted(own & read)}
 
     def _settings(self, stage: Stage) -> str:
         fields = identity_fields(stage.kind, stage.config, {}) | {"chat": stage.chat}

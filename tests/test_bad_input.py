@@ -401,7 +401,7 @@ def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
         (("compare.variants.a={set: x.y=1}",), ["compare.variants.a.set=[...]"]),
         (("compare.variants.a={st: [x.y=1]}",), ["'compare.variants.a.st'", "mean 'set'"]),
         (("compare.variants.a={arm:ntp}",), ["unknown key", "'compare.variants.a.arm:ntp'"]),
-        (("compare.variants.a={set:[x.y=1]}",), ["write a space after each colon"]),
+        (("compare.variants.a={set:[x.y=1]}",), ["not valid YAML", "has a space after it: {set:"]),
         (("seed",), ["'seed'", "key=value"]),
         (("--iterations", "-1"), ["--iterations -1"]),
         (("flywheel.baseline=false",), ["flywheel.baseline=false", "--ref"]),

@@ -456,6 +456,16 @@ def test_rows_of_another_study_are_not_added_to(
         collected([path, apart])
 
 
+def test_rows_of_another_text_are_not_added_to(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
+    other = study_of("compare.objectives=[kd]", v={"set": ["mid_train.sources.world.weight=0.5"]})
+    check_kept(run, other)
+    other = replace(other, data_sha256=dict.fromkeys(other.data_sha256, "y"))
+    with pytest.raises(UserError, match=r"it differs in data mid_train\.sources\.world"):
+        check_kept(run, other)
+
+
 def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
     study = study_of("compare.objectives=[ntp]")
     path = tmp_path / "old.jsonl"
