@@ -15,7 +15,7 @@ def main() -> None:
             "Install remit in a virtual environment of its own."
         )
     from pipelines.errors import Interrupted
-    from pipelines.signals import ignore_signals, signals_raise
+    from pipelines.machine.signals import ignore_signals, signals_raise
 
     try:
         with signals_raise():

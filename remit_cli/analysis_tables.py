@@ -13,7 +13,7 @@ LISTED = 8
 
 
 def analysis_tables(found: dict[str, Any]) -> Iterator[Table]:
-    """The tables of what `pipelines.summary.analysis_facts` gives."""
+    """The tables of what `pipelines.report.summary.analysis_facts` gives."""
     if found["dynamics"]:
         yield _gaps(found["dynamics"], found["dynamics_reference"])
     if found["accuracy"]:

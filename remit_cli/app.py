@@ -12,7 +12,7 @@ import typer
 from remit_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.flywheel import Stage
+    from pipelines.plan.flywheel import Stage
     from remit_cli.session import Session
 
 app = typer.Typer(

@@ -23,17 +23,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import summary
-from pipelines.arm_stages import FOLDER
-from pipelines.comparison import Comparison, curves
-from pipelines.doctor import Check
+from pipelines.comparison.arm_stages import FOLDER
+from pipelines.comparison.row import Row
+from pipelines.comparison.tables import Comparison, curves
 from pipelines.errors import Interrupted, StageFailed, UserError
-from pipelines.estimate import Estimate
-from pipelines.flywheel import Stage
-from pipelines.progress import read_progress
+from pipelines.launch.doctor import Check
+from pipelines.plan.estimate import Estimate
+from pipelines.plan.flywheel import Stage
 from pipelines.quantities import duration, quantity
-from pipelines.row import Row
-from pipelines.run_dir import RunDir, lock_holder
+from pipelines.report import summary
+from pipelines.run_dir.paths import RunDir, lock_holder
+from pipelines.run_dir.progress import read_progress
 from remit_cli.analysis_tables import analysis_tables
 from remit_cli.headline import headline
 from remit_cli.status import status_of

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from pipelines.batch_script import Job, write_scripts
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage
-from pipelines.placement import stage_launch
-from pipelines.schema.launch import STAGE_KINDS
+from pipelines.launch.batch_script import Job, write_scripts
+from pipelines.plan.flywheel import Stage
+from pipelines.plan.placement import stage_launch
+from pipelines.recipe.schema.launch import STAGE_KINDS
 from remit_cli import render
 from remit_cli.session import Session, placed
 

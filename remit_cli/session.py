@@ -10,39 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import (
-    arm_rules,
-    arm_stages,
-    arms,
-    checkpoint,
-    comparison,
-    disk,
-    flywheel,
-    follower,
-    ledger,
-    preflight,
-    rows,
-    selection,
-    slurm,
-    study,
-    summary,
-)
-from pipelines import config as recipes
+from pipelines.comparison import arm_rules, arm_stages, arms, rows, study
+from pipelines.comparison import tables as comparison
+from pipelines.comparison.row import Row
 from pipelines.errors import Interrupted, StageFailed, UserError
-from pipelines.estimate import base_parameters, estimate
-from pipelines.flywheel import Stage
-from pipelines.placement import stage_launch
-from pipelines.report import Wanted, write_report, write_rows_report
-from pipelines.row import Row
-from pipelines.run_dir import RunDir, RunLock
-from pipelines.runner import (
+from pipelines.launch import follower
+from pipelines.launch.runner import (
     Observer,
     Runner,
     check_unchanged,
     read_flywheel_plan,
     write_plan,
 )
-from pipelines.signals import signals_raise
+from pipelines.machine import slurm
+from pipelines.machine.signals import signals_raise
+from pipelines.models import checkpoint
+from pipelines.plan import flywheel, preflight, selection
+from pipelines.plan.estimate import base_parameters, estimate
+from pipelines.plan.flywheel import Stage
+from pipelines.plan.placement import stage_launch
+from pipelines.recipe import load as recipes
+from pipelines.report import Wanted, summary, write_report, write_rows_report
+from pipelines.run_dir import disk, ledger
+from pipelines.run_dir.paths import RunDir, RunLock
 from remit_cli import render
 
 
@@ -318,7 +308,7 @@ def _show_results(
     checks: list[summary.Expectation] = []
     part = session.until is not None or session.only is not None
     if session.command == "flywheel" and session.config.flywheel.expectations and not part:
-        from pipelines.data.world import CHANCE
+        from pipelines.world import CHANCE
 
         checks = summary.expectations(results, CHANCE)
         values["expectations"] = [vars(check) for check in checks]
@@ -363,7 +353,7 @@ def _warn_of_ledger(run: RunDir, screen: render.Screen) -> None:
 
 def show_doctor(run_dir: Path | None, json: bool) -> None:
     """`remit doctor`: exit 1 where something is missing that training cannot do without."""
-    from pipelines.doctor import examine
+    from pipelines.launch.doctor import examine
 
     checks = examine(run_dir or Path("runs"))
     render.Screen(json).doctor(checks)

@@ -9,10 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import summary
-from pipelines.arm_stages import AFTER, POINTS
-from pipelines.comparison import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
-from pipelines.row import Row
+from pipelines.comparison.arm_stages import AFTER, POINTS
+from pipelines.comparison.row import Row
+from pipelines.comparison.tables import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
+from pipelines.report import summary
 
 
 def score_table(columns: list[summary.Column]) -> Table:

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from pipelines.evals.intervals import mean_interval
+from pipelines.machine.process import free_port
 from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.token_nll import score_tokens_in_forward, token_nll
-from pipelines.placement import environment
-from pipelines.process import free_port
-from pipelines.schema import LaunchConfig
-from pipelines.stages.mid_trainer import MidTrainer
+from pipelines.plan.placement import environment
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.training.mid_trainer import MidTrainer
 
 VOCAB, CONTEXT, BATCH, STEPS = 256, 128, 16, 30
 

@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.data.packing import pack
 from pipelines.data.records import documents
-from pipelines.data.tokenizer import build_tokenizer
 from pipelines.evals.intervals import mean_interval
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.models.tokenizer import build_tokenizer
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 DOCUMENTS = 60_000
 WORLD = {"world": SourceConfig(kind="world", stream="mid_train")}

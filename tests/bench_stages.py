@@ -27,18 +27,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from pipelines import engine
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.intervals import mean_interval
-from pipelines.markers import write_marker
-from pipelines.placement import environment
-from pipelines.process import free_port
-from pipelines.run_dir import StageDir
-from pipelines.schema import LaunchConfig
+from pipelines.machine.process import free_port
+from pipelines.models.tokenizer import load_tokenizer
+from pipelines.plan.placement import environment
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.markers import write_marker
+from pipelines.run_dir.paths import StageDir
 from pipelines.stages import StageJob, mid_train
 from pipelines.stages.packed_data import packed
 from pipelines.stages.score import load_scorer, score
-from pipelines.worker import read_job
+from pipelines.training import engine
+from pipelines.worker.worker import read_job
 
 REMIT = [sys.executable, "-m", "remit_cli"]
 STEPS = 100

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.row import Row
+from pipelines.comparison.row import Row
 
 TINY = ("--config", "world-tiny", "mid_train.tokens=2048", "eval.tasks.world.limit=20",
         "eval.bits_per_byte_tokens=500", "compare.points=0")  # fmt: skip

@@ -121,8 +121,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.data.tokenizer import build_tokenizer
-    from pipelines.schema import TokenizerConfig
+    from pipelines.models.tokenizer import build_tokenizer
+    from pipelines.recipe.schema import TokenizerConfig
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = build_tokenizer(TokenizerConfig(), {}, ".", 0, model_max_length=128)

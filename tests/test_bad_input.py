@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import config as recipes
-from pipelines.checkpoint import find_checkpoint
-from pipelines.data.tokenizer import num_tokens
 from pipelines.errors import UserError
-from pipelines.identity import identity_fields
-from pipelines.preflight import check_tokenizers
-from pipelines.run_dir import RunDir, RunLock, write_yaml
+from pipelines.models.checkpoint import find_checkpoint
+from pipelines.models.tokenizer import num_tokens
+from pipelines.plan.identity import identity_fields
+from pipelines.plan.preflight import check_tokenizers
+from pipelines.recipe import load as recipes
+from pipelines.run_dir.paths import RunDir, RunLock, write_yaml
 
 TINY = ("--config", "world-tiny")
 Refuse = Callable[..., str]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.checkpoint import content_hash, find_checkpoint, own_code
 from pipelines.errors import UserError
+from pipelines.models.checkpoint import content_hash, find_checkpoint, own_code
 
 
 @pytest.fixture
@@ -235,8 +235,8 @@ def test_what_steers_generation_is_part_of_the_hash(model: Path) -> None:
 
 
 def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: Path) -> None:
-    from pipelines import config as recipes
-    from pipelines.run_dir import RunDir
+    from pipelines.recipe import load as recipes
+    from pipelines.run_dir.paths import RunDir
     from pipelines.stages import StageJob
     from pipelines.stages.base_model import adopt
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from held_files import holders
 
-from pipelines import config as recipes
-from pipelines import slurm
 from pipelines.data.local_cache import copied, is_whole
 from pipelines.errors import WRONG_INPUT_CODE, UserError
-from pipelines.identity import identity_fields
-from pipelines.placement import (
+from pipelines.machine import slurm
+from pipelines.machine.process import free_port
+from pipelines.plan.identity import identity_fields
+from pipelines.plan.placement import (
     check_variables,
     command_line,
     num_ranks,
@@ -30,11 +30,11 @@ from pipelines.placement import (
     visible_devices,
     write_orders,
 )
-from pipelines.preflight import check_launch
-from pipelines.process import free_port
-from pipelines.rank import read_orders, with_prologue
-from pipelines.run_dir import StageDir
-from pipelines.schema import Config, LaunchConfig, StageLaunchConfig, StageSettings
+from pipelines.plan.preflight import check_launch
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import Config, LaunchConfig, StageLaunchConfig, StageSettings
+from pipelines.run_dir.paths import StageDir
+from pipelines.worker.rank import read_orders, with_prologue
 
 ROOT = Path(__file__).resolve().parent
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
@@ -231,7 +231,9 @@ def test_the_job_says_how_many_machines(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert num_ranks(LaunchConfig(gpus=4, nodes=1)) == 4
     words = command_line(LaunchConfig(gpus=2, srun_args=["--mpi=none"]), StageDir(tmp_path), 1, "t")
     assert words[0] == "srun" and {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2"} <= set(words)
-    assert words[-4:] == ["-m", "pipelines.rank", str(tmp_path), "t"] and "--mpi=none" in words
+    assert (
+        words[-4:] == ["-m", "pipelines.worker.rank", str(tmp_path), "t"] and "--mpi=none" in words
+    )
 
 
 def test_a_kind_of_stage_has_a_launch_of_its_own() -> None:

@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from compared import TINY, row, variants
 
-from pipelines import config as recipes
-from pipelines.arm_rules import lone_arms
-from pipelines.arm_stages import needed, place
-from pipelines.arms import plan_compare
-from pipelines.checkpoint import find_checkpoint
-from pipelines.comparison import curves, tables
+from pipelines.comparison.arm_rules import lone_arms
+from pipelines.comparison.arm_stages import needed, place
+from pipelines.comparison.arms import plan_compare
+from pipelines.comparison.row import Row
+from pipelines.comparison.tables import curves, tables
 from pipelines.errors import UserError
 from pipelines.evals.intervals import holm, mean_interval, t_test
-from pipelines.flywheel import Stage, plan_flywheel, sources_of
-from pipelines.identity import identity_fields
-from pipelines.preflight import check_plan
+from pipelines.models.checkpoint import find_checkpoint
+from pipelines.plan.flywheel import Stage, plan_flywheel, sources_of
+from pipelines.plan.identity import identity_fields
+from pipelines.plan.preflight import check_plan
+from pipelines.recipe import load as recipes
 from pipelines.report import charts
 from pipelines.report.blocks import Dot, DotPlot, LineChart, Table
 from pipelines.report.objectives import section
 from pipelines.report.record import record_of_rows
-from pipelines.row import Row
-from pipelines.run_dir import RunDir
+from pipelines.run_dir.paths import RunDir
 
 
 def test_means_and_intervals_over_seeds() -> None:

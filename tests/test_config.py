@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import config as recipes
 from pipelines.errors import UserError
-from pipelines.run_dir import read_yaml, write_yaml
-from pipelines.schema import Config, SourceConfig
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import Config, SourceConfig
+from pipelines.run_dir.paths import read_yaml, write_yaml
 
 
 def shipped() -> list[str]:

@@ -18,9 +18,9 @@ import click
 import pytest
 import typer
 
-from pipelines import config as recipes
-from pipelines import schema
-from pipelines.arm_rules import whole_key
+from pipelines.comparison.arm_rules import whole_key
+from pipelines.recipe import load as recipes
+from pipelines.recipe import schema
 from remit_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines import config as recipes
-from pipelines.identity import NUMERICS_VERSION, differing, digest, identity_fields
-from pipelines.schema import Config
+from pipelines.plan.identity import NUMERICS_VERSION, differing, digest, identity_fields
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import Config
 from pipelines.stages import MODULES
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.batch_script import Job, script, write_scripts
 from pipelines.errors import UserError
-from pipelines.run_dir import RunDir
-from pipelines.schema import SlurmConfig
-from pipelines.selection import check_inputs, select
+from pipelines.launch.batch_script import Job, script, write_scripts
+from pipelines.plan.selection import check_inputs, select
+from pipelines.recipe.schema import SlurmConfig
+from pipelines.run_dir.paths import RunDir
 
 TINY = ("--config", "world-tiny", "--iterations", "1")
 OWN = ("stages.mid_train.launch={gpus: 4, nodes: 2, time: '01:00:00'}", "launch.gpus=2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import ledger
+from pipelines.run_dir import ledger
 
 
 def stages(path: Path) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.ownership import check_resume_state, make_private
+from pipelines.run_dir.ownership import check_resume_state, make_private
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines import config as recipes
-from pipelines import ledger
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import _changes
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import BenchmarkConfig
 from pipelines.report import write_report
-from pipelines.run_dir import RunDir
-from pipelines.schema import BenchmarkConfig
+from pipelines.run_dir import ledger
+from pipelines.run_dir.paths import RunDir
 
 OUT = ["../out", "/etc/passwd", "a/../../out", "..", "a\0b"]
 

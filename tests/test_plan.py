@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import config as recipes
-from pipelines.checkpoint import ModelRef
 from pipelines.errors import UserError
-from pipelines.estimate import estimate, num_parameters
-from pipelines.flywheel import (
+from pipelines.launch.runner import read_flywheel_plan, write_plan
+from pipelines.models.checkpoint import ModelRef
+from pipelines.plan.estimate import estimate, num_parameters
+from pipelines.plan.flywheel import (
     Stage,
     plan_base,
     plan_contamination,
@@ -24,9 +24,9 @@ from pipelines.flywheel import (
     plan_rl_tune,
     sources_of,
 )
-from pipelines.run_dir import RunDir
-from pipelines.runner import read_flywheel_plan, write_plan
-from pipelines.schema import Config
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.paths import RunDir
 
 OUTSIDE = ModelRef("models/base", Path("/models/base"))
 REFERENCE = ModelRef("models/rl", Path("/models/rl"))
@@ -253,7 +253,7 @@ def test_parameters_are_those_of_a_real_model(
 
 
 def test_parameters_of_the_world_use_its_own_vocabulary(tmp_path: Path) -> None:
-    from pipelines.data.tokenizer import build_tokenizer
+    from pipelines.models.tokenizer import build_tokenizer
 
     config = recipe()
     vocabulary = len(build_tokenizer(config.tokenizer, {}, ".", 0))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.progress import last_error, read_progress
-from pipelines.run_dir import StageDir
+from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.progress import last_error, read_progress
 
 
 def metrics(folder: Path, *entries: dict[str, float], end: str = "") -> StageDir:

@@ -13,15 +13,22 @@ from xml.etree import ElementTree
 import pytest
 from compared import TINY, row, variants, write
 
-from pipelines import config as recipes
-from pipelines.arm_stages import place
-from pipelines.arms import plan_compare
+from pipelines.comparison.arm_stages import place
+from pipelines.comparison.arms import plan_compare
+from pipelines.comparison.row import Row, parsed
+from pipelines.comparison.rows import (
+    check_kept,
+    collected,
+    read_rows,
+    rows_there,
+    shown,
+    write_rows,
+)
+from pipelines.comparison.study import Study
 from pipelines.errors import UserError
-from pipelines.flywheel import sources_of
-from pipelines.row import Row, parsed
-from pipelines.rows import check_kept, collected, read_rows, rows_there, shown, write_rows
-from pipelines.run_dir import RunDir
-from pipelines.study import Study
+from pipelines.plan.flywheel import sources_of
+from pipelines.recipe import load as recipes
+from pipelines.run_dir.paths import RunDir
 
 GOOD_ROW: dict[str, Any] = {
     "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "drawn": {}, "identity": "id",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import DamagedFile, UserError
-from pipelines.run_dir import RunDir, RunLock, read_json, write_json
+from pipelines.run_dir.paths import RunDir, RunLock, read_json, write_json
 
 HOLD = """
 import sys, time
@@ -116,7 +116,7 @@ def test_readers_never_see_a_part(tmp_path: Path) -> None:
     write_json(path, {"values": [0] * 5000})
     writer = subprocess.Popen([
         sys.executable, "-c",
-        "import sys\nfrom pathlib import Path\nfrom pipelines.run_dir import write_json\n"
+        "import sys\nfrom pathlib import Path\nfrom pipelines.run_dir.paths import write_json\n"
         "for i in range(50): write_json(Path(sys.argv[1]), {'values': [i] * 5000})",
         str(path),
     ])  # fmt: skip
@@ -186,7 +186,7 @@ def test_ranks_that_outlive_their_command_keep_the_run(
     # A kill closes the descriptor and writes nothing.
     os.close(lock.descriptor)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.run_dir._RANK_TRIES", 2)
+        patch.setattr("pipelines.run_dir.paths._RANK_TRIES", 2)
         with pytest.raises(UserError, match=f"ranks of an earlier command .*pid {left.pid}"):
             RunLock(run, "remit second")
     assert is_free(run)

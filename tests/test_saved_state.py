@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.callbacks import SpaceCheck, newest_checkpoint
-from pipelines.checkpoint import file_sha256
-from pipelines.config import load
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage, plan_base
-from pipelines.identity import digest, identity_fields
-from pipelines.markers import read_marker
-from pipelines.preflight import check_splits
-from pipelines.run_dir import RunDir, StageDir, write_yaml
-from pipelines.runner import check_unchanged
-from pipelines.saved_state import MARKER, changed_versions, write_checkpoint_marker
+from pipelines.launch.runner import check_unchanged
+from pipelines.models.checkpoint import file_sha256
+from pipelines.plan.flywheel import Stage, plan_base
+from pipelines.plan.identity import digest, identity_fields
+from pipelines.plan.preflight import check_splits
+from pipelines.recipe.load import load
+from pipelines.run_dir.markers import read_marker
+from pipelines.run_dir.paths import RunDir, StageDir, write_yaml
+from pipelines.run_dir.resume_state import MARKER, changed_versions, write_checkpoint_marker
+from pipelines.training.callbacks import SpaceCheck, newest_checkpoint
 
 
 def save(stage_dir: StageDir, step: int) -> Path:

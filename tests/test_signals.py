@@ -14,8 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipelines.errors import Interrupted
-from pipelines.run_dir import RunDir
-from pipelines.signals import signals_raise
+from pipelines.machine.signals import signals_raise
+from pipelines.run_dir.paths import RunDir
 from remit_cli import session
 from remit_cli.render import Screen
 

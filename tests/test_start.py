@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.launch import can_fork
-from pipelines.placement import command_line, hosts, num_ranks
-from pipelines.process import free_port
-from pipelines.run_dir import StageDir
-from pipelines.schema import LaunchConfig
+from pipelines.launch.launcher import can_fork
+from pipelines.machine.process import free_port
+from pipelines.plan.placement import command_line, hosts, num_ranks
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.paths import StageDir
 
 
 def test_started_directly_the_weights_are_those_of_the_forked_stage(

@@ -24,30 +24,30 @@ SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top)
 # Lowest first: a module may import from its own layer and from lower ones. A name stands for the
 # module or package and all below it; the longest name that fits counts.
 LAYERS = [
-    {"pipelines", "pipelines.errors", "pipelines.schema", "pipelines.config",
-     "pipelines.process", "pipelines.fail_points", "pipelines.disk",
-     "pipelines.saved_state", "pipelines.run_dir", "pipelines.quantities",
-     "pipelines.progress", "pipelines.ledger", "pipelines.batches", "pipelines.heartbeat",
-     "pipelines.signals", "pipelines.stop", "pipelines.memory", "pipelines.ownership",
-     "pipelines.nesting", "pipelines.slurm", "pipelines.markers",
-     "pipelines.shared_memory", "pipelines.stage_result", "pipelines.model_shape",
-     "pipelines.recipe_rules"},
-    {"pipelines.objectives", "pipelines.checkpoint", "pipelines.evals", "pipelines.rewards",
+    {"pipelines", "pipelines.errors", "pipelines.recipe.schema", "pipelines.recipe.load",
+     "pipelines.machine.process", "pipelines.run_dir.fail_points", "pipelines.run_dir.disk",
+     "pipelines.run_dir.resume_state", "pipelines.run_dir.paths", "pipelines.quantities",
+     "pipelines.run_dir.progress", "pipelines.run_dir.ledger", "pipelines.training.batches", "pipelines.run_dir.heartbeat",
+     "pipelines.machine.signals", "pipelines.launch.stop", "pipelines.launch.memory", "pipelines.run_dir.ownership",
+     "pipelines.recipe.nesting", "pipelines.machine.slurm", "pipelines.run_dir.markers",
+     "pipelines.training.shared_memory", "pipelines.run_dir.stage_result", "pipelines.models.model_shape",
+     "pipelines.recipe.rules"},
+    {"pipelines.objectives", "pipelines.models.checkpoint", "pipelines.evals", "pipelines.rewards",
      "pipelines.data", "pipelines.analysis"},
-    {"pipelines.callbacks", "pipelines.engine", "pipelines.step_boundary",
-     "pipelines.finite_guard"},
+    {"pipelines.training.callbacks", "pipelines.training.engine", "pipelines.training.step_boundary",
+     "pipelines.training.finite_guard"},
     {"pipelines.stages"},
-    {"pipelines.worker", "pipelines.nursery", "pipelines.rank"},
-    {"pipelines.identity", "pipelines.flywheel", "pipelines.launch", "pipelines.estimate",
-     "pipelines.follower", "pipelines.placement", "pipelines.batch_script",
-     "pipelines.selection", "pipelines.doctor",
-     "pipelines.arms", "pipelines.arm_rules", "pipelines.arm_stages", "pipelines.stage_traits",
-     "pipelines.row", "pipelines.rows", "pipelines.study", "pipelines.comparison",
-     "pipelines.summary",
-     "pipelines.runner", "pipelines.preflight", "pipelines.report"},
+    {"pipelines.worker.worker", "pipelines.worker.fork_server", "pipelines.worker.rank"},
+    {"pipelines.plan.identity", "pipelines.plan.flywheel", "pipelines.launch.launcher", "pipelines.plan.estimate",
+     "pipelines.launch.follower", "pipelines.plan.placement", "pipelines.launch.batch_script",
+     "pipelines.plan.selection", "pipelines.launch.doctor",
+     "pipelines.comparison.arms", "pipelines.comparison.arm_rules", "pipelines.comparison.arm_stages", "pipelines.plan.stage_traits",
+     "pipelines.comparison.row", "pipelines.comparison.rows", "pipelines.comparison.study", "pipelines.comparison.tables",
+     "pipelines.report.summary",
+     "pipelines.launch.runner", "pipelines.plan.preflight", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
-WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker" in names)
+WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker.worker" in names)
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "trl", "accelerate", "tokenizers")
 COMMON = {"--config", "--run-dir", "--gpus", "--hostfile", "--json"}
 OPTIONS = {
@@ -129,14 +129,14 @@ def test_no_layer_imports_an_upper_one(module: str) -> None:
 def test_objectives_know_nothing_of_engine_and_stages() -> None:
     ours = [m for m in MODULES if m.startswith("pipelines.objectives")]
     used = {used for module in ours for used in imports(module)} - set(ours)
-    assert used <= {"pipelines.schema", "pipelines.errors"}
+    assert used <= {"pipelines.recipe.schema", "pipelines.errors"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if (layer(m) or 0) > WORKER])
 def test_the_launcher_side_knows_workers_only_by_their_registry(module: str) -> None:
-    private = ("pipelines.worker", "pipelines.nursery", "pipelines.rank", "pipelines.stages.",
-               "pipelines.engine", "pipelines.callbacks", "pipelines.objectives",
-               "pipelines.step_boundary", "pipelines.finite_guard")  # fmt: skip
+    private = ("pipelines.worker.worker", "pipelines.worker.fork_server", "pipelines.worker.rank", "pipelines.stages.",
+               "pipelines.training.engine", "pipelines.training.callbacks", "pipelines.objectives",
+               "pipelines.training.step_boundary", "pipelines.training.finite_guard")  # fmt: skip
     assert [used for used in imports(module) if used.startswith(private)] == []
 
 
@@ -145,7 +145,7 @@ def test_the_launcher_side_imports_nothing_heavy() -> None:
     code = f"import sys\nfor name in {launchers}: __import__(name)\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                             check=True).stdout.split()  # fmt: skip
-    assert "remit_cli.session" in loaded and "pipelines.runner" in loaded
+    assert "remit_cli.session" in loaded and "pipelines.launch.runner" in loaded
     assert [name for name in HEAVY if name in loaded] == []
 
 
@@ -243,7 +243,7 @@ def test_installed_wheel_works_elsewhere(wheel: Path, remit: Any, tmp_path: Path
     here = tmp_path / "here"
     here.mkdir()
     env = {"PYTHONPATH": str(target)}
-    code = "import pipelines.config as c; print(c.configs_dir())"
+    code = "import pipelines.recipe.load as c; print(c.configs_dir())"
     found = subprocess.run([sys.executable, "-c", code], cwd=here, env=os.environ | env, text=True,
                            capture_output=True, check=True).stdout.strip()  # fmt: skip
     assert found == str(target / "pipelines" / "configs")

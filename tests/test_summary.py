@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.summary import expectations
+from pipelines.report.summary import expectations
 
 
 def evaluation(right: int, questions: int = 200) -> dict[str, Any]:

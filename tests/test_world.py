@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data import world
-from pipelines.data.world import families
-from pipelines.data.world.chance import Dice
+from pipelines import world
+from pipelines.world import families
+from pipelines.world.rng import Dice
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = ("pretrain", "mid_train", "heldout_pretrain", "heldout_mid_train")

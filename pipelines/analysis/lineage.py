@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipelines.run_dir import SNAPSHOT_FACTS, StageDir, read_json
+from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, read_json
 
 BASE, OUTSIDE = "base", "ref"
 OF_ROUND = re.compile(r"round-(\d+)/\d+-(mid-train|sft|dpo|rlvr)")

@@ -14,7 +14,7 @@ from pipelines.analysis.token_classes import token_classes
 from pipelines.analysis.token_text import TokenText
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.records import Document, document_streams
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 
 @dataclass(frozen=True)

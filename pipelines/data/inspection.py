@@ -25,8 +25,8 @@ from pipelines.data.sources import (
     resolve_files,
 )
 from pipelines.errors import DamagedFile, UserError
-from pipelines.markers import read_marker, write_marker
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
+from pipelines.run_dir.markers import read_marker, write_marker
 
 Use = Literal["documents", "conversations", "pairs", "problems"]
 
@@ -104,7 +104,7 @@ def _inspect_hub(key: str, source: SourceConfig, use: Use, needs: str) -> Source
 
 
 def _inspect_world(source: SourceConfig, use: Use, needs: str) -> SourceFacts:
-    from pipelines.data import world
+    from pipelines import world
 
     if source.stream not in world.STREAMS:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.data.packed_set import MARKER
 from pipelines.errors import UserError
-from pipelines.run_dir import read_json
+from pipelines.run_dir.paths import read_json
 
 
 def copied(folder: Path, cache: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipelines.errors import DamagedFile
-from pipelines.markers import read_marker
+from pipelines.run_dir.markers import read_marker
 
 MARKER = "complete.json"
 START_TYPE = np.dtype(np.uint64)

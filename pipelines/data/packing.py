@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import heartbeat
 from pipelines.data.packed_set import (
     MARKER,
     SOURCE_TYPE,
@@ -33,12 +32,13 @@ from pipelines.data.packed_set import (
     read_facts,
 )
 from pipelines.data.records import Document, document_streams, interleave
-from pipelines.data.tokenizer import encoding_fingerprint
-from pipelines.disk import require_space
 from pipelines.errors import DamagedFile, UserError
-from pipelines.fail_points import fail_point
-from pipelines.markers import write_marker
-from pipelines.schema import SourceConfig
+from pipelines.models.tokenizer import encoding_fingerprint
+from pipelines.recipe.schema import SourceConfig
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.disk import require_space
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.markers import write_marker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from pipelines.data import templates
 from pipelines.data.near_miss import near_miss
 from pipelines.data.sources import Record, Records, is_endless, open_source
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 Item = TypeVar("Item")
 

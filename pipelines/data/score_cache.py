@@ -25,11 +25,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pipelines.data.packed_set import PackedDataset
-from pipelines.disk import require_space
 from pipelines.errors import DamagedFile, UserError
-from pipelines.fail_points import fail_point
-from pipelines.markers import read_marker, write_marker
-from pipelines.run_dir import fsync_dir, read_json, remove_parts, write_json
+from pipelines.run_dir.disk import require_space
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.markers import read_marker, write_marker
+from pipelines.run_dir.paths import fsync_dir, read_json, remove_parts, write_json
 
 SCORE_VERSION = 1
 _MARKER = "complete.json"

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipelines.data import templates
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 Record = dict[str, Any]
 
@@ -124,7 +124,7 @@ class WorldRecords:
     """A stream of the built-in world: endless, unless `limit` or the stream itself ends it."""
 
     def __init__(self, name: str, source: SourceConfig, seed: int) -> None:
-        from pipelines.data import world
+        from pipelines import world
 
         if source.stream not in world.STREAMS:
             raise UserError(
@@ -147,7 +147,7 @@ class WorldRecords:
         return iter(records)
 
     def _kept(self) -> Iterator[tuple[int, Record]]:
-        from pipelines.data import world
+        from pipelines import world
 
         skipped = 0
         for index, record in enumerate(world.records(self.source.stream, self.seed)):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _MISSING = object()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.schema import BenchmarkConfig, EvalConfig
+from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 
 def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:

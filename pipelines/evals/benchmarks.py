@@ -19,7 +19,7 @@ import yaml
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, is_local
 from pipelines.evals.contamination import Question
-from pipelines.schema import BenchmarkConfig, EvalConfig
+from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 _QUESTION_FIELDS = ("question", "Question", "problem", "input", "prompt", "text")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

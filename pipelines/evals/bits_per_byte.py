@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipelines import heartbeat
 from pipelines.errors import UserError
 from pipelines.evals.intervals import digest_of, ratio_interval
 from pipelines.objectives.token_nll import IGNORE
+from pipelines.run_dir import heartbeat
 
 # Enough for an interval; two numbers of each are kept.
 MAX_BLOCKS = 200

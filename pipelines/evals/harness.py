@@ -27,7 +27,7 @@ from pipelines.evals.intervals import digest_of, task_score
 from pipelines.evals.kept import kept, kept_path
 from pipelines.evals.sampling import entropy
 from pipelines.evals.tally import Tally
-from pipelines.schema import BenchmarkConfig
+from pipelines.recipe.schema import BenchmarkConfig
 
 # After each call the harness describes the machine, which takes it a second or more; a group makes
 # dozens of calls, and results of ours have what they need of it.

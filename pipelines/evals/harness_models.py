@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from lm_eval.models.huggingface import HFLM
 
-from pipelines import heartbeat
 from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
+from pipelines.run_dir import heartbeat
 
 
 class SharedRequests:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pipelines.errors import UserError
 from pipelines.evals.availability import needs_hub
 from pipelines.evals.benchmarks import leaves
-from pipelines.schema import BenchmarkConfig, EvalConfig
+from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 # The bases are those of all errors of the hub's HTTP client.
 _HUB_ERRORS = (DatasetsError, OSError, *HfHubHTTPError.__bases__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.run_dir import write_text
+from pipelines.run_dir.paths import write_text
 
 
 def kept_path(folder: Path, name: str) -> Path:

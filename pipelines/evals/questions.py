@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipelines.data.records import Problem, documents, problems
 from pipelines.evals.contamination import Question
-from pipelines.schema import Config, SourceConfig, TaskConfig
+from pipelines.recipe.schema import Config, SourceConfig, TaskConfig
 
 # The same questions in the same order for every model and every seed of training.
 QUESTION_ORDER_SEED = 0

@@ -14,10 +14,10 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines import heartbeat
-from pipelines.process import num_cores
+from pipelines.machine.process import num_cores
 from pipelines.rewards.sandbox import check_all
 from pipelines.rewards.verifier import verdicts
+from pipelines.run_dir import heartbeat
 
 # The worked examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
 MBPP_EXAMPLES = (2, 3, 4)

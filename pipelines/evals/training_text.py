@@ -11,7 +11,7 @@ from pipelines.data.sources import Record, Records, is_endless, open_source
 from pipelines.errors import UserError
 from pipelines.evals.contamination import Passage
 from pipelines.evals.questions import characters_per_token
-from pipelines.schema import (
+from pipelines.recipe.schema import (
     Config,
     DpoConfig,
     MidTrainConfig,

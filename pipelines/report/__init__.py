@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines import rows
+from pipelines.comparison import rows
 from pipelines.errors import UserError
 from pipelines.report import accounts, objectives, scores, tokens, training, verdict
 from pipelines.report.blocks import Report
 from pipelines.report.record import Record, read_record, record_of_rows
 from pipelines.report.rendering import RENDERINGS, with_charts
-from pipelines.run_dir import RunDir, write_text
+from pipelines.run_dir.paths import RunDir, write_text
 
 
 @dataclass(frozen=True)

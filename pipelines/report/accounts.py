@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.estimate import stage_flops
+from pipelines.plan.estimate import stage_flops
 from pipelines.quantities import duration, quantity
 from pipelines.report.blocks import NO_VALUE, Block, Cell, Fold, Missing, Section, Table
 from pipelines.report.record import Record, StageRecord

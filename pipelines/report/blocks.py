@@ -124,7 +124,7 @@ class DotPlot:
 @dataclass(frozen=True)
 class WheelStage:
     """Attributes:
-    state: see `pipelines.progress.stage_state`.
+    state: see `pipelines.run_dir.progress.stage_state`.
     time, score: as shown; empty where there is none.
     """
 

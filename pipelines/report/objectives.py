@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines.arm_stages import AFTER
-from pipelines.comparison import (
+from pipelines.comparison.arm_stages import AFTER
+from pipelines.comparison.row import Row
+from pipelines.comparison.tables import (
     AVERAGE,
     Comparison,
     Curve,
@@ -14,7 +15,7 @@ from pipelines.comparison import (
     curves,
     tables,
 )
-from pipelines.comparison import Cell as Mean
+from pipelines.comparison.tables import Cell as Mean
 from pipelines.report.blocks import (
     NO_VALUE,
     PERCENT,
@@ -32,7 +33,6 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.record import Record
 from pipelines.report.verdict import points
-from pipelines.row import Row
 
 ARM_COLOURS = {"ntp": 0, "remit": 1, "rho1": 2, "miniplm": 3, "kd": 4, "sft": 5, "more-rl": 6}
 # Arms of one's own share a colour that is no arm's of the table.

@@ -12,15 +12,17 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines import ledger, rows, summary
-from pipelines.arm_stages import CHECK, FOLDER
-from pipelines.config import from_dict
+from pipelines.comparison import rows
+from pipelines.comparison.arm_stages import CHECK, FOLDER
+from pipelines.comparison.row import Row
 from pipelines.errors import UserError
-from pipelines.flywheel import ANALYSIS, CONTAMINATION, Stage
-from pipelines.progress import finite_number, stage_state
-from pipelines.row import Row
-from pipelines.run_dir import RunDir, lock_holder
-from pipelines.schema import Config
+from pipelines.plan.flywheel import ANALYSIS, CONTAMINATION, Stage
+from pipelines.recipe.load import from_dict
+from pipelines.recipe.schema import Config
+from pipelines.report import summary
+from pipelines.run_dir import ledger
+from pipelines.run_dir.paths import RunDir, lock_holder
+from pipelines.run_dir.progress import finite_number, stage_state
 
 ROUND = re.compile(r"round-(\d+)/")
 

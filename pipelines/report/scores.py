@@ -19,7 +19,7 @@ from pipelines.report.blocks import (
     Text,
 )
 from pipelines.report.record import Record
-from pipelines.summary import Column, not_asked, score_notes
+from pipelines.report.summary import Column, not_asked, score_notes
 
 
 def section(record: Record) -> Section:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.arm_stages import FOLDER
+from pipelines.comparison.arm_stages import FOLDER
 from pipelines.report.blocks import (
     PERCENT,
     Block,

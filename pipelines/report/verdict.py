@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import comparison
-from pipelines.arm_stages import AFTER
+from pipelines.comparison import tables as comparison
+from pipelines.comparison.arm_stages import AFTER
 from pipelines.evals.intervals import paired_difference
-from pipelines.flywheel import BASE, BASE_EVAL
+from pipelines.plan.flywheel import BASE, BASE_EVAL
 from pipelines.quantities import duration
 from pipelines.report.blocks import (
     Block,

@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Sequence
 
-from pipelines import heartbeat
-from pipelines.process import num_cores
+from pipelines.machine.process import num_cores
 from pipelines.rewards.sandbox import check_all
+from pipelines.run_dir import heartbeat
 
 _FENCED = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 _MARKS = (("python", "py", "python3"), ("",))

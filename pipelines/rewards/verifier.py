@@ -25,9 +25,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines import heartbeat
-from pipelines.process import num_cores
+from pipelines.machine.process import num_cores
 from pipelines.rewards.verifier_server import CPU_SECONDS, MAX_REQUEST_BYTES
+from pipelines.run_dir import heartbeat
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.process import die_with_parent
+from pipelines.machine.process import die_with_parent
 
 # Kind -> module and function. The library of a kind is imported in the server, before its first
 # worker is forked, so that a worker that was ended is replaced in milliseconds.

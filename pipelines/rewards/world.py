@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.data import world
+from pipelines import world
 
 
 def reward(completion: str, answer: str) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.run_dir import RunDir, StageDir
-from pipelines.schema import Config
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.paths import RunDir, StageDir
 
 # kind -> module with `run(job)`; imported in the worker, since it brings torch.
 MODULES = {

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.analysis import heldout as held
+from pipelines.analysis.annealing import Asked, first_questions, scores_of
 from pipelines.analysis.lineage import BASE, Checkpoint, Lineage, lineage
 from pipelines.analysis.token_classes import CLASSES
 from pipelines.analysis.token_text import TokenText
@@ -31,14 +32,13 @@ from pipelines.analysis.training_text import (
     target_rows,
 )
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.questions import heldout_text
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
-from pipelines.schema import Config, pool_factor
+from pipelines.recipe.schema import Config, pool_factor
 from pipelines.stages import StageJob
-from pipelines.stages.annealing import Asked, first_questions, scores_of
 from pipelines.stages.mid_train import objective_of
 from pipelines.stages.packed_data import packed
 from pipelines.stages.score import load_frozen, load_scorer, score

@@ -14,11 +14,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pipelines.data.tokenizer import build_tokenizer, ensure_chat, load_tokenizer
-from pipelines.engine import DTYPES, is_main_rank
 from pipelines.errors import UserError
-from pipelines.schema import Config
+from pipelines.models.tokenizer import build_tokenizer, ensure_chat, load_tokenizer
+from pipelines.recipe.schema import Config
 from pipelines.stages import StageJob
+from pipelines.training.engine import DTYPES, is_main_rank
 
 
 def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:

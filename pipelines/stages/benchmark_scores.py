@@ -9,15 +9,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipelines.checkpoint import read_model_config
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_lengths, unavailable
 from pipelines.evals.intervals import digest_of, task_score
 from pipelines.evals.kept import kept_path
 from pipelines.evals.sampling import sampled_scores
 from pipelines.evals.tally import Tally
-from pipelines.run_dir import read_json, write_text
-from pipelines.schema import BenchmarkConfig
+from pipelines.models.checkpoint import read_model_config
+from pipelines.recipe.schema import BenchmarkConfig
+from pipelines.run_dir.paths import read_json, write_text
 from pipelines.stages import StageJob
 from pipelines.stages.contamination import contaminated_bits
 from pipelines.stages.task_scores import clean

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import heartbeat
 from pipelines.evals.availability import asked_here, unavailable
 from pipelines.evals.benchmarks import questions, task_manager
 from pipelines.evals.contamination import Passage, Question, check
 from pipelines.evals.hub_refusal import loaded_or_refused
 from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
-from pipelines.run_dir import read_json
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.paths import read_json
 from pipelines.stages import StageJob
 
 

@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.evals.availability import nothing_asked
 from pipelines.evals.bits_per_byte import bits_per_byte
 from pipelines.evals.intervals import macro_average
 from pipelines.evals.kept import kept, kept_path
 from pipelines.evals.questions import heldout_text, task_problems
 from pipelines.evals.tally import Tally
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.run_dir import remove_parts
+from pipelines.run_dir.paths import remove_parts
 from pipelines.stages import StageJob
 from pipelines.stages.benchmark_scores import benchmark_scores, find_benchmarks
 from pipelines.stages.task_scores import num_answers, task_scores

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainingArguments
 
-from pipelines import engine
 from pipelines.analysis.training_text import domain_shares, read_spans
-from pipelines.callbacks import SnapshotWriter
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import (
     ChosenSequences,
@@ -17,16 +15,18 @@ from pipelines.data.score_cache import (
     ScoredSequences,
     open_scores,
 )
-from pipelines.data.tokenizer import load_tokenizer
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.selection import difference_score, top_half
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.schema import MidTrainConfig, num_steps, pool_factor, uses_score_cache
+from pipelines.recipe.schema import MidTrainConfig, num_steps, pool_factor, uses_score_cache
 from pipelines.stages import StageJob
-from pipelines.stages.mid_trainer import MidTrainer
 from pipelines.stages.packed_data import packed
-from pipelines.stages.reported import first_and_last, token_facts, training_facts
 from pipelines.stages.score import score_key
+from pipelines.training import engine
+from pipelines.training.callbacks import SnapshotWriter
+from pipelines.training.mid_trainer import MidTrainer
+from pipelines.training.reported import first_and_last, token_facts, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:

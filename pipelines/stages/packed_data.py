@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
-from pipelines.engine import is_main_rank
-from pipelines.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
+from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
 from pipelines.stages import StageJob
+from pipelines.training.engine import is_main_rank
 
 
 def packed(

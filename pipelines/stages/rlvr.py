@@ -8,16 +8,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from pipelines import engine
-from pipelines.checkpoint import SPECIAL_IDS
 from pipelines.data.records import problems
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
+from pipelines.models.checkpoint import SPECIAL_IDS
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.rewards import judge_all
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
-from pipelines.stages.reported import training_facts
+from pipelines.training import engine
+from pipelines.training.reported import training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:

@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from pipelines.batches import in_batches
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import ScoreCache, ScoreKey, longer_scores
-from pipelines.data.tokenizer import load_tokenizer
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.schema import Config, pool_factor
+from pipelines.recipe.schema import Config, pool_factor
 from pipelines.stages import StageJob
 from pipelines.stages.packed_data import packed
+from pipelines.training.batches import in_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

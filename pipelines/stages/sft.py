@@ -7,12 +7,12 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from pipelines import engine
 from pipelines.data.records import conversations
-from pipelines.data.tokenizer import load_tokenizer
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import assistant, user
-from pipelines.stages.reported import first_and_last, training_facts
+from pipelines.training import engine
+from pipelines.training.reported import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:

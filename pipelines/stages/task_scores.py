@@ -14,9 +14,9 @@ from pipelines.evals.intervals import digest_of, task_score
 from pipelines.evals.questions import family_of
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.evals.tally import Tally
+from pipelines.recipe.schema import TaskConfig
 from pipelines.rewards import judge_all
 from pipelines.rewards.exact import final_answer, normal_text
-from pipelines.schema import TaskConfig
 from pipelines.stages import StageJob
 from pipelines.stages.chat_records import user
 from pipelines.stages.contamination import contaminated_bits

@@ -18,7 +18,7 @@ from pipelines.analysis.heldout import (
     window_kl,
     window_logprobs,
 )
-from pipelines.data.tokenizer import load_tokenizer
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
 
 TEXTS = ["add 3 4", "so 7", "the cat saw a red box", "x"]

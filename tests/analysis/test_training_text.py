@@ -19,8 +19,8 @@ from pipelines.analysis.training_text import (
     read_training_text,
 )
 from pipelines.data.packing import pack
-from pipelines.data.tokenizer import build_tokenizer
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.models.tokenizer import build_tokenizer
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = TokenizerConfig(kind="world")
 RECORDS = {

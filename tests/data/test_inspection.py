@@ -17,7 +17,7 @@ import pytest
 from pipelines.data import inspection
 from pipelines.data.inspection import inspect_source
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 KEY = "sft.sources.gsm8k"
 

@@ -16,9 +16,9 @@ import torch
 from pipelines.data import packing
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
-from pipelines.data.tokenizer import build_tokenizer
 from pipelines.errors import UserError
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.models.tokenizer import build_tokenizer
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
 EOS = WORLD.eos_token_id

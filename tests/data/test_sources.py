@@ -18,8 +18,8 @@ from pipelines.data import records, templates
 from pipelines.data.near_miss import near_miss
 from pipelines.data.sources import open_source, prompt_hash
 from pipelines.errors import UserError
+from pipelines.recipe.schema import SourceConfig
 from pipelines.rewards.exact import reward
-from pipelines.schema import SourceConfig
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipelines.data import world
-from pipelines.data.tokenizer import (
+from pipelines import world
+from pipelines.errors import UserError
+from pipelines.models.tokenizer import (
     build_tokenizer,
     encoding_fingerprint,
     ensure_chat,
     tokenizer_fingerprint,
     tokenizers_agree,
 )
-from pipelines.errors import UserError
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
 PROMPT = [{"role": "user", "content": "2 + 2"}]
@@ -198,7 +198,7 @@ def test_a_tokenizer_of_ones_own_is_read_as_it_is_for_every_model_type(tmp_path:
     # transformers makes the rules of Qwen2 anew for a folder with such a config.json.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
-    from pipelines.data.tokenizer import load_tokenizer
+    from pipelines.models.tokenizer import load_tokenizer
 
     sources = {"world": SourceConfig(kind="world", stream="pretrain")}
     made = build_tokenizer(

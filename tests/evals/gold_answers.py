@@ -19,11 +19,11 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from pipelines import config
 from pipelines.evals import harness
 from pipelines.evals.availability import unavailable
 from pipelines.evals.benchmarks import task_manager
-from pipelines.schema import Config
+from pipelines.recipe import load as config
+from pipelines.recipe.schema import Config
 
 # Task of the harness -> the completion that its own record calls right.
 GOLD: dict[str, Callable[[dict[str, Any]], str]] = {

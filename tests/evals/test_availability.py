@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.evals.availability import check_available
-from pipelines.schema import BenchmarkConfig, EvalConfig, SourceConfig, TaskConfig
+from pipelines.recipe.schema import BenchmarkConfig, EvalConfig, SourceConfig, TaskConfig
 
 SUMS = BenchmarkConfig(files={"test": "sums/test.jsonl"})
 SETTINGS = EvalConfig(benchmarks={"sums": SUMS, "off": BenchmarkConfig(enabled=False)})
@@ -104,10 +104,11 @@ def test_an_error_of_local_files_stays_what_it_is(monkeypatch: pytest.MonkeyPatc
 
 
 def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
-    from pipelines import config, flywheel
-    from pipelines.checkpoint import ModelRef
-    from pipelines.preflight import check_plan, longest_context
-    from pipelines.run_dir import RunDir
+    from pipelines.models.checkpoint import ModelRef
+    from pipelines.plan import flywheel
+    from pipelines.plan.preflight import check_plan, longest_context
+    from pipelines.recipe import load as config
+    from pipelines.run_dir.paths import RunDir
 
     asks = "eval.benchmarks={sums: {files: {test: sums.jsonl}, max_new_tokens: 128}}"
     (tmp_path / "sums.jsonl").touch()

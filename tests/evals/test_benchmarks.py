@@ -16,10 +16,10 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
-from pipelines import config
 from pipelines.errors import UserError
 from pipelines.evals import harness_models
 from pipelines.evals.benchmarks import files_sha256
+from pipelines.recipe import load as config
 from tests.evals.gold_answers import Benchmarks, Gold, Nothing, paper10
 
 TEN = ("gsm8k", "math", "gpqa", "bbh", "ifeval", "humaneval", "mbpp", "truthfulqa",

@@ -13,12 +13,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pipelines.data.packing import pack
-from pipelines.data.tokenizer import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.evals.bits_per_byte import MAX_BLOCKS, bits_per_byte, blocks, cut, window_batches
 from pipelines.evals.intervals import bits_difference, ratio_interval
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig
 
 
 class Letters:
@@ -107,7 +107,7 @@ def test_the_difference_pairs_blocks() -> None:
 
 def test_the_report_shows_interval_and_difference() -> None:
     from pipelines.report.scores import _bits
-    from pipelines.summary import Column
+    from pipelines.report.summary import Column
 
     texts = ["abcdef", "ABCDE", "Ab"]
     plain = measured(texts)

@@ -252,8 +252,8 @@ def test_gsm8k_shares_stock_phrases_with_its_training_set(
 
 
 def test_sources_that_may_not_be_shown() -> None:
-    from pipelines.config import load
     from pipelines.evals.questions import unpublished
+    from pipelines.recipe.load import load
 
     assert unpublished(load("world-tiny")) == set()
     hidden = ["eval.bits_per_byte.pretrain.publish=false", "eval.tasks.world.source.publish=false"]

@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
-from pipelines import config
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import task_manager
 from pipelines.evals.kept import kept, kept_path
 from pipelines.evals.tally import Tally
-from pipelines.progress import read_progress
-from pipelines.run_dir import StageDir
-from pipelines.schema import BenchmarkConfig
+from pipelines.recipe import load as config
+from pipelines.recipe.schema import BenchmarkConfig
+from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.progress import read_progress
 from pipelines.stages.benchmark_scores import with_sampled
 from tests.evals.gold_answers import Gold
 

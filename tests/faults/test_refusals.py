@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import ledger
-from pipelines.checkpoint import check_made_model, content_hash
-from pipelines.config import load
 from pipelines.errors import UserError
-from pipelines.estimate import bytes_to_write, estimate
-from pipelines.flywheel import plan_base, plan_flywheel
-from pipelines.preflight import check_disk
-from pipelines.run_dir import RunDir
-from pipelines.saved_state import package_versions
+from pipelines.models.checkpoint import check_made_model, content_hash
+from pipelines.plan.estimate import bytes_to_write, estimate
+from pipelines.plan.flywheel import plan_base, plan_flywheel
+from pipelines.plan.preflight import check_disk
+from pipelines.recipe.load import load
+from pipelines.run_dir import ledger
+from pipelines.run_dir.paths import RunDir
+from pipelines.run_dir.resume_state import package_versions
 
 BASE = ("pretrain-ckpt", "--config", "world-tiny")
 Remit = Callable[..., Any]
@@ -63,7 +63,7 @@ def test_other_package_versions_are_warned_of(
     marker = begun / "base" / "checkpoints" / "checkpoint-5" / "complete.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"world_size": 1,
                                                                    "zero_stage": 2}))  # fmt: skip
-    from pipelines.preflight import version_warnings
+    from pipelines.plan.preflight import version_warnings
 
     stages = plan_base(load("world-tiny", list(split[2:])), None)
     (warning,) = version_warnings(stages, RunDir(begun))
@@ -131,7 +131,7 @@ def test_a_disk_without_room_names_both_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = plan_base(load("world-tiny", []), None)
-    monkeypatch.setattr("pipelines.preflight.free_bytes", lambda folder: 12_345)
+    monkeypatch.setattr("pipelines.plan.preflight.free_bytes", lambda folder: 12_345)
     with pytest.raises(UserError, match=r"up to \d{6,7} bytes more .* 12345 bytes \(12.3kB\) free"):
         check_disk(stages, RunDir(tmp_path / "run"))
 

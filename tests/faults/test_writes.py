@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import fail_points, heartbeat, ledger, worker
-from pipelines.checkpoint import content_hash
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
-from pipelines.data.tokenizer import build_tokenizer
-from pipelines.disk import explained, require_space, shortage
 from pipelines.errors import WRONG_INPUT_CODE, UserError
-from pipelines.run_dir import RunDir, RunLock, StageDir, read_json, write_json
-from pipelines.schema import SourceConfig, TokenizerConfig
-from pipelines.stage_traits import is_made
+from pipelines.models.checkpoint import content_hash
+from pipelines.models.tokenizer import build_tokenizer
+from pipelines.plan.stage_traits import is_made
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
+from pipelines.run_dir import fail_points, heartbeat, ledger
+from pipelines.run_dir.disk import explained, require_space, shortage
+from pipelines.run_dir.paths import RunDir, RunLock, StageDir, read_json, write_json
+from pipelines.worker import worker
 
 KEY = ScoreKey("data", True, "model", 300, "sdpa", "fp32")
 ROWS = np.arange(2 * 4, dtype=np.float32).reshape(2, 4) / 8
@@ -363,7 +364,7 @@ def test_a_disk_without_room_for_a_line_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shortage(tmp_path) == ""
-    monkeypatch.setattr("pipelines.disk.free_bytes", lambda folder: 512)
+    monkeypatch.setattr("pipelines.run_dir.disk.free_bytes", lambda folder: 512)
     assert "its disk has 512 bytes (512B) free" in shortage(tmp_path)
 
 

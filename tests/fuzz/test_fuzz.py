@@ -18,17 +18,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import config as recipes
-from pipelines import ledger
+from pipelines.comparison.row import parsed
 from pipelines.data.inspection import inspect_source
 from pipelines.data.sources import open_source
 from pipelines.errors import UserError
-from pipelines.progress import read_progress, tail
+from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import SourceConfig
 from pipelines.rewards import judge
 from pipelines.rewards.code import program
-from pipelines.row import parsed
-from pipelines.run_dir import StageDir, read_json, read_yaml
-from pipelines.schema import SourceConfig
+from pipelines.run_dir import ledger
+from pipelines.run_dir.paths import StageDir, read_json, read_yaml
+from pipelines.run_dir.progress import read_progress, tail
 
 CASES = int(os.environ.get("REMIT_FUZZ", "60"))
 fuzz = settings(

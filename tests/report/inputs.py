@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.world import FAMILIES, records
+from pipelines.world import FAMILIES, records
 
 CLASSES = ("digits", "connectives", "code", "names", "punctuation", "other")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"

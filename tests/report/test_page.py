@@ -15,10 +15,10 @@ from inputs import HOSTILE
 from pipelines.analysis.token_text import TokenText
 from pipelines.analysis.training_text import excerpts, read_training_text
 from pipelines.data.packing import pack
-from pipelines.data.tokenizer import build_tokenizer
+from pipelines.models.tokenizer import build_tokenizer
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.report import write_report
-from pipelines.run_dir import RunDir
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.run_dir.paths import RunDir
 
 SHOWN = "[...document.querySelectorAll('.sequence')].filter((s) => !s.hidden).length"
 # Texts of charts that leave the chart, or whose boxes overlap by more than the space of a line.

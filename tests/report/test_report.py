@@ -13,10 +13,12 @@ import pytest
 from inputs import HOSTILE, sequence, with_inputs
 from rich.console import Console
 
-from pipelines import config as recipes
-from pipelines import ledger
+from pipelines.comparison.row import Row
+from pipelines.comparison.rows import write_rows
 from pipelines.errors import UserError
-from pipelines.flywheel import Stage
+from pipelines.launch.runner import write_plan
+from pipelines.plan.flywheel import Stage
+from pipelines.recipe import load as recipes
 from pipelines.report import Wanted, charts, compose, write_report
 from pipelines.report.blocks import (
     PERCENT,
@@ -32,10 +34,8 @@ from pipelines.report.blocks import (
 from pipelines.report.record import read_record
 from pipelines.report.rendering import shade
 from pipelines.report.training import MOST_POINTS, Point, thinned
-from pipelines.row import Row
-from pipelines.rows import write_rows
-from pipelines.run_dir import RunDir, write_json, write_yaml
-from pipelines.runner import write_plan
+from pipelines.run_dir import ledger
+from pipelines.run_dir.paths import RunDir, write_json, write_yaml
 from remit_cli.session import draw_report, show_status
 from remit_cli.status import status_of
 from remit_cli.tables import arm_table

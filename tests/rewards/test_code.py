@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.records import problems
+from pipelines.recipe.schema import SourceConfig
 from pipelines.rewards import judge, judge_all, sandbox
 from pipelines.rewards.code import program
-from pipelines.schema import SourceConfig
 from tests import gold_code
 
 pytestmark = pytest.mark.skipif(bool(sandbox.unavailable()), reason=sandbox.unavailable())

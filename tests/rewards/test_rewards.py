@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import world
+from pipelines import world
 from pipelines.errors import UserError
 from pipelines.rewards import judge, sandbox
 

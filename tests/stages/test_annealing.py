@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import config as recipes
+from pipelines.analysis import annealing
+from pipelines.analysis.annealing import first_questions, scores_of
 from pipelines.evals.questions import task_problems
-from pipelines.stages import annealing
-from pipelines.stages.annealing import first_questions, scores_of
+from pipelines.recipe import load as recipes
 
 TEN = ["analysis.accuracy_questions=10", "eval.tasks.world.limit=400"]
 
@@ -32,7 +32,7 @@ def test_nothing_to_ask(off: str) -> None:
 
 def test_scores_of_given_answers(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     """One right answer of every ten, and in one family all ten."""
-    from pipelines.data.tokenizer import load_tokenizer
+    from pipelines.models.tokenizer import load_tokenizer
 
     asked = first_questions(recipes.load("world-tiny", TEN))
     (only,) = asked

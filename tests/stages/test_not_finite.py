@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.process import free_port
+from pipelines.machine.process import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_poison_on_one_rank_stops_both_before_the_update(
     rows = [part["rows"] for rank in found["ranks"] for part in rank["micro_batches"]]
     assert len(rows) == 4 and all(rows)
     if stage == "10-mid-train":
-        from pipelines.stages.mid_trainer import SequenceOrder
+        from pipelines.training.mid_trainer import SequenceOrder
 
         # Step 2 has the sequences 8 to 15 of the seeded order.
         order = list(SequenceOrder(160, 0, begin=lambda: 0))

@@ -13,9 +13,9 @@ from transformers import LlamaForCausalLM
 
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
-from pipelines.data.tokenizer import build_tokenizer
+from pipelines.models.tokenizer import build_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.schema import SourceConfig, TokenizerConfig
+from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.stages.score import score
 
 

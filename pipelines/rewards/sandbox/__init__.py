@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipelines.errors import UserError
-from pipelines.process import num_cores
+from pipelines.machine.process import num_cores
 from pipelines.rewards.sandbox import wire
 
 Status = Literal["passed", "failed", "timeout", "memory", "crashed"]

@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.process import die_with_parent
+from pipelines.machine.process import die_with_parent
 
 # The uid of programs when started as root: in the range that systemd leaves unused.
 UNPRIVILEGED_ID = 60700

@@ -1,0 +1,363 @@
+"""`compare`: the arms of the paper's table, and variants of them, as a plan. Pure.
+
+Every arm mid-trains with the same settings on the same data order; only the objective and what it
+needs differ, and of a variant what it changes. Seeds vary the data order and the random numbers,
+and where wanted the base too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.comparison.arm_rules import (
+    ARMS,
+    BASE,
+    PLAIN,
+    WITHOUT_REFERENCE,
+    check_comparison,
+    kind_of,
+    known_arms,
+    variant_of,
+)
+from pipelines.comparison.arm_stages import CHECK, FOLDER
+from pipelines.errors import UserError
+from pipelines.models.checkpoint import ModelRef, find_checkpoint
+from pipelines.plan.estimate import stage_flops
+from pipelines.plan.flywheel import (
+    Stage,
+    mid_stages,
+    plan_post_train,
+    with_contamination,
+    with_objective,
+)
+from pipelines.recipe.load import varied
+from pipelines.recipe.rules import check_one_step, check_points, did_you_mean
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.paths import StageDir
+
+Given = str | ModelRef
+
+
+def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
+    """The stages of all arms and seeds.
+
+    Raises:
+        UserError: an unknown arm, no task, settings that do not go together, or an arm whose
+            reference cannot be found.
+    """
+    check_comparison(config, base, ref)
+    given = config.compare
+    outside = _Outside(base, ref)
+    if given.small:
+        outside.small = find_checkpoint(given.small, "compare.small")
+    stages: dict[str, Stage] = {}
+    for seed in range(config.seed, config.seed + given.seeds):
+        own = _Seed(config, seed, outside, stages)
+        if given.base_per_seed:
+            own.reference()
+        for arm in dict.fromkeys(given.objectives):
+            own.evaluated(arm)
+    # A name of its own: it reads less than that of a flywheel in the same run directory.
+    return with_contamination(
+        _with_all_sources(config, stages.values()), list(stages.values()), CHECK
+    )
+
+
+def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
+    """The recipe with the mid-training sources that variants add.
+
+    Raises:
+        UserError: two sources of one name; a source is known by its key.
+    """
+    sources = dict(config.mid_train.sources)
+    for stage in stages:
+        if stage.kind != "mid_train":
+            continue
+        for name, source in stage.config.mid_train.sources.items():
+            known = sources.setdefault(name, source)
+            if dataclasses.replace(known, weight=source.weight) != source:
+                arm = stage.name.split("/")[2]
+                raise UserError(
+                    f"compare.variants.{arm}.set: source '{name}' is another one than in the "
+                    "recipe or in another variant. Give it a name of its own (weight=0 leaves one "
+                    "of the recipe out)."
+                )
+    mid = dataclasses.replace(config.mid_train, sources=sources)
+    return dataclasses.replace(config, mid_train=mid)
+
+
+@dataclass
+class _Outside:
+    """Models that a comparison is given."""
+
+    base: ModelRef | None
+    ref: ModelRef | None
+    small: ModelRef | None = None
+
+
+@dataclass
+class _Seed:
+    """The arms of one seed. Each method adds what it names to `stages`, once.
+
+    Attributes:
+        stages: of all seeds, by name, each after what it needs.
+        making: arms whose mid-training is being planned, to find a circle of references.
+    """
+
+    recipe: Config
+    seed: int
+    outside: _Outside
+    stages: dict[str, Stage]
+    making: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        compare = self.recipe.compare
+        mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points, keep_points=0)
+        self.config = dataclasses.replace(self.recipe, seed=self.seed, mid_train=mid)
+        self.folder = f"{FOLDER}/seed-{self.seed}"
+        # Under equal FLOPs arm `ntp` trains on more tokens than the plain pipeline.
+        self.plain = "ntp" if compare.budget == "tokens" else PLAIN
+
+    def base(self) -> Given:
+        if self.outside.base is not None:
+            return self.outside.base
+        return self._add([Stage("pretrain", f"{self.folder}/base", self.config)])
+
+    def reference(self) -> Given:
+        """What weights the tokens unless an arm says otherwise."""
+        if self.outside.ref is not None:
+            return self.outside.ref
+        if not self.recipe.compare.base_per_seed:
+            raise UserError(
+                f"arm '{self.making[-1]}' needs --ref CKPT, the RL-tuned model; "
+                f"{' and '.join(self.making[:-1]) or 'compare.objectives'} asked for it."
+            )
+        return self.post_trained(self.plain)[-1].name
+
+    def mid(self, arm: str) -> str:
+        """The mid-training of an arm, after the score stages that it reads."""
+        name = f"{self.folder}/{arm}/10-mid-train"
+        if name in self.stages:
+            return name
+        if arm in self.making:
+            circle = " -> ".join([*self.making[self.making.index(arm) :], arm])
+            raise UserError(f"compare.variants: arms that wait for each other: {circle}.")
+        self.making.append(arm)
+        base = self._starts_from(arm)
+        found = self._mid_stages(arm, self._settings(arm), name, base, self._reference_of(arm))
+        self.making.pop()
+        return self._add(found)
+
+    def post_trained(self, arm: str) -> list[Stage]:
+        mid = self.mid(arm)
+        config = self.stages[mid].config
+        stages = plan_post_train(config, mid, f"{self.folder}/{arm}")
+        for stage in stages:
+            self._add([stage])
+        return stages
+
+    def evaluated(self, arm: str) -> None:
+        """An arm with its evaluations."""
+        if arm == "more-rl":
+            self._more_rl()
+            return
+        compare, folder = self.recipe.compare, f"{self.folder}/{arm}"
+        mid = self.mid(arm)
+        config = self.stages[mid].config
+        for number in range(1, config.mid_train.snapshots + 1):
+            name = f"{folder}/12-eval-{number}-of-{compare.points + 1}"
+            inputs: dict[str, Given] = {"model": f"{mid}@{number}"}
+            self._add([Stage("evaluate", name, _without_draws(config), inputs)])
+        self._add([Stage("evaluate", f"{folder}/15-eval", config, {"model": mid})])
+        if compare.post_train:
+            self._post_evaluated(self.post_trained(arm), folder)
+
+    def _add(self, stages: Sequence[Stage]) -> str:
+        for stage in stages:
+            self.stages.setdefault(stage.name, stage)
+        return stages[-1].name
+
+    def _starts_from(self, arm: str) -> Given:
+        given = variant_of(self.recipe, arm).base
+        if not given:
+            return self.base()
+        if given in known_arms(self.recipe):
+            return self.mid(given)
+        return self._found(given, arm, "base")
+
+    def _reference_of(self, arm: str) -> Given | None:
+        variant = variant_of(self.recipe, arm)
+        if variant.arm in WITHOUT_REFERENCE:
+            return None
+        name, _, step = variant.ref.partition("/")
+        if not name and variant.arm == "sft":
+            return self._sft_reference(arm)
+        if not name:
+            return self.reference()
+        if variant.ref == BASE:
+            return self.base()
+        if name not in known_arms(self.recipe):
+            return self._found(variant.ref, arm, "ref")
+        own = self
+        if variant.ref_seed:
+            seed = self.seed + variant.ref_seed
+            own = _Seed(self.recipe, seed, self.outside, self.stages, self.making)
+        if step:
+            return own._step(name, step, arm)
+        if not (post := own.post_trained(name)):
+            raise UserError(
+                f"compare.variants.{arm}.ref: sft, dpo and rlvr are all switched off, so arm "
+                f"'{name}' has no post-trained model."
+            )
+        return post[-1].name
+
+    def _step(self, arm: str, step: str, asking: str) -> str:
+        """A stage of an arm, or a snapshot of its mid-training: 20-sft, 10-mid-train@2."""
+        self.post_trained(arm)
+        folder = f"{self.folder}/{arm}/"
+        there = [name.removeprefix(folder) for name in self.stages if name.startswith(folder)]
+        bare, _, number = step.partition("@")
+        key = f"compare.variants.{asking}.ref" if variant_of(self.recipe, asking).ref else asking
+        last = self.stages[f"{folder}10-mid-train"].config.mid_train.snapshots
+        if number and not (number.isdigit() and 1 <= int(number) <= last):
+            raise UserError(
+                f"{key}: @{number}: the mid-training of arm '{arm}' keeps {last} models along the "
+                "way, from @1 on (compare.points, for arms of the table)."
+            )
+        if bare not in there or (number and bare != "10-mid-train"):
+            raise UserError(
+                f"{key}: arm '{arm}' has no stage '{step}'; it has "
+                f"{', '.join(n for n in there if 'eval' not in n and 'score' not in n)}."
+            )
+        return f"{folder}{step}"
+
+    def _sft_reference(self, arm: str) -> Given:
+        """`compare.sft_ref`, or the SFT stage beside the reference's stage."""
+        given, ref = self.recipe.compare.sft_ref, self.outside.ref
+        if given:
+            return find_checkpoint(given, "compare.sft_ref")
+        if self.recipe.compare.base_per_seed:
+            return self._step(self.plain, "20-sft", arm)
+        beside = ref.folder.parent.parent / "20-sft" if ref and ref.folder else None
+        if beside is None or not StageDir(beside).is_complete():
+            raise UserError(
+                f"arm '{arm}': no SFT stage lies beside the reference"
+                f"{f' {ref.location}' if ref else ', which is not given'}. Name the SFT model with "
+                "compare.sft_ref=CKPT, or leave sft out of compare.objectives."
+            )
+        return find_checkpoint(str(beside), "compare.sft_ref")
+
+    def _found(self, ckpt: str, arm: str, key: str) -> ModelRef:
+        """A CKPT, of a variant that names no arm."""
+        known, named = known_arms(self.recipe), f"compare.variants.{arm}.{key}"
+        first, _, step = ckpt.partition("/")
+        # It looks like a name of the hub.
+        if not Path(ckpt).exists() and (first in known or re.match(r"\d\d-", step)):
+            raise UserError(
+                f"{named} = {ckpt}: "
+                + (
+                    "a base is an arm, whose mid-trained model it is, or a CKPT."
+                    if first in known
+                    else f"no arm '{first}'{did_you_mean(first, known)}"
+                )
+            )
+        try:
+            return find_checkpoint(ckpt, named)
+        except UserError as error:
+            raise UserError(f"{error} Or an arm: {', '.join(known)}.") from error
+
+    def _settings(self, arm: str) -> Config:
+        """The config of an arm's stages, with its own overrides and its tokens."""
+        variant = variant_of(self.recipe, arm)
+        own = varied(self.config, variant.set, f"compare.variants.{arm}.set")
+        if arm != PLAIN and (variant.budget or self.recipe.compare.budget) == "flops":
+            tokens = self._tokens_of_equal_flops(own, arm)
+            own = dataclasses.replace(
+                own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
+            )
+        if arm in self.recipe.compare.variants:
+            # Nobody evaluates the models along its way.
+            mid = dataclasses.replace(own.mid_train, snapshots=0)
+            own = dataclasses.replace(own, mid_train=mid)
+        try:
+            check_one_step(own.mid_train, own.context_length)
+            check_points(own.mid_train, own.context_length, "compare.points")
+        except UserError as error:
+            raise UserError(f"arm '{arm}': {error}") from error
+        return own
+
+    def _mid_stages(
+        self, arm: str, config: Config, name: str, base: Given, ref: Given | None
+    ) -> list[Stage]:
+        kind = kind_of(self.recipe, arm)
+        mid = dataclasses.replace(config.mid_train, objective=ARMS[kind])
+        if kind == "kd":
+            # It needs whole distributions, which no cache keeps.
+            mid = dataclasses.replace(mid, reference="inline")
+        decided = with_objective(dataclasses.replace(config, mid_train=mid), ref is not None)
+        return mid_stages(decided, name, base, ref, self.outside.small)
+
+    def _mid_flops(self, config: Config, arm: str) -> float:
+        """FLOPs of an arm's mid-training for each parameter, with its scoring.
+
+        The reference counts as large as the base, which it is in this method.
+        """
+        # Whichever model it is, it costs the same, so that this needs no reference at hand.
+        ref = None if kind_of(self.recipe, arm) in WITHOUT_REFERENCE else BASE
+        return sum(stage_flops(s, 1) for s in self._mid_stages(arm, config, "", BASE, ref))
+
+    def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:
+        """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
+        budget = self._mid_flops(self.config, "remit")
+        step = config.mid_train.global_batch * config.context_length
+        tokens = config.mid_train.tokens * budget / self._mid_flops(config, arm)
+        if tokens < step:
+            raise UserError(
+                f"arm '{arm}': compare.budget=flops leaves it {int(tokens)} of the mid_train.tokens"
+                f" = {config.mid_train.tokens}, less than one step of {step} tokens. Give more "
+                "tokens."
+            )
+        return round(tokens / step) * step
+
+    def _more_rl(self) -> None:
+        """The plain pipeline, with the FLOPs of ReMiT's reference in more steps of RLVR."""
+        folder = f"{self.folder}/more-rl"
+        mid = self.mid(self.plain)
+        before = [s for s in self.post_trained(self.plain) if s.kind != "rlvr"]
+        start = before[-1].name if before else mid
+        rlvr = Stage("rlvr", f"{folder}/40-rlvr", self.config, {"model": start})
+        extra = self._mid_flops(self.config, "remit") - self._mid_flops(self.config, "ntp")
+        more = max(1, round(extra * self.config.rlvr.steps / stage_flops(rlvr, 1)))
+        longer = dataclasses.replace(self.config.rlvr, steps=self.config.rlvr.steps + more)
+        rlvr = dataclasses.replace(rlvr, config=dataclasses.replace(self.config, rlvr=longer))
+        self._add([rlvr])
+        self._post_evaluated([rlvr], folder)
+
+    def _post_evaluated(self, post: list[Stage], folder: str) -> None:
+        evaluated = {f"{folder}/50-eval": post[-1]}
+        if self.recipe.compare.post_points:
+            # `20-sft` before `25-eval`, as in a round: the number is that of the step, and five.
+            between = {f"{folder}/{int(s.name.rpartition('/')[2][:2]) + 5}-eval": s for s in post}
+            evaluated = dict(list(between.items())[:-1]) | evaluated
+        for name, stage in evaluated.items():
+            inputs: dict[str, Given] = {"model": stage.name}
+            self._add([Stage("evaluate", name, stage.config, inputs, chat=True)])
+
+
+def _without_draws(config: Config) -> Config:
+    """An evaluation of the same questions that draws no answers."""
+    settings = config.eval
+    return dataclasses.replace(
+        config,
+        eval=dataclasses.replace(
+            settings,
+            tasks={n: dataclasses.replace(t, samples=0) for n, t in settings.tasks.items()},
+            benchmarks={
+                n: dataclasses.replace(b, samples=0) for n, b in settings.benchmarks.items()
+            },
+        ),
+    )

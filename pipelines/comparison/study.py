@@ -1,0 +1,176 @@
+"""What the rows of a comparison depend on, and the rows that its complete stages make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.comparison.arm_rules import variant_of
+from pipelines.comparison.arm_stages import behind, place
+from pipelines.comparison.row import Row
+from pipelines.models.checkpoint import ModelRef, content_hash
+from pipelines.plan.estimate import stage_flops
+from pipelines.plan.flywheel import Stage, sources_of
+from pipelines.plan.identity import POST_TRAINING, digest, identity_fields
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.paths import RunDir
+
+# What rows of one arm may differ in.
+_OF_A_SEED = ("seed", "mid_train.snapshots")
+# What the arms of one comparison may differ in besides, before any variant changes more.
+_OF_AN_ARM = (
+    *_OF_A_SEED, "mid_train.objective", "mid_train.reference", "mid_train.keep_points",
+)  # fmt: skip
+
+
+@dataclass
+class Study:
+    """What each evaluation of a plan depends on, apart from its seed.
+
+    Args:
+        stages: the whole plan of a comparison.
+        data_sha256: of each source, by config key.
+        config, base, ref: what the comparison was given.
+    """
+
+    stages: Sequence[Stage]
+    data_sha256: dict[str, str]
+    config: Config
+    base: ModelRef | None
+    ref: ModelRef | None
+    _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_name = {stage.name: stage for stage in self.stages}
+
+    def parts(self, evaluation: Stage) -> dict[str, str]:
+        """By role the models that an arm starts from, by kind the settings of its stages."""
+        way = [evaluation, *behind(evaluation, self.by_name, whole=False)]
+        parts = {stage.kind: self._settings(stage) for stage in way if stage.kind != "score"}
+        mid = next(stage for stage in way if stage.kind == "mid_train")
+        seed = evaluation.config.seed
+        return parts | {role: self._model(given, seed) for role, given in mid.inputs.items()}
+
+    @cached_property
+    def shared(self) -> dict[str, str]:
+        """Hashes of what all arms share: the recipe of their training, its text, base, reference.
+
+        Two rows that differ in one of them are of different studies, whichever arms they are.
+        """
+        kinds = ["mid_train"] if self.base else ["pretrain", "mid_train"]
+        if self.config.compare.base_per_seed or self.config.compare.post_train:
+            kinds += [kind for kind in POST_TRAINING if getattr(self.config, kind).enabled]
+        parts = {}
+        for kind in kinds:
+            fields = identity_fields(kind, self.config, {})
+            kept = {key: value for key, value in fields.items() if key not in _OF_AN_ARM}
+            parts[kind] = digest(kept)[:16]
+        parts |= self._shared_texts()
+        models = {role: given for role, given in (("base", self.base), ("ref", self.ref)) if given}
+        return parts | {role: self._content(given) for role, given in models.items()}
+
+    def _shared_texts(self) -> dict[str, str]:
+        """Hashes of the recipe's sources that a mid-training reads; no variant changes one."""
+        own = {f"mid_train.sources.{name}" for name in self.config.mid_train.sources}
+        read = {
+            key
+            for stage in self.stages
+            if stage.kind == "mid_train"
+            for key, source in sources_of(stage).items()
+            if source.weight > 0
+        }
+        return {f"data {key}": self.data_sha256[key][:16] for key in sorted(own & read)}
+
+    def _settings(self, stage: Stage) -> str:
+        fields = identity_fields(stage.kind, stage.config, {}) | {"chat": stage.chat}
+        kept = {key: value for key, value in fields.items() if key not in _OF_A_SEED}
+        data = {f"data {key}": self.data_sha256[key] for key in sources_of(stage)}
+        return digest(kept | data)[:16]
+
+    def _model(self, given: str | ModelRef, seed: int) -> str:
+        """Content of a model outside; what decides one that the plan of a seed makes."""
+        if isinstance(given, str):
+            name, _, number = given.partition("@")
+            stage = self.by_name[name]
+            decided = {role: self._model(model, seed) for role, model in stage.inputs.items()}
+            decided["settings"] = self._settings(stage)
+            if number:
+                decided["kept model"] = f"{number} of {stage.config.mid_train.snapshots}"
+            if stage.config.seed != seed:
+                decided["seed after its own"] = str(stage.config.seed - seed)
+            return digest(decided)[:16]
+        return self._content(given)
+
+    def _content(self, given: ModelRef) -> str:
+        assert given.folder is not None
+        if given.folder not in self._hashes:
+            self._hashes[given.folder] = content_hash(given.folder)[:16]
+        return self._hashes[given.folder]
+
+
+def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: int) -> list[Row]:
+    """The evaluated models among complete stages of a comparison, of a base of `parameters`."""
+    made = {stage.name: stage for stage in stages if run.stage(stage.name).is_complete()}
+    results = {name: run.stage(name).read_result() for name in made}
+    found = []
+    for name, stage in made.items():
+        if stage.kind != "evaluate":
+            continue
+        arm, seed, point = place(stage)
+        spent = {s.name: s for s in behind(stage, made, whole=False)}
+        mid = next(s for s in spent.values() if s.kind == "mid_train")
+        result = results[name]
+        found.append(
+            Row(
+                arm=arm,
+                seed=seed,
+                point=point,
+                against=variant_of(stage.config, arm).against,
+                identity=result["identity"],
+                study=study.parts(stage),
+                average=result["average"],
+                tasks={
+                    task: {key: score[key] for key in ("accuracy", "questions", "bits")}
+                    for task, score in result["tasks"].items()
+                },
+                bits_per_byte={
+                    domain: value["bits_per_byte"]
+                    for domain, value in result["bits_per_byte"].items()
+                },
+                drawn=_mean_drawn(result["tasks"]),
+                training=training_measures({s.kind: results[s.name] for s in spent.values()}),
+                shared=study.shared,
+                tokens=results[mid.name]["tokens"],
+                steps=results[mid.name]["steps"],
+                passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
+                flops=sum(stage_flops(s, parameters) for s in spent.values()),
+                seconds=sum(results[s]["seconds"] for s in spent),
+            )
+        )
+    return found
+
+
+def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What the training of an arm left to compare, from its results by kind of stage.
+
+    The first and the last loss of SFT, in nats: all arms have the same one there, other than in
+    mid-training. Of an arm that chooses sequences, the share of each domain in its tokens.
+    """
+    sft = results.get("sft", {})
+    losses = {f"SFT loss, {end}": sft[f"loss_{end}"] for end in ("first", "last") if sft}
+    domains = results["mid_train"].get("selection", {}).get("domains", {})
+    return losses | {f"chosen {domain}": share["kept"] for domain, share in domains.items()}
+
+
+def _mean_drawn(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """By measure, the mean over the tasks that all have it."""
+    sampled = [task["sampled"] for task in tasks.values() if "sampled" in task]
+    names = dict.fromkeys(name for scores in sampled for name in scores)
+    return {
+        name: sum(scores[name]["mean"] for scores in sampled) / len(sampled)
+        for name in names
+        if all(name in scores for scores in sampled)
+    }

@@ -1,0 +1,234 @@
+"""What this machine has and lacks for training: `remit doctor`.
+
+torch and DeepSpeed are asked in a process of their own, which may fail or hang without harm here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.machine import slurm
+from pipelines.machine.process import free_port, num_cores, num_gpus
+from pipelines.plan.placement import environment
+from pipelines.plan.preflight import compiler
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.rewards import sandbox
+
+State = Literal["ok", "warning", "missing"]
+OLDEST_PYTHON = (3, 11)
+LITTLE_DISK_BYTES = 20e9
+HUB_SECONDS = 3.0
+IMPORT_SECONDS = 120.0
+# Optional packages, and what needs them.
+EXTRAS = {
+    "lm_eval": "benchmarks (pip install 'remit-flywheel[eval]')",
+    "vllm": "rlvr.use_vllm=true (pip install 'remit-flywheel[vllm]')",
+    "flash_attn": "model.attention=flash_attention_2",
+}
+# Run by the interpreter that runs ranks. The op is what DeepSpeed compiles at a start on CPU.
+PROBE = """
+import json, sys
+import torch
+found = {"torch": torch.__version__, "built_for": torch.version.cuda or "",
+         "cuda": torch.cuda.is_available()}
+found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print(json.dumps(found), flush=True)
+import os
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+op = ""
+if builder is not None and builder.__class__.__name__ != "NotImplementedBuilder":
+    folder = os.path.join(os.environ.get("TORCH_EXTENSIONS_DIR", ""), builder.name)
+    op = "built" if os.path.isfile(os.path.join(folder, builder.name + ".so")) else "not built"
+print(json.dumps({"deepspeed": deepspeed.__version__, "op": op}), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        state: missing is what training cannot do without.
+        found: what is there.
+        advice: what to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine(run_dir: Path) -> list[Check]:
+    """All checks; nothing is written but a file that is removed again."""
+    return [
+        python(),
+        *libraries(),
+        cpp_compiler(),
+        disk(run_dir),
+        port(),
+        hub(),
+        data_folder(),
+        code_sandbox(),
+        *extras(),
+        cluster(),
+    ]
+
+
+def python() -> Check:
+    found = sys.version.split()[0]
+    if sys.version_info < OLDEST_PYTHON:
+        return Check("Python", "missing", found, "install Python 3.11 or later")
+    return Check("Python", "ok", f"{found}, {num_cores()} cores")
+
+
+def libraries() -> list[Check]:
+    """torch, the GPUs it sees, DeepSpeed and its op."""
+    env = environment(LaunchConfig(), 1, offline=False)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, env=env, check=False,
+            timeout=IMPORT_SECONDS,
+        )  # fmt: skip
+        output, error = done.stdout, done.stderr
+    except subprocess.TimeoutExpired:
+        output, error = "", f"importing it took more than {IMPORT_SECONDS:.0f} s"
+    facts: dict[str, Any] = {}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            facts |= json.loads(line)
+    why = error.strip().splitlines()[-1] if error.strip() else "it printed nothing"
+    return [_torch(facts, why), _gpus(facts), *_deepspeed(facts, why)]
+
+
+def _torch(facts: dict[str, Any], why: str) -> Check:
+    if "torch" not in facts:
+        return Check("torch", "missing", why, "install it: make install")
+    built = f"for CUDA {facts['built_for']}" if facts["built_for"] else "for CPU"
+    return Check("torch", "ok", f"{facts['torch']}, built {built}")
+
+
+def _gpus(facts: dict[str, Any]) -> Check:
+    listed = num_gpus()
+    seen = facts.get("gpus", [])
+    if listed and not seen:
+        return Check(
+            "GPUs", "missing", f"nvidia-smi lists {listed}, torch sees none",
+            "install a torch for the driver's CUDA, or set CUDA_VISIBLE_DEVICES= to train on CPU",
+        )  # fmt: skip
+    if not seen:
+        return Check("GPUs", "warning", "none", "training runs on CPU: for small models only")
+    return Check("GPUs", "ok", f"{len(seen)} x {seen[0]}")
+
+
+def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
+    if "deepspeed" not in facts:
+        return [Check("DeepSpeed", "missing", why, "install it: make install")]
+    checks = [Check("DeepSpeed", "ok", facts["deepspeed"])]
+    if facts["op"] == "not built" and not num_gpus():
+        advice = "make prebuild builds it; else the first start on CPU does, in a minute or two"
+        checks.append(Check("DeepSpeed's op", "warning", "not built", advice))
+    elif facts["op"]:
+        checks.append(Check("DeepSpeed's op", "ok", facts["op"]))
+    return checks
+
+
+def cpp_compiler() -> Check:
+    found = compiler()
+    if found:
+        return Check("C++ compiler", "ok", found)
+    advice = "install one (apt-get install g++), or name it in CXX"
+    return Check("C++ compiler", "warning" if num_gpus() else "missing", "none", advice)
+
+
+def disk(run_dir: Path) -> Check:
+    """Space where the run directory is or will be, and whether it can be written."""
+    folder = run_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        advice = "choose another folder with --run-dir"
+        return Check("disk", "missing", f"{folder} cannot be written", advice)
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.1f} GB free in {folder}"
+    if free < LITTLE_DISK_BYTES:
+        return Check("disk", "warning", found, "remit plan says what a flywheel needs")
+    return Check("disk", "ok", found)
+
+
+def port() -> Check:
+    try:
+        found = free_port()
+        with socket.create_server(("127.0.0.1", found)) as server:
+            socket.create_connection(server.getsockname(), timeout=2).close()
+    except OSError as error:
+        advice = "ranks meet over TCP: allow it on the loopback interface (ip link set lo up)"
+        return Check("ports", "missing", str(error), advice)
+    return Check("ports", "ok", f"{found} is free on 127.0.0.1")
+
+
+def hub() -> Check:
+    """Whether the hub of models answers; local inputs need none."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(address, timeout=HUB_SECONDS):
+            return Check("hub", "ok", f"{address} answers")
+    except urllib.error.HTTPError as error:
+        return Check("hub", "ok", f"{address} answers ({error.code})")
+    except (OSError, ValueError) as error:
+        advice = "give local folders, fetch on a machine with network, and set HF_HUB_OFFLINE=1"
+        return Check("hub", "warning", f"{address} does not answer: {error}", advice)
+
+
+def data_folder() -> Check:
+    given = os.environ.get("REMIT_DATA")
+    if not given:
+        advice = "export REMIT_DATA=FOLDER for recipes on real text; the built-in world needs none"
+        return Check("REMIT_DATA", "warning", "not set", advice)
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        return Check("REMIT_DATA", "warning", f"{given} is no folder", "export the right one")
+    return Check("REMIT_DATA", "ok", f"{given}, {sum(1 for _ in folder.iterdir())} entries")
+
+
+def code_sandbox() -> Check:
+    reason = sandbox.unavailable()
+    if not reason:
+        return Check("sandbox", "ok", "generated programs run in it")
+    advice = "rewards and benchmarks of code will be refused; docs/evaluation.md says what it needs"
+    return Check("sandbox", "warning", reason, advice)
+
+
+def extras() -> list[Check]:
+    return [
+        Check(name, "ok", "installed")
+        if importlib.util.find_spec(name)
+        else Check(name, "warning", "not installed", f"only needed for {use}")
+        for name, use in EXTRAS.items()
+    ]
+
+
+def cluster() -> Check:
+    if slurm.in_job():
+        found = f"job {os.environ['SLURM_JOB_ID']}, {slurm.num_nodes()} machines"
+        if slurm.num_nodes() > 1 and shutil.which("srun") is None:
+            return Check("SLURM", "missing", f"{found}, no srun", "add its folder to PATH")
+        return Check("SLURM", "ok", found)
+    if shutil.which("sbatch"):
+        return Check("SLURM", "ok", "sbatch is here; remit launch --slurm writes scripts")
+    return Check("SLURM", "ok", "none here")

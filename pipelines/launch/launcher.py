@@ -1,0 +1,254 @@
+"""Start the ranks of a stage and wait for them: the boundary between launcher and workers.
+
+`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked from a
+process that has imported everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipelines.errors import Interrupted
+from pipelines.launch.stop import Noted, Stop, block_signals, interruption
+from pipelines.machine.process import die_with_parent, free_port, num_gpus
+from pipelines.plan.placement import (
+    command_line,
+    environment,
+    is_spread,
+    master_port,
+    num_ranks,
+    rank_environments,
+    write_orders,
+)
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.heartbeat import Watch
+from pipelines.run_dir.paths import StageDir
+from pipelines.training.shared_memory import none_left
+
+POLL_SECONDS = 0.2
+# Of a rank that is ended: it holds nothing that a kill would lose, since a checkpoint counts only
+# with its marker.
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks of a stage ended.
+
+    Attributes:
+        returncode: negative for a signal.
+        interrupted: how they were interrupted; None where they ended by themselves.
+        hang: which ranks hung, in words; empty where none did.
+        memory: peak memory of the ranks, in words.
+    """
+
+    returncode: int
+    interrupted: Interrupted | None
+    hang: str
+    memory: str
+
+
+def run_stage(
+    launch: LaunchConfig,
+    stage_dir: StageDir,
+    noted: Noted,
+    *,
+    offline: bool,
+    inherited: tuple[int, ...] = (),
+    nursery: Nursery | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> Ended:
+    """Run the ranks of a stage to their end; their output goes to the stage's log.
+
+    Args:
+        noted: the signals of the command; the ranks are asked to save and stop.
+        inherited: descriptors that the launcher keeps open (the run's lock).
+        nursery: fork the worker there instead of starting an interpreter.
+        on_tick: called a few times a second while the stage runs.
+    """
+    port = master_port(launch)
+    env = environment(launch, port, offline)
+    stage_dir.clear_traces()
+    watch = Watch(stage_dir, num_ranks(launch), launch)
+    stop = Stop(launch, stage_dir, noted, watch)
+    process: Launched | None = None
+    hang, overdue = "", False
+    with none_left(stage_dir, port):
+        if nursery is not None:
+            process = nursery.start(stage_dir, env, rank_environments(launch, port))
+        if process is None:
+            token = write_orders(launch, stage_dir, port, env)
+            command = command_line(launch, stage_dir, port, token)
+            process = spawn(command, stage_dir.log, env, inherited)
+        try:
+            while process.poll() is None and not hang and not overdue:
+                on_tick()
+                watch.look()
+                hang = watch.hang()
+                overdue = stop.is_overdue()
+                time.sleep(POLL_SECONDS)
+        finally:
+            end_group(process)
+    returncode = process.poll()
+    assert returncode is not None
+    interrupted = None
+    if not hang and not stage_dir.is_complete():
+        interrupted = interruption(stage_dir, noted, returncode, escalated=overdue)
+    return Ended(returncode, interrupted, hang, watch.memory())
+
+
+class Launched(Protocol):
+    """The first process of a stage, which leads a process group of its own."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+
+def spawn(
+    command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    """Start a stage's first process in a group of its own; its output goes to a log."""
+    with open(log_path, "ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+            pass_fds=inherited,
+            preexec_fn=_guarded(os.getpid()),
+        )
+
+
+def _guarded(parent: int) -> Callable[[], None]:
+    """What a child does before its program: dies with this process, and hears no signal of ours.
+
+    DeepSpeed's launcher ends its ranks when it hears one. Ranks unblock the signals themselves.
+    """
+
+    def prepare() -> None:
+        die_with_parent(parent)
+        block_signals()
+
+    return prepare
+
+
+class Nursery:
+    """Workers forked from one process that has imported everything (see `pipelines.worker.fork_server`)."""
+
+    def __init__(self, launch: LaunchConfig, offline: bool, inherited: tuple[int, ...]) -> None:
+        from pipelines.stages import FORK_ENVIRONMENT
+
+        self.launch = launch
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        # The group of its own keeps a Ctrl-C in the terminal from it.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.worker.fork_server"],
+            # select() must see an answer that readline() has not taken.
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
+            start_new_session=True,
+            pass_fds=inherited,
+            preexec_fn=_guarded(os.getpid()),
+        )
+
+    def start(
+        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
+    ) -> ForkedRanks | None:
+        """Fork the ranks of a stage; waits for the imports the first time.
+
+        Args:
+            env: the environment of every rank.
+            ranks: what each rank has besides.
+
+        None where the process has ended, for instance because an import started a thread; why is
+        written to the stage's log, and the stage is to be started directly.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = {
+            "stage_dir": str(stage_dir.root),
+            "log": str(stage_dir.log),
+            "environments": [env | rank for rank in ranks],
+        }
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            self.process.wait()
+            self.errors.seek(0)
+            with open(stage_dir.log, "ab") as log:
+                log.write(self.errors.read() + b"cannot fork this stage: it is started directly\n")
+            return None
+        return ForkedRanks(json.loads(answer)["pid"], self.process)
+
+    def close(self) -> None:
+        """End the process; a rank that still runs dies with it."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
+class ForkedRanks:
+    """The ranks of one stage in the nursery; `pid` is the first one, which leads their group."""
+
+    def __init__(self, pid: int, nursery: subprocess.Popen[bytes]) -> None:
+        self.pid = pid
+        self.nursery = nursery
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Exit code once all have ended, the first failure's; negative for a signal."""
+        assert self.nursery.stdout is not None
+        if self.returncode is None and select.select([self.nursery.stdout], [], [], 0)[0]:
+            answer = self.nursery.stdout.readline()
+            self.returncode = json.loads(answer)["returncode"] if answer else -signal.SIGKILL
+        return self.returncode
+
+
+def can_fork(launch: LaunchConfig) -> bool:
+    """Whether ranks may be forked: all on this machine, without lines of a shell before them, and
+    no GPU (CUDA does not survive it)."""
+    return not is_spread(launch) and not launch.prologue and not num_gpus()
+
+
+def end_group(process: Launched) -> None:
+    """No rank outlives its stage: ends what is left of the launcher's process group."""
+    for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+        if process.poll() is not None and not _group_lives(process.pid):
+            return
+        try:
+            os.killpg(process.pid, signum)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            if process.poll() is not None and not _group_lives(process.pid):
+                return
+            time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

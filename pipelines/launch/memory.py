@@ -1,0 +1,77 @@
+"""A stage that ran out of memory: how that is seen, and what the user can set lower."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from pipelines.launch.stop import signal_of
+from pipelines.recipe.schema import Config, TrainConfig
+
+GPU_WORDS = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDNN_STATUS_ALLOC_FAILED")
+CPU_WORDS = re.compile(
+    r"DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc|^MemoryError|Cannot allocate memory"
+    r"|ArrayMemoryError|mmap .*memory",
+    re.MULTILINE,
+)
+SECTIONS = {"evaluate": "eval", "contamination": "eval", "analyze": "analysis"}
+
+
+def kernel_kills() -> int:
+    """Processes of this control group that the kernel has killed for memory; 0 if not told."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+        events = (Path("/sys/fs/cgroup") / own.lstrip("/") / "memory.events").read_text()
+    except (OSError, StopIteration):
+        return 0
+    found = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def shortage(returncode: int, log: str, kills: int) -> str:
+    """How a failed stage ran out of memory, in words; empty if nothing speaks for it.
+
+    Args:
+        returncode: of a stage that nobody here has killed.
+        log: what this start of the stage wrote.
+        kills: of `kernel_kills`, while the stage ran.
+    """
+    if GPU_WORDS.search(log):
+        return "out of GPU memory"
+    if CPU_WORDS.search(log):
+        return "out of memory"
+    if signal_of(returncode) == signal.SIGKILL:
+        if kills:
+            return "out of memory: the kernel killed a rank"
+        return "a rank was killed by SIGKILL, as the kernel does when memory runs out"
+    return ""
+
+
+def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
+    """What to set so that a stage takes less memory, with the values it has."""
+    section = SECTIONS.get(kind, kind)
+    settings: Any = getattr(config, section)
+    found = []
+    several = config.launch.gpus > 1 or bool(config.launch.hostfile)
+    if isinstance(settings, TrainConfig):
+        found.append(f"a smaller {section}.micro_batch (now {settings.micro_batch})")
+        if settings.zero_stage < 3 and several:
+            found.append(f"a higher {section}.zero_stage (now {settings.zero_stage})")
+        if on_gpu and not settings.offload_optimizer:
+            found.append(f"{section}.offload_optimizer=true")
+        elif not on_gpu and settings.offload_optimizer:
+            found.append(f"{section}.offload_optimizer=false")
+        if not settings.gradient_checkpointing:
+            found.append(f"{section}.gradient_checkpointing=true")
+    elif kind != "contamination":
+        found.append(f"a smaller {section}.batch_size (now {settings.batch_size})")
+    if kind in ("pretrain", "mid_train", "score", "analyze"):
+        found.append(f"a smaller chunk_bytes (now {config.chunk_bytes})")
+    if kind == "rlvr":
+        found.append(f"a smaller rlvr.max_completion_length (now {settings.max_completion_length})")
+    if several and not on_gpu:
+        found.append("fewer ranks on a machine (--gpus)")
+    return ", ".join(found) or "fewer sources"

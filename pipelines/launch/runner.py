@@ -1,0 +1,371 @@
+"""Run a plan: skip what is complete, resume what was begun, refuse what was made otherwise."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import (
+    WRONG_INPUT_CODE,
+    Interrupted,
+    StageFailed,
+    UserError,
+)
+from pipelines.launch import launcher as launch
+from pipelines.launch import memory
+from pipelines.launch.stop import Noted, seconds_of_job, signals_noted
+from pipelines.machine.process import num_gpus
+from pipelines.models.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
+from pipelines.models.tokenizer import check_tokenizers
+from pipelines.plan.flywheel import CONTAMINATION, Stage, sources_of
+from pipelines.plan.identity import differing, digest, identity_fields
+from pipelines.plan.stage_traits import is_derived, is_made, is_offline, is_remade
+from pipelines.recipe.load import override_keys, resolved, to_dict
+from pipelines.recipe.schema import Config
+from pipelines.run_dir import disk, ledger
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.paths import RunDir, RunLock, StageDir, read_json, write_yaml
+from pipelines.run_dir.progress import last_error, tail
+from pipelines.run_dir.resume_state import made_with
+
+# Of a stage's result: what its line says anyway, and what is too long for a line.
+NOT_IN_LEDGER = (
+    "stage", "kind", "identity", "tasks", "heldout_blocks", "evals", "rounds", "dynamics",
+    "movement", "accuracy",
+)  # fmt: skip
+# Keys that an analysis may set: what it measures, where and how fast, and what it may show.
+OF_ANALYSIS = re.compile(
+    r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"
+    r"|eval\.(bits_per_byte_tokens|batch_size)|chunk_bytes|data_root"
+    r"|mid_train\.sources\.[^.]+\.(licence|publish)"
+)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What a caller may watch. Each takes the stage; `tick` is called while it runs."""
+
+    started: Callable[[Stage, Literal["start", "resume"]], None] = lambda stage, how: None
+    tick: Callable[[Stage], None] = lambda stage: None
+    finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
+    skipped: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
+
+
+def check_unchanged(stages: list[Stage], run: RunDir) -> None:
+    """Refuse, before anything starts, stages whose folder was made with another config.
+
+    Inputs made by earlier stages are compared when their turn comes.
+    """
+    for stage in stages:
+        stage_dir = run.stage(stage.name)
+        made = None if is_remade(stage) else made_with(stage_dir)
+        if made is None:
+            continue
+        old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
+        new = {
+            key: value
+            for key, value in _fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
+            if not key.startswith("input ")
+        }
+        if old != new:
+            raise refusal(stage_dir, old, new)
+
+
+def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
+    changes = "; ".join(differing(old, new))
+    return UserError(
+        f"{stage_dir.root} was made with other settings ({changes}). Ways out: give the old "
+        "values again to go on with it, choose another --run-dir, set stage.name=... for a "
+        "single-stage command, or remove that folder to make it anew."
+    )
+
+
+def _fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
+    fields = identity_fields(stage.kind, stage.config, inputs)
+    fields.update({f"data {key}": value for key, value in data.items()})
+    if stage.kind == "evaluate":
+        fields["chat"] = stage.chat
+    return fields
+
+
+@dataclass
+class Runner:
+    """Runs stages of one plan in one run directory, under its lock."""
+
+    run: RunDir
+    lock: RunLock
+    data_sha256: dict[str, str]
+    command: str
+    observer: Observer
+    stages: list[Stage] = field(default_factory=list)
+    nursery: launch.Nursery | None = None
+    failure: StageFailed | None = None
+
+    def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
+        """Results by stage name.
+
+        An analysis after other stages that fails has no result, and is kept in `failure`: what the
+        others found is to be shown first.
+
+        Raises:
+            UserError: a stage folder was made with other inputs.
+            StageFailed: a stage's process failed; what it saved stays.
+            Interrupted: a signal came, or the end of the job is near.
+        """
+        self.stages = stages
+        results: dict[str, dict[str, Any]] = {}
+        try:
+            for stage in stages:
+                try:
+                    results[stage.name] = self.run_one(stage)
+                except (StageFailed, UserError) as error:
+                    if not (is_derived(stage) and results):
+                        raise
+                    self.failure = self._failed(stage, error)
+            return results
+        finally:
+            if self.nursery is not None:
+                self.nursery.close()
+                self.nursery = None
+
+    def _failed(self, stage: Stage, error: StageFailed | UserError) -> StageFailed:
+        if isinstance(error, StageFailed):
+            return error
+        log = self.run.stage(stage.name).log
+        return StageFailed(stage.name, str(log), str(error), WRONG_INPUT_CODE)
+
+    def run_one(self, stage: Stage) -> dict[str, Any]:
+        stage_dir = self.run.stage(stage.name)
+        inputs = {role: self._input(role, given) for role, given in stage.inputs.items()}
+        for role in ("ref", "model"):
+            if "base" in inputs and role in inputs:
+                check_tokenizers(Path(inputs["base"]["path"]), Path(inputs[role]["path"]))
+        data = {key: self.data_sha256[key] for key in sources_of(stage)}
+        fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
+        how: Literal["start", "resume"] = "start"
+        old = made_with(stage_dir)
+        if old is not None:
+            if old != fields:
+                if not is_remade(stage):
+                    raise refusal(stage_dir, old, fields)
+                stage_dir.result.unlink(missing_ok=True)
+            elif is_made(stage_dir):
+                result = stage_dir.read_result()
+                self._recover_finish(stage, result, fields)
+                ledger.append(self.run.ledger, "skip", stage.name, identity=digest(fields))
+                self.observer.skipped(stage, result)
+                return result
+            else:
+                how = "resume"
+        if seconds_of_job(stage.config.launch) <= 0:
+            raise Interrupted(signal.SIGTERM, why="the end of the SLURM job")
+        with signals_noted() as noted:
+            stage_dir.root.mkdir(parents=True, exist_ok=True)
+            write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
+            ledger.append(
+                self.run.ledger, how, stage.name, kind=stage.kind, identity=digest(fields),
+                inputs=inputs, command=self.command,
+            )  # fmt: skip
+            self.observer.started(stage, how)
+            result = self._launch(stage, stage_dir, fields, noted)
+        # One that came too late to stop the stage stops the plan after it.
+        noted.raise_if_any()
+        return result
+
+    def _nursery(self, stage: Stage) -> launch.Nursery | None:
+        """Where stages are forked from, made when the first one runs; None where they cannot be."""
+        # One stage alone would wait for imports that it does not need.
+        if len(self.stages) == 1 or not launch.can_fork(stage.config.launch):
+            return None
+        if self.nursery is None:
+            offline = all(is_offline(s) for s in self.stages)
+            self.nursery = launch.Nursery(stage.config.launch, offline, (self.lock.descriptor,))
+        first, own = self.nursery.launch, stage.config.launch
+        # Threads and variables are those of its start; a stage with others cannot come from it.
+        same = first.env == own.env and (first.gpus == own.gpus or is_derived(stage))
+        return self.nursery if same else None
+
+    def _launch(
+        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], noted: Noted
+    ) -> dict[str, Any]:
+        started, kills = time.monotonic(), memory.kernel_kills()
+        logged = stage_dir.log.stat().st_size if stage_dir.log.is_file() else 0
+        ended = launch.run_stage(
+            stage.config.launch,
+            stage_dir,
+            noted,
+            offline=is_offline(stage),
+            inherited=(self.lock.descriptor,),
+            nursery=self._nursery(stage),
+            on_tick=lambda: self.observer.tick(stage),
+        )
+        if ended.interrupted is not None:
+            self._record_interruption(stage, ended.interrupted)
+            raise ended.interrupted
+        wall_seconds = round(time.monotonic() - started, 2)
+        if ended.hang or ended.returncode != 0 or not stage_dir.is_complete():
+            reason = self._reason(stage, stage_dir, ended, logged, memory.kernel_kills() - kills)
+            ledger.append(
+                self.run.ledger, "fail", stage.name, exit_code=ended.returncode,
+                seconds=wall_seconds, **({"reason": reason} if reason else {}),
+            )  # fmt: skip
+            said = last_error(stage_dir.log) or disk.shortage(stage_dir.root)
+            # Another program may end with this code too.
+            if ended.returncode == WRONG_INPUT_CODE and said:
+                raise UserError(f"{stage.name}: {said}")
+            raise StageFailed(
+                stage.name, str(stage_dir.log), tail(stage_dir.log), ended.returncode, reason
+            )
+        result = stage_dir.read_result() | {"wall_seconds": wall_seconds}
+        self._write_finish(stage, result, fields)
+        self.observer.finished(stage, result)
+        return result
+
+    def _record_interruption(self, stage: Stage, interrupted: Interrupted) -> None:
+        """`stopped`: the step that was done last is saved; `interrupted`: it may not be."""
+        saved = interrupted.step is not None
+        ledger.append(
+            self.run.ledger, "interrupt", stage.name, signal=interrupted.signum,
+            state="stopped" if saved else "interrupted",
+            **({"step": interrupted.step} if saved else {}),
+            **({"why": interrupted.why} if interrupted.why else {}),
+        )  # fmt: skip
+
+    @staticmethod
+    def _reason(
+        stage: Stage, stage_dir: StageDir, ended: launch.Ended, logged: int, kills: int
+    ) -> str:
+        """Why a stage failed and what to do about it, where that can be told; else empty."""
+        if ended.hang:
+            return ended.hang
+        if stage_dir.not_finite.is_file():
+            return str(read_json(stage_dir.not_finite, needs=("reason",))["reason"])
+        short = memory.shortage(ended.returncode, tail(stage_dir.log, 200, since=logged), kills)
+        if not short:
+            return ""
+        on_gpu = num_gpus() > 0
+        peak = f"; peak memory {ended.memory}" if ended.memory else ""
+        lower = memory.smaller(stage.kind, stage.config, on_gpu=on_gpu)
+        return f"{short}{peak}. What needs less: {lower}"
+
+    def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        fail_point("before the finish line")
+        facts = {k: v for k, v in result.items() if k not in NOT_IN_LEDGER}
+        ledger.append(
+            self.run.ledger, "finish", stage.name, kind=stage.kind, identity=digest(fields), **facts
+        )
+
+    def _recover_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        """The line that a launcher killed right after the worker's end did not write."""
+        finished = {e["stage"] for e in ledger.read(self.run.ledger) if e["event"] == "finish"}
+        if stage.name not in finished:
+            self._write_finish(stage, result, fields)
+
+    def _input(self, role: str, given: str | ModelRef) -> dict[str, str]:
+        if role == CONTAMINATION:
+            assert isinstance(given, str)
+            check = self.run.stage(given)
+            return {"path": str(check.result), "sha256": check.read_result()["bits_sha256"]}
+        if isinstance(given, str):
+            name, _, snapshot = given.partition("@")
+            made = self.run.stage(name)
+            if snapshot:
+                kept = made.snapshot(int(snapshot))
+                return {"path": str(kept), "sha256": content_hash(kept)}
+            digest_now = content_hash(made.model)
+            check_made_model(made.model, digest_now)
+            return {"path": str(made.model), "sha256": digest_now}
+        assert given.folder is not None, "hub models are fetched before the first stage starts"
+        cache = self.run.root / "data" / "hashes.json"
+        digest_now = content_hash(given.folder, cache)
+        check_made_model(given.folder, digest_now)
+        return {"path": str(given.folder), "sha256": digest_now}
+
+    def _spec(
+        self,
+        stage: Stage,
+        inputs: dict[str, dict[str, str]],
+        data: dict[str, str],
+        fields: dict[str, Any],
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage.name,
+            "kind": stage.kind,
+            "run_dir": str(self.run.root),
+            "identity": digest(fields),
+            "inputs": inputs,
+            "chat": stage.chat,
+            "data_sha256": data,
+            "identity_fields": fields,
+            "config": to_dict(stage.config),
+        }
+
+
+def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
+    """Write a plan: the resolved config and every stage with its inputs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_yaml(
+        {
+            "config": to_dict(config),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "kind": stage.kind,
+                    "inputs": {
+                        role: given if isinstance(given, str) else given.location
+                        for role, given in stage.inputs.items()
+                    },
+                }
+                for stage in stages
+            ],
+        },
+        path,
+    )
+
+
+def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
+    """Refuse overrides that would say of a finished training what it was not."""
+    told = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
+    if told:
+        raise UserError(
+            f"analyze {run.root}: {', '.join(told)} is a setting of what was trained or evaluated, "
+            "and the run has it as it is. An analysis takes analysis.*, launch.*, eval.tasks.*, "
+            "eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and licence and publish "
+            "of mid_train.sources."
+        )
+
+
+def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
+    """The config of the flywheel that made a run, with overrides, and its complete stages.
+
+    Raises:
+        UserError: the folder is not the run directory of a flywheel, or an override is wrong.
+    """
+    if not run.flywheel_plan.is_file():
+        raise UserError(
+            f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
+            "Give the folder that `remit flywheel` wrote to with --run-dir."
+        )
+    written = run.read_plan(run.flywheel_plan)
+    # The plan has all that the suite said when it was made.
+    written["config"]["eval"]["suite"] = ""
+    config = resolved(written["config"], overrides, run.flywheel_plan)
+    _check_analysis_keys(overrides, run)
+    names = {entry["name"] for entry in written["stages"]}
+    stages = [
+        Stage(
+            entry["kind"], entry["name"], config,
+            {
+                role: given if given in names else find_checkpoint(given, f"--{role}")
+                for role, given in entry["inputs"].items()
+            },
+        )
+        for entry in written["stages"]
+        if run.stage(entry["name"]).is_complete() and entry["kind"] != "analyze"
+    ]  # fmt: skip
+    return config, stages

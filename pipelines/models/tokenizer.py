@@ -1,0 +1,364 @@
+"""Tokenizers: one made for a base trained from scratch, chat tokens for an adopted one, and the
+comparison of two folders.
+
+`transformers` (and with it torch) is imported only where a tokenizer object is made; comparing
+and fingerprinting folders is free of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.data.records import documents
+from pipelines.errors import UserError
+from pipelines.recipe.schema import Config, SourceConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
+ADDED_KEY = "remit_added_for_chat"
+
+# The prompt with generation prompt is an exact prefix of the prompt with its answer, which
+# completion-only losses rely on.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] }}\n"
+    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+    *,
+    model_max_length: int = 1_000_000,
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base that is trained from scratch.
+
+    Kind world: one token per character of the world's alphabet. Kind bpe: byte-level BPE, digits
+    one by one, trained on `config.train_characters` characters of the mixture. No BOS; padding is
+    never EOS.
+
+    Raises:
+        UserError: a vocabulary too small for the bytes, or a source that cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_backend(config, sources, data_root, seed),
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK if config.kind == "world" else None,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=model_max_length,
+        chat_template=config.chat_template or DEFAULT_CHAT_TEMPLATE,
+    )
+
+
+def _backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    if config.kind == "world":
+        return _world_backend()
+    return _bpe_backend(config, sources, data_root, seed)
+
+
+def _world_tokens() -> list[str]:
+    from pipelines import world
+
+    return [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
+
+
+def world_vocab_size() -> int:
+    return len(_world_tokens())
+
+
+def _world_backend() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models
+
+    vocab = {token: i for i, token in enumerate(_world_tokens())}
+    # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _bpe_backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    specials = [PAD, EOS, USER, ASSISTANT]
+    least = 256 + len(specials)
+    if config.vocab_size < least:
+        raise UserError(f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs {least}")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = _characters(config.train_characters, sources, data_root, seed)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _characters(
+    count: int, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[str]:
+    for document in documents(sources, data_root, seed):
+        yield document.text[:count]
+        count -= len(document.text)
+        if count <= 0:
+            return
+
+
+def load_tokenizer(
+    folder: str | Path, *, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder, cutting text as its `tokenizer.json` says.
+
+    For some model types transformers makes the rules of the family anew from the vocabulary, and a
+    tokenizer of one's own would cut text differently from then on. Where that happens, the file is
+    taken as it is.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
+    )
+    file = Path(folder) / "tokenizer.json"
+    if not found.is_fast or not file.is_file():
+        return found
+    saved, loaded = _rules(_read(file)), _rules(found.backend_tokenizer.to_str())
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    if all(saved.get(part) == loaded.get(part) for part in parts):
+        return found
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **options)
+
+
+def num_tokens(folder: str | Path) -> int:
+    """Ids that a saved tokenizer needs: its largest one, and one more."""
+    text = _saved_rules(folder)
+    vocab = _made(text, f"{folder}/tokenizer.json").get_vocab(with_added_tokens=True)
+    return max(vocab.values(), default=-1) + 1
+
+
+def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> list[str]:
+    """Give an adopted tokenizer what chat training needs, in place.
+
+    An EOS token if it has none, a padding token if it has none or it equals EOS, and, where it has
+    no chat template, `chat_template` (empty: the default one with its role tokens).
+
+    Returns:
+        The tokens that are new in the vocabulary; the model's embeddings must grow by as many.
+    """
+    before = set(tokenizer.get_vocab())
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": EOS})
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template or DEFAULT_CHAT_TEMPLATE
+        if tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE:
+            from tokenizers import AddedToken
+
+            roles = [AddedToken(role, special=True, normalized=False) for role in (USER, ASSISTANT)]
+            tokenizer.add_tokens(roles, special_tokens=True)  # type: ignore[arg-type]
+    vocab = tokenizer.get_vocab()
+    added = sorted((token for token in vocab if token not in before), key=vocab.__getitem__)
+    if added:
+        # Kept in tokenizer_config.json by every later save.
+        tokenizer.init_kwargs[ADDED_KEY] = added
+    return added
+
+
+def added_for_chat(folder: str | Path) -> list[str]:
+    """Tokens that `ensure_chat` added to a saved tokenizer or to the one it comes from."""
+    path = Path(folder) / "tokenizer_config.json"
+    return list(json.loads(_read(path)).get(ADDED_KEY, [])) if path.is_file() else []
+
+
+def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides the ids of a text: the fast tokenizer's rules and EOS."""
+    if tokenizer.is_fast:
+        rules: Any = _rules(tokenizer.backend_tokenizer.to_str())
+    else:
+        rules = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return _sha256([rules, tokenizer.eos_token_id])
+
+
+def tokenizer_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template.
+
+    Raises:
+        UserError: the folder has no tokenizer.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        rules: Any = _rules(_read(folder / "tokenizer.json"))
+    else:
+        parts = [*folder.glob("*.model"), *folder.glob("vocab*"), *folder.glob("merges.txt")]
+        if not parts:
+            raise UserError(f"{folder} holds no tokenizer (no tokenizer.json)")
+        rules = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(parts)]
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(_read(config_path)) if config_path.is_file() else {}
+    named = {key: config.get(key) for key in ("eos_token", "pad_token", "bos_token", "unk_token")}
+    template_path = folder / "chat_template.jinja"
+    chat = _read(template_path) if template_path.is_file() else config.get("chat_template")
+    return _sha256([rules, named, chat])
+
+
+def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
+    """Whether a reference reads every text as the base does.
+
+    Tokens that adopting the base added for chat are left out: no packed text has them.
+
+    Returns:
+        None if every token of the base has the same id in the reference (which may have more) and
+        both split text by the same rules; else a sentence that names the first difference.
+
+    Raises:
+        UserError: a folder without a fast tokenizer.
+    """
+    return _difference(
+        _saved_rules(base_folder), _saved_rules(ref_folder), set(added_for_chat(base_folder))
+    )
+
+
+def _saved_rules(folder: str | Path) -> str:
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
+    try:
+        return _read(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no fast tokenizer: {error}.") from error
+
+
+def _made(text: str, where: str) -> Tokenizer:
+    """The fast tokenizer of a `tokenizer.json`; `where` names the file in a message."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    # The library raises no other class.
+    except Exception as error:
+        raise UserError(f"{where} is no fast tokenizer: {error}.") from error
+
+
+def _difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
+    base_vocab = _made(base_json, "tokenizer.json of the base").get_vocab(with_added_tokens=True)
+    ref_vocab = _made(ref_json, "tokenizer.json of the reference").get_vocab(with_added_tokens=True)
+    base, ref = _rules(base_json), _rules(ref_json)
+    for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
+        if token not in added and ref_vocab.get(token) != token_id:
+            other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"
+            return f"token {token!r} has id {token_id} in the base and {other} in the reference"
+    for part, name in (("normalizer", "normalizer"), ("pre_tokenizer", "pre-tokenizer")):
+        if base.get(part) != ref.get(part):
+            return (
+                f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
+            )
+    return _model_difference(base["model"], ref["model"])
+
+
+def check_tokenizers(base: Path, ref: Path) -> None:
+    """Refuse a reference that reads text in other tokens than the base.
+
+    Raises:
+        UserError: they differ; the message names the first difference.
+    """
+    _refuse(tokenizers_agree(base, ref), str(base), ref)
+
+
+def check_made_tokenizer(config: Config, ref: Path) -> None:
+    """`check_tokenizers` for a base that is yet to be trained: makes its tokenizer.
+
+    Raises:
+        UserError: they differ, or a source of the tokenizer cannot be read.
+    """
+    made = _backend(config.tokenizer, config.pretrain.sources, config.data_root, config.seed)
+    _refuse(
+        _difference(made.to_str(), _saved_rules(ref), set()),
+        f"with the {config.tokenizer.kind} tokenizer of '{config.name}'",
+        ref,
+    )
+
+
+def _refuse(difference: str | None, base: str, ref: Path) -> None:
+    if difference:
+        raise UserError(
+            f"base {base} and reference {ref} do not share a tokenizer: "
+            f"{difference}. Token weights compare the two models token by token, so the reference "
+            "must come from the same family."
+        )
+
+
+def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
+    if base.get("type") != ref.get("type"):
+        return f"the base is a {base.get('type')} tokenizer, the reference a {ref.get('type')} one"
+    names = sorted((base.keys() | ref.keys()) - {"type", "vocab", "merges"})
+    for name in names:
+        # A file of an older version leaves out what is false.
+        if (base.get(name) or None) != (ref.get(name) or None):
+            return (
+                f"{name} of the tokenizer is {base.get(name)} in the base "
+                f"and {ref.get(name)} in the reference"
+            )
+    if isinstance(base["vocab"], list) and ref["vocab"][: len(base["vocab"])] != base["vocab"]:
+        return "the tokens have other scores in the base than in the reference"
+    return _merge_difference(base.get("merges") or [], ref.get("merges") or [])
+
+
+def _merge_difference(ours: list[Any], theirs: list[Any]) -> str | None:
+    if ours == theirs:
+        return None
+    for rank, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return f"merge {rank} is {one} in the base and {other} in the reference"
+    return f"the base has {len(ours)} merges, the reference {len(theirs)}"
+
+
+def _rules(text: str) -> dict[str, Any]:
+    """tokenizer.json without the state of the last call, merges in one notation."""
+    rules: dict[str, Any] = json.loads(text)
+    for state in ("padding", "truncation"):
+        rules.pop(state, None)
+    merges = rules["model"].get("merges")
+    if merges:
+        rules["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    return rules
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

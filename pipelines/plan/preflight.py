@@ -1,0 +1,393 @@
+"""Everything that can be known to be wrong before the first stage starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from itertools import product
+from typing import Any
+
+from pipelines.data.inspection import SourceFacts, Use, inspect_source
+from pipelines.errors import UserError
+from pipelines.evals.availability import asked_here, check_available, check_lengths
+from pipelines.launch.runner import check_unchanged
+from pipelines.launch.stop import seconds_of_job
+from pipelines.machine import slurm
+from pipelines.machine.process import num_cores, num_gpus
+from pipelines.models.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
+from pipelines.models.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
+from pipelines.plan.estimate import bytes_to_write, estimate
+from pipelines.plan.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
+from pipelines.plan.placement import (
+    check_prologue,
+    check_variables,
+    hosts,
+    num_nodes,
+    num_ranks,
+    through_srun,
+)
+from pipelines.quantities import quantity
+from pipelines.recipe.rules import check_one_step, check_points
+from pipelines.recipe.schema import (
+    Config,
+    LaunchConfig,
+    MidTrainConfig,
+    PretrainConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.rewards import sandbox
+from pipelines.run_dir.disk import free_bytes
+from pipelines.run_dir.paths import RunDir
+from pipelines.run_dir.resume_state import changed_versions, check_split, newest_marker
+
+# By config section.
+USES: dict[str, Use] = {
+    "pretrain": "documents",
+    "mid_train": "documents",
+    "sft": "conversations",
+    "dpo": "pairs",
+    "rlvr": "problems",
+}
+
+
+def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
+    """Check launch, models and data of all stages of a plan.
+
+    Returns:
+        What each data source is made of, by config key; their hashes are part of the identities.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    config = stages[0].config
+    _check_launches(stages)
+    for stage in stages:
+        _check_batches(stage)
+        _check_models(stage)
+        _check_packages(stage)
+        if stage.kind in ("evaluate", "contamination"):
+            check_available(stage.config.eval, stage.config.data_root)
+        if stage.kind == "evaluate":
+            asked = asked_here(stage.config.eval, stage.config.data_root)
+            check_lengths(asked, stage.config.eval.max_length or longest_context(stage, stages))
+    _check_separation(config, stages)
+    _check_sandbox(stages)
+    facts: dict[str, SourceFacts] = {}
+    for stage in stages:
+        sources = {key: s for key, s in sources_of(stage).items() if s.weight > 0}
+        if not sources and _needs_sources(stage):
+            raise UserError(
+                f"{stage.name}: no data source; the recipe '{config.name}' sets no "
+                f"{stage.kind}.sources with a weight above 0."
+            )
+        for key, source in sources.items():
+            if key not in facts:
+                cache = run.data / "inspected.json" if run.root.is_dir() else None
+                facts[key] = inspect_source(
+                    key, source, config.data_root, _use(key), cache, needs=_split_field(config, key)
+                )
+    for key in (key for stage in stages for key in sources_of(stage)):
+        facts.setdefault(key, SourceFacts([], 0, "weight 0", 0))
+    check_unchanged(stages, run)
+    _check_reference(stages, run)
+    check_splits(stages, run)
+    check_disk(stages, run)
+    return facts
+
+
+def check_splits(stages: list[Stage], run: RunDir) -> None:
+    """The ranks and the ZeRO stage of a begun stage against those of its newest checkpoint."""
+    for stage in stages:
+        stage_dir, settings = run.stage(stage.name), settings_of(stage)
+        if stage_dir.is_complete() or not isinstance(settings, TrainConfig):
+            continue
+        newest = newest_marker(stage_dir.checkpoints)
+        if newest:
+            ranks = num_ranks(stage.config.launch)
+            check_split(newest[0], ranks, settings.zero_stage, stage.kind)
+
+
+def check_disk(stages: list[Stage], run: RunDir) -> None:
+    """Whether what the plan still writes fits the disk of the run directory."""
+    given = [given for given in stages[0].inputs.values() if isinstance(given, ModelRef)]
+    predicted = estimate(stages, run, given[0] if given else None)
+    needed, free = bytes_to_write(predicted, stages, run), free_bytes(run.root)
+    if needed > free:
+        raise UserError(
+            f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
+            f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
+            "room, choose another disk, or keep less (<stage>.keep, keep_points, snapshots); "
+            "`remit plan` shows the bytes of each stage."
+        )
+
+
+def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
+    """Stages that other package versions made or began: results may differ in their last bits."""
+    by_change: dict[str, list[str]] = {}
+    for stage in stages:
+        changes = ", ".join(changed_versions(run.stage(stage.name)))
+        if changes:
+            by_change.setdefault(changes, []).append(stage.name)
+    return [
+        f"package versions have changed since {', '.join(names)}: {changes}. What follows may "
+        "differ in its last bits from a run with the old ones."
+        for changes, names in by_change.items()
+    ]
+
+
+def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
+    """The tokens that the model of a stage takes; None where the plan alone does not tell it.
+
+    A base that the plan trains takes its context_length, and what is trained from it too; a given
+    model what its config.json says.
+    """
+    by_name = {one.name: one for one in stages}
+    while True:
+        given = stage.inputs.get("model") or stage.inputs.get("base")
+        if isinstance(given, ModelRef):
+            if given.folder is None:
+                return None
+            found = read_model_config(given.folder, "--model").get("max_position_embeddings")
+            return found if isinstance(found, int) else None
+        if given is None:
+            return stage.config.context_length if stage.kind == "pretrain" else None
+        before = by_name.get(given.partition("@")[0])
+        if before is None:
+            return None
+        stage = before
+
+
+def _needs_sources(stage: Stage) -> bool:
+    reads = stage.kind not in ("evaluate", "contamination")
+    return reads and not (stage.kind == "pretrain" and "base" in stage.inputs)
+
+
+def _split_field(config: Config, key: str) -> str:
+    """The record field by which an eval task is split into families."""
+    task = config.eval.tasks.get(key.removeprefix("eval.tasks."))
+    return task.split_by if task is not None else ""
+
+
+def _use(key: str) -> Use:
+    """What the source at a config key is made of."""
+    section = key.split(".")[0]
+    if section != "eval":
+        return USES[section]
+    return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
+
+
+def _check_launches(stages: list[Stage]) -> None:
+    """Each launch of a plan once; names the stage where `stages` gave it something of its own."""
+    checked: list[LaunchConfig] = []
+    for stage in stages:
+        launch = stage.config.launch
+        if launch in checked:
+            continue
+        checked.append(launch)
+        own = [name for name in stage.config.stages if STAGE_KINDS[name] == stage.kind]
+        try:
+            check_launch(launch)
+        except UserError as error:
+            if not own:
+                raise
+            raise UserError(f"{stage.name} (stages.{own[0]}.launch): {error}") from error
+
+
+def check_launch(launch: LaunchConfig) -> None:
+    """Ranks that fit this machine, machines that are there, a job long enough to stop in, a
+    compiler where DeepSpeed needs one.
+
+    Raises:
+        UserError: what does not fit.
+    """
+    if launch.gpus < 1:
+        raise UserError(f"--gpus {launch.gpus}: at least 1.")
+    check_variables(launch)
+    check_prologue(launch)
+    seconds_of_job(launch)
+    if launch.hostfile:
+        hosts(launch.hostfile)
+        if launch.nodes:
+            raise UserError(
+                f"launch.nodes = {launch.nodes} is for srun, and --hostfile {launch.hostfile} "
+                "names the machines. Give one of the two."
+            )
+    else:
+        _check_nodes(launch)
+        gpus = num_gpus()
+        available = gpus or num_cores()
+        if launch.gpus > available:
+            what = f"{gpus} GPUs" if gpus else f"no GPU and {available} CPU cores"
+            raise UserError(
+                f"--gpus {launch.gpus}: this machine has {what}; at most {available} ranks."
+            )
+    if not num_gpus() and not compiler():
+        raise UserError(
+            "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
+            "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
+        )
+
+
+def _check_nodes(launch: LaunchConfig) -> None:
+    if launch.nodes > 1 and not slurm.in_job():
+        raise UserError(
+            f"launch.nodes = {launch.nodes} needs a job of SLURM, and this is none: write a script "
+            "with `remit launch --slurm`, or name the machines with --hostfile."
+        )
+    if launch.nodes > slurm.num_nodes():
+        raise UserError(
+            f"launch.nodes = {launch.nodes}: this job of SLURM has {slurm.num_nodes()} machines. "
+            "Ask for more (#SBATCH --nodes), or set launch.nodes lower."
+        )
+    if through_srun(launch) and shutil.which("srun") is None:
+        raise UserError(
+            f"This job of SLURM has {num_nodes(launch)} machines, and there is no srun on the PATH "
+            "to start ranks on them. Add its folder to PATH, or set launch.nodes=1."
+        )
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch's extension builder would call."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def _check_batches(stage: Stage) -> None:
+    settings = settings_of(stage)
+    ranks = num_ranks(stage.config.launch)
+    adopts = stage.kind == "pretrain" and stage.inputs
+    if not isinstance(settings, TrainConfig) or adopts:
+        return
+    if isinstance(settings, (PretrainConfig, MidTrainConfig)):
+        check_one_step(settings, stage.config.context_length)
+        if stage.kind != "score":
+            check_points(settings, stage.config.context_length)
+    if stage.kind == "score":
+        return
+    if settings.global_batch % ranks:
+        raise UserError(
+            f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
+            f"ranks. Choose a multiple of {ranks}, or another --gpus."
+        )
+
+
+def _check_packages(stage: Stage) -> None:
+    """Optional packages that a setting needs."""
+    needed = {
+        "vllm": stage.kind == "rlvr" and stage.config.rlvr.use_vllm and "rlvr.use_vllm=true",
+        "flash_attn": stage.config.model.attention == "flash_attention_2"
+        and "model.attention=flash_attention_2",
+        "lm_eval": stage.kind in ("evaluate", "contamination")
+        and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
+        and "eval.benchmarks",
+        **{name: f"report_to=[{name}]" for name in stage.config.report_to},
+    }
+    for package, why in needed.items():
+        if why and importlib.util.find_spec(package) is None:
+            raise UserError(f"{why} needs the package {package}, which is not installed here.")
+
+
+def _check_models(stage: Stage) -> None:
+    for role, given in stage.inputs.items():
+        if isinstance(given, ModelRef) and given.folder:
+            model_config = read_model_config(given.folder, f"--{role}")
+            if stage.kind in CHAT_KINDS and not has_chat_template(given.folder):
+                raise UserError(
+                    f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
+                    "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
+                )
+            _check_code(given, role, stage.config)
+            _check_embeddings(given, model_config)
+            longest = model_config.get("max_position_embeddings")
+            if longest and stage.config.context_length > longest:
+                raise UserError(
+                    f"context_length = {stage.config.context_length} is above the "
+                    f"{longest} positions of the model in {given.folder}. "
+                    f"Set context_length={longest} or less."
+                )
+    base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
+    if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
+        check_tokenizers(base.folder, ref.folder)
+
+
+def _check_code(model: ModelRef, role: str, config: Config) -> None:
+    """Code that a model brings runs only where the recipe names that model."""
+    assert model.folder is not None
+    code = own_code(model.folder)
+    if code and model.name not in config.trust_remote_code:
+        raise UserError(
+            f"--{role} {model.name}: this model runs code of its own ({', '.join(code[:3])}), with "
+            "all your rights. Read it first; then allow this one model by "
+            f"trust_remote_code=[{model.name}]."
+        )
+
+
+def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:
+    """A row of the embedding for every token of the tokenizer."""
+    assert model.folder is not None
+    rows = model_config.get("vocab_size")
+    tokens = num_tokens(model.folder)
+    if isinstance(rows, int) and tokens > rows:
+        raise UserError(
+            f"{model.folder}: its tokenizer has {tokens} tokens and its model {rows} (vocab_size "
+            "of config.json). They do not belong together."
+        )
+
+
+def _check_reference(stages: list[Stage], run: RunDir) -> None:
+    """A reference from outside against the base of the flywheel, before the base is made."""
+    first = stages[0]
+    adopted = first.inputs.get("base")
+    made = run.stage(first.name)
+    for ref in (stage.inputs.get("ref") for stage in stages):
+        if first.kind != "pretrain" or not isinstance(ref, ModelRef) or not ref.folder:
+            continue
+        if isinstance(adopted, ModelRef) and adopted.folder:
+            check_tokenizers(adopted.folder, ref.folder)
+        elif made.is_complete():
+            check_tokenizers(made.model, ref.folder)
+        else:
+            check_made_tokenizer(first.config, ref.folder)
+
+
+def _check_separation(config: Config, stages: list[Stage]) -> None:
+    """RL prompts are never SFT questions: sources over the same file need disjoint hash ranges."""
+    kinds = {stage.kind for stage in stages}
+    if not {"sft", "rlvr"} <= kinds:
+        return
+    for (sft_name, sft), (rl_name, rl) in product(
+        config.sft.sources.items(), config.rlvr.sources.items()
+    ):
+        if _overlap(sft, rl):
+            raise UserError(
+                f"sft.sources.{sft_name} and rlvr.sources.{rl_name} read the same questions from "
+                f"{rl.path}. Split them by hash, for instance hash_range: [0, 0.5] for SFT and "
+                "[0.5, 1] for RLVR."
+            )
+
+
+def _check_sandbox(stages: list[Stage]) -> None:
+    """Generated programs run in the sandbox or not at all."""
+    for stage in stages:
+        if USES.get(stage.kind, "problems") != "problems":
+            continue
+        for key, source in sources_of(stage).items():
+            reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
+            if reason:
+                raise UserError(
+                    f"{key}: reward code needs the sandbox, and {reason}. docs/evaluation.md says "
+                    "what the kernel has to allow. Choose another machine, or leave the source out."
+                )
+
+
+def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
+    same: list[Any] = [first.kind, first.path, first.subset, first.split]
+    if first.kind == "world" or not (first.weight and second.weight):
+        return False
+    if same != [second.kind, second.path, second.subset, second.split]:
+        return False
+    return max(first.hash_range[0], second.hash_range[0]) < min(
+        first.hash_range[1], second.hash_range[1]
+    )

@@ -1,0 +1,332 @@
+"""Load a recipe: schema + YAML + overrides -> one typed, checked `Config`.
+
+The only user of OmegaConf. Everything below receives dataclasses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines.errors import UserError
+from pipelines.recipe.nesting import excess
+from pipelines.recipe.rules import check_values, did_you_mean
+from pipelines.recipe.schema import Config
+
+DEFAULT_CONFIG = "world"
+# How OmegaConf says that ${oc.env:NAME} has no value.
+UNSET = re.compile(r"Environment variable '(\w+)' not found")
+# How it says that a value is of the wrong type, and what is asked for.
+WRONG_TYPE = re.compile(
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+)
+WANTED = {
+    "Integer": "a whole number (write it without point and exponent)",
+    "Float": "a number",
+    "bool": "true or false",
+}
+# What a suite may set, all of section eval.
+MEASURED = ("tasks", "benchmarks", "bits_per_byte")
+
+
+def configs_dir() -> Path:
+    """Folder of the shipped recipes, in an installed wheel or in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Names that `--config` takes besides a path."""
+    return sorted(path.stem for path in configs_dir().glob("*.yaml"))
+
+
+def find_config(name_or_path: str) -> Path:
+    """An existing file wins; else a name of `configs/`."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = configs_dir() / f"{name_or_path}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(
+        f"--config {name_or_path}: neither a file nor a shipped recipe. "
+        f"Shipped recipes: {', '.join(config_names())}{did_you_mean(name_or_path, config_names())}"
+    )
+
+
+def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None) -> Config:
+    """The checked config of a recipe with `key=value` overrides.
+
+    Raises:
+        UserError: file not found or not YAML, unknown key, wrong type, missing or impossible value;
+            the message names the key and the file.
+    """
+    path = find_config(name_or_path)
+    return resolved(_read_yaml(path), overrides or [], path)
+
+
+def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Path) -> Config:
+    """The checked config of a recipe's values with `key=value` overrides; raises as `load` does.
+
+    Args:
+        path: the file that the values come from.
+    """
+    patches = [(OmegaConf.create(recipe), str(path))]
+    patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
+    patches = _with_suite(patches)
+    merged = OmegaConf.structured(Config)
+    for patch, where in patches:
+        merged = _merge(merged, patch, where=where)
+    if not merged.name:
+        merged.name = path.stem
+    try:
+        OmegaConf.resolve(merged)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        if unset := UNSET.search(str(error)):
+            name = unset[1]
+            raise UserError(
+                f"{path}: key '{error.full_key}': the environment variable {name} is not set. "
+                + (
+                    f"Set {name} to the folder of the data (docs/data.md says which files it has), "
+                    "or give the folder with data_root=FOLDER."
+                    if error.full_key == "data_root"
+                    else f"Set it, or give the value with {error.full_key}=VALUE."
+                )
+            ) from error
+        raise UserError(f"{path}: key '{error.full_key}': {_first_line(error)}") from error
+    assert isinstance(config, Config)
+    config.data_root = str(Path(config.data_root).expanduser().resolve())
+
+    def refuse(key: str, message: str, *others: str) -> NoReturn:
+        keys = (key, *others)
+        given = [w for patch, w in patches if any(_given(patch, k) is not None for k in keys)]
+        raise UserError(f"{given[-1] if given else path}: {message}")
+
+    check_values(config, refuse)
+    return config
+
+
+def varied(config: Config, overrides: list[str], named: str) -> Config:
+    """A checked config with more `key=value` overrides; a message calls them `named`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if not overrides:
+        return config
+    merged: DictConfig = OmegaConf.structured(config)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), where=f"{named}: {override!r}")
+    found = OmegaConf.to_object(merged)
+    assert isinstance(found, Config)
+
+    def refuse(key: str, message: str, *others: str) -> NoReturn:
+        raise UserError(f"{named}: {message}")
+
+    check_values(found, refuse)
+    return found
+
+
+def _given(patch: DictConfig, key: str) -> Any:
+    """What a patch says for a key; None where it says nothing, or nothing that can be reached."""
+    try:
+        return OmegaConf.select(patch, key, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a list or a value on the way: `_merge` refuses it by name
+        return None
+
+
+def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig, str]]:
+    """The patches with that of `eval.suite` first.
+
+    A suite that an override names takes the place of what the recipe measures; one that the recipe
+    names is what the recipe adds to.
+    """
+    named = [_given(patch, "eval.suite") for patch, _ in patches]
+    given = [name for name in named if name is not None]
+    if not given or not given[-1]:
+        return patches
+    recipe = patches[0][0]
+    if given[-1] != named[0] and OmegaConf.is_dict(recipe.get("eval")):
+        for key in MEASURED:
+            recipe.eval.pop(key, None)
+    path = _find_suite(str(given[-1]))
+    suite = _read_yaml(path, "suite")
+    if not suite:
+        raise UserError(f"{path}: an empty suite; it has some of {', '.join(MEASURED)}")
+    strangers = [str(key) for key in suite if key not in MEASURED]
+    if strangers:
+        raise UserError(
+            f"{path}: a suite has no key '{strangers[0]}'; it has {', '.join(MEASURED)}"
+        )
+    return [(OmegaConf.create({"eval": suite}), str(path)), *patches]
+
+
+def suite_names() -> list[str]:
+    """Names that `eval.suite` takes besides a path."""
+    return sorted(path.stem for path in (configs_dir() / "eval").glob("*.yaml"))
+
+
+def _find_suite(name_or_path: str) -> Path:
+    path = Path(name_or_path).expanduser()
+    shipped = configs_dir() / "eval" / f"{name_or_path}.yaml"
+    for found in (path, shipped):
+        if found.is_file():
+            return found
+    raise UserError(
+        f"eval.suite = {name_or_path}: neither a file nor a shipped suite. "
+        f"Shipped suites: {', '.join(suite_names())}{did_you_mean(name_or_path, suite_names())}"
+    )
+
+
+def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
+    try:
+        if why := excess(path.read_text("utf-8")):
+            raise UserError(f"{path}: no {what}: {why}")
+        loaded = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no {what}: {_first_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: a {what} is a mapping of keys to values, not a list")
+    return loaded
+
+
+def _parse_override(override: str) -> DictConfig:
+    key, separator, value = override.partition("=")
+    if separator and not value:
+        # `stage.name=$UNSET` of a shell script is the empty text, not YAML's null.
+        override = f"{key}=''"
+    if not separator or not key.strip():
+        raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
+    try:
+        if why := excess(value):
+            raise UserError(f"override {override[:80]!r}: {why}")
+        return OmegaConf.from_dotlist([override])
+    except UserError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        why = str(error)
+        if "{" in value and re.search(r":[^\s]", value):
+            why += "; a colon between key and value has a space after it: {set: [...], arm: ntp}"
+        raise UserError(f"override {override!r}: the value is not valid YAML: {why}") from error
+
+
+def override_keys(overrides: list[str]) -> list[str]:
+    """The whole key of every value that overrides set."""
+    return [key for override in overrides for key in _keys(_parse_override(override))]
+
+
+def _keys(patch: Any, prefix: str = "") -> list[str]:
+    if not OmegaConf.is_dict(patch):
+        return [prefix.removesuffix(".")]
+    return [found for key in patch for found in _keys(patch._get_node(key), f"{prefix}{key!s}.")]
+
+
+def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
+    try:
+        missing = sorted(OmegaConf.missing_keys(patch))
+        if missing:
+            raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
+        unknown = _unknown_key(patch, base, where)
+        if unknown:
+            raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
+        merged = OmegaConf.merge(base, patch)
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        named = f" key '{key}':" if key else ""
+        raise UserError(f"{where}:{named} {_in_our_words(_first_line(error))}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _in_our_words(error: str) -> str:
+    """What OmegaConf says of a value of the wrong type, as a sentence for who wrote the value."""
+    found = WRONG_TYPE.match(error)
+    return f"{found[1]} is not {WANTED[found[2]]}." if found and found[2] in WANTED else error
+
+
+def _unknown_key(
+    patch: DictConfig, base: DictConfig, where: str, prefix: str = ""
+) -> tuple[str, str] | None:
+    """First key of the patch that the schema lacks, with the nearest valid name."""
+    typed = OmegaConf.get_type(base)
+    key: Any
+    for key in patch:
+        name = f"{prefix}{key!s}"
+        if is_dataclass(typed) and str(key) not in base:
+            return name, did_you_mean(str(key), [str(k) for k in base])
+        node, given = _node(base, key), patch._get_node(key)
+        if OmegaConf.is_interpolation(patch, key):
+            continue
+        if OmegaConf.is_list(node) and not OmegaConf.is_list(given):
+            raise UserError(f"{where}: key '{name}' is a list: write it in brackets, {name}=[...]")
+        if not OmegaConf.is_dict(node):
+            continue
+        if OmegaConf.is_dict(given):
+            below = _unknown_key(patch[key], node, where, f"{name}.")
+            if below:
+                return below
+        elif is_dataclass(typed) or is_dataclass(OmegaConf.get_type(node)):
+            raise UserError(f"{where}: key '{name}' is a section of keys, not one value")
+    return None
+
+
+def _node(base: DictConfig, key: Any) -> Any:
+    """What a key of the schema holds; of a table's entry that is not there, what it would."""
+    kind = base._metadata.element_type
+    node = base._get_node(key)
+    return OmegaConf.structured(kind) if node is None and is_dataclass(kind) else node
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dictionaries, lists and scalars of a config dataclass."""
+    return {
+        f.name: to_dict(value)
+        if is_dataclass(value := getattr(config, f.name))
+        else {k: to_dict(v) if is_dataclass(v) else v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for f in fields(config)
+    }
+
+
+def result_fields(config: Any) -> dict[str, Any]:
+    """The part of `to_dict` that can change what a stage computes."""
+    kept: dict[str, Any] = {}
+    for f in fields(config):
+        if not f.metadata.get("result", True):
+            continue
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            kept[f.name] = result_fields(value)
+        elif isinstance(value, dict):
+            kept[f.name] = {k: result_fields(v) if is_dataclass(v) else v for k, v in value.items()}
+        else:
+            kept[f.name] = value
+    return kept
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Inverse of `to_dict`, for the worker that reads a stage's resolved config."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
+    return config

@@ -1,0 +1,211 @@
+"""Rules of a recipe that types cannot say: bounds of numbers, keys that belong together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn
+
+from pipelines.errors import UserError
+from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, num_steps
+from pipelines.recipe.schema.launch import STAGE_KINDS
+
+# (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
+Refuse = Callable[..., NoReturn]
+TRACKERS = ("tensorboard", "wandb")
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f". Did you mean '{close[0]}'?" if close else "."
+
+
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "low": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "high": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
+    """Every number against the bounds that the schema gives it; all must be finite."""
+    for f in fields(section):
+        key, value = f"{prefix}{f.name}", getattr(section, f.name)
+        if is_dataclass(value):
+            _check_bounds(value, f"{key}.", refuse)
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    _check_bounds(entry, f"{key}.{name}.", refuse)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                refuse(key, f"{key} = {value} must be a finite number")
+            for bound, limit in f.metadata["bounds"].items():
+                holds, words = BOUNDS[bound]
+                if limit is not None and not holds(value, limit):
+                    refuse(key, f"{key} = {value} must be {words} {limit}")
+
+
+def check_values(config: Config, refuse: Refuse) -> None:
+    """What types cannot say."""
+    _check_bounds(config, "", refuse)
+    for check in (
+        _check_names, _check_model, _check_sources, _check_tasks, _check_benchmarks, _check_rlvr,
+        _check_launch,
+    ):  # fmt: skip
+        check(config, refuse)
+
+
+def check_one_step(settings: PretrainConfig | MidTrainConfig, context_length: int) -> None:
+    """
+    Raises:
+        UserError: the tokens are not enough for a step.
+    """
+    section = _section(settings)
+    one_step = settings.global_batch * context_length
+    if settings.tokens < one_step:
+        raise UserError(
+            f"{section}.tokens = {settings.tokens} is less than one step of "
+            f"{settings.global_batch} x {context_length} = {one_step} tokens "
+            f"({section}.global_batch sequences of context_length)."
+        )
+
+
+def check_points(
+    settings: PretrainConfig | MidTrainConfig, context_length: int, key: str = ""
+) -> None:
+    """
+    Args:
+        key: what sets the number of models along the training, if not the section itself.
+
+    Raises:
+        UserError: as many as its steps, or more.
+    """
+    section = _section(settings)
+    snapshots = settings.snapshots if isinstance(settings, MidTrainConfig) else 0
+    points = snapshots or settings.keep_points
+    steps = num_steps(settings, context_length)
+    if points >= steps:
+        key = key or f"{section}.{'snapshots' if snapshots else 'keep_points'}"
+        raise UserError(
+            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
+            f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
+        )
+
+
+def _section(settings: PretrainConfig | MidTrainConfig) -> str:
+    return "pretrain" if isinstance(settings, PretrainConfig) else "mid_train"
+
+
+def _check_names(config: Config, refuse: Refuse) -> None:
+    for tracker in config.report_to:
+        if tracker not in TRACKERS:
+            close = did_you_mean(tracker, list(TRACKERS))
+            refuse("report_to", f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}{close}")
+    name, stage_name = config.name, config.stage.name
+    if "/" in name or "\0" in name or name in (".", ".."):
+        refuse("name", f"name = {name!r} names a folder: no '/', and not '.' or '..'")
+    if not re.fullmatch(r"[A-Za-z0-9._-]*", stage_name):
+        refuse(
+            "stage.name",
+            f"stage.name = {stage_name!r} names a folder: letters, digits, '.', '_', '-' only",
+        )
+
+
+def _check_model(config: Config, refuse: Refuse) -> None:
+    shape = config.model
+    if shape.hidden_size % shape.num_heads:
+        refuse(
+            "model.num_heads",
+            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
+            f"{shape.num_heads}",
+            "model.hidden_size",
+        )
+    if shape.num_heads % shape.num_kv_heads:
+        refuse(
+            "model.num_kv_heads",
+            f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
+            f"{shape.num_kv_heads}",
+            "model.num_heads",
+        )
+
+
+def _check_sources(config: Config, refuse: Refuse) -> None:
+    for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+        for source_name, source in getattr(config, name).sources.items():
+            key, found = f"{name}.sources.{source_name}.hash_range", source.hash_range
+            if not (len(found) == 2 and 0 <= found[0] < found[1] <= 1):
+                refuse(key, f"{key} must be [from, to] with 0 <= from < to <= 1")
+
+
+def _check_tasks(config: Config, refuse: Refuse) -> None:
+    for name, task in config.eval.tasks.items():
+        if "{prompt}" not in task.base_template:
+            key = f"eval.tasks.{name}.base_template"
+            refuse(
+                key,
+                f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the "
+                "question",
+            )
+
+
+def _check_rlvr(config: Config, refuse: Refuse) -> None:
+    rlvr = config.rlvr
+    if rlvr.global_batch % rlvr.num_generations:
+        refuse(
+            "rlvr.global_batch",
+            f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
+            f"rlvr.num_generations = {rlvr.num_generations}",
+            "rlvr.num_generations",
+        )
+    if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
+        refuse(
+            "rlvr.offload_optimizer",
+            "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+        )
+    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.context_length:
+        refuse(
+            "rlvr.max_completion_length",
+            f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
+            f"prompt in context_length = {config.context_length}",
+            "context_length",
+        )
+
+
+def _check_benchmarks(config: Config, refuse: Refuse) -> None:
+    for name, benchmark in config.eval.benchmarks.items():
+        key = f"eval.benchmarks.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in config.eval.tasks:
+            refuse(
+                key,
+                f"{key} names a file and a row of the table: letters, digits, '.', '_', '-', and "
+                "no name that eval.tasks has",
+            )
+        for path in benchmark.files.values():
+            plain = path.replace("{name}", "").removesuffix(".gz")
+            if "{" in plain or not plain.endswith((".jsonl", ".json", ".csv", ".parquet")):
+                refuse(
+                    f"{key}.files",
+                    f"{key}.files: {path!r} must end in .jsonl, .json, .csv or .parquet (.gz too), "
+                    "and its only placeholder is {name}",
+                )
+
+
+def _check_launch(config: Config, refuse: Refuse) -> None:
+    for name in config.stages:
+        if name not in STAGE_KINDS:
+            refuse(
+                f"stages.{name}",
+                f"stages.{name}: no such kind of stage; choose of {', '.join(STAGE_KINDS)}"
+                + did_you_mean(name, list(STAGE_KINDS)),
+            )
+    for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+        train = getattr(config, section)
+        if train.offload_optimizer and train.zero_stage == 0:
+            key = f"{section}.offload_optimizer"
+            refuse(key, f"{key} needs ZeRO: set {section}.zero_stage to 1, 2 or 3")

@@ -1,0 +1,110 @@
+"""The configuration schema: every key a recipe may set, its type, default and meaning.
+
+`config.py` fills it from YAML and overrides. A field made with `result=False` cannot change what
+a stage computes (launch, logging, paths, checkpoint interval) and is left out of its identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.recipe.schema.comparison import CompareConfig, VariantConfig
+from pipelines.recipe.schema.data import ModelConfig, SourceConfig, TokenizerConfig
+from pipelines.recipe.schema.evaluation import (
+    AnalysisConfig,
+    BenchmarkConfig,
+    EvalConfig,
+    TaskConfig,
+)
+from pipelines.recipe.schema.launch import (
+    LaunchConfig,
+    SlurmConfig,
+    StageLaunchConfig,
+    StageSettings,
+)
+from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.training import (
+    DpoConfig,
+    MidTrainConfig,
+    PostTrainConfig,
+    PretrainConfig,
+    RlvrConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+    micro_batch_rows,
+    num_steps,
+    pool_factor,
+    sees_micro_batches,
+    uses_score_cache,
+    whole_step_tokens,
+)
+
+__all__ = [
+    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
+    "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
+    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
+    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
+    "TrainConfig", "VariantConfig", "micro_batch_rows", "num_steps", "pool_factor",
+    "sees_micro_batches", "uses_score_cache", "whole_step_tokens",
+]  # fmt: skip
+
+
+@dataclass
+class FlywheelConfig:
+    iterations: int = setting(3, "rounds after round 0", result=False, low=0)
+    expectations: bool = setting(
+        False, "check at the end what the built-in world is calibrated to show", result=False
+    )
+    baseline: bool = setting(True, "run round 0 even when --ref gives the first reference")
+
+
+@dataclass
+class StageConfig:
+    name: str = setting("", "single-stage commands write to <command>-<name>", result=False)
+
+
+@dataclass
+class Config:
+    """A whole recipe. One file of `configs/` fills it; `key=value` overrides on top."""
+
+    name: str = setting("", "names the default run directory; empty: the file's name", result=False)
+    seed: int = setting(0, "data order, initial weights and sampling", low=0, high=2**32 - 1)
+    data_root: str = setting("${oc.env:REMIT_DATA,.}", "data paths start here", result=False)
+    base: str = setting(
+        "", "checkpoint to adopt instead of training from scratch (= --base)", result=False
+    )
+    trust_remote_code: list[str] = setting(
+        list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
+    )
+    context_length: int = setting(128, "tokens per packed training sequence", low=8)
+    document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
+    chunk_bytes: int = setting(
+        64 * 2**20,
+        "most bytes of logits that a loss or a scoring holds at once; above them it goes in chunks",
+        result=False,
+        low=1,
+    )
+    report_to: list[str] = setting(
+        list, "trackers that follow the training stages: tensorboard, wandb", result=False
+    )
+    model: ModelConfig = setting(ModelConfig, "model shape")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
+    pretrain: PretrainConfig = setting(PretrainConfig, "stage pretrain-ckpt")
+    mid_train: MidTrainConfig = setting(MidTrainConfig, "stage mid-train")
+    sft: SftConfig = setting(SftConfig, "post-train, step 1")
+    dpo: DpoConfig = setting(DpoConfig, "post-train, step 2")
+    rlvr: RlvrConfig = setting(RlvrConfig, "post-train, step 3, and rl-tune")
+    score: ScoreConfig = setting(ScoreConfig, "stage score")
+    eval: EvalConfig = setting(EvalConfig, "stage eval")
+    analysis: AnalysisConfig = setting(AnalysisConfig, "stage analyze")
+    flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
+    compare: CompareConfig = setting(CompareConfig, "command compare")
+    launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
+    stages: dict[str, StageSettings] = setting(
+        dict,
+        "by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, eval, contamination), what "
+        "it has of its own",
+        result=False,
+    )
+    stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)

@@ -1,0 +1,191 @@
+"""Keys of the stages that train, and of the scores that they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.recipe.schema.data import SourceConfig
+from pipelines.recipe.schema.setting import setting
+
+
+@dataclass
+class TrainConfig:
+    """What every gradient stage has."""
+
+    precision: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
+    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
+    offload_optimizer: bool = setting(False, "ZeRO: optimizer state in CPU memory", result=False)
+    gradient_checkpointing: bool = setting(False, "recompute activations", result=False)
+    global_batch: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
+    micro_batch: int = setting(
+        32, "sequences per forward on one rank (at most)", result=False, low=1
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0)
+    weight_decay: float = setting(0.1, "AdamW (OLMo-2 stage 2: 0.1)", low=0)
+    adam_beta1: float = setting(0.9, "AdamW (OLMo-2 stage 2: 0.9)", low=0, below=1)
+    adam_beta2: float = setting(0.95, "AdamW (OLMo-2 stage 2: 0.95)", low=0, below=1)
+    max_grad_norm: float = setting(1.0, "gradient clipping (OLMo-2 stage 2: 1.0)", above=0)
+    warmup_ratio: float = setting(
+        0.01, "share of the steps with rising learning rate", low=0, below=1
+    )
+    logging_steps: int = setting(
+        10, "steps between two lines of metrics.jsonl", result=False, low=1
+    )
+    save_every_steps: int = setting(
+        0, "steps between two checkpoints; 0: by time", result=False, low=0
+    )
+    save_every_seconds: float = setting(
+        900.0, "seconds between checkpoints; 0: none", result=False, low=0
+    )
+    keep: int = setting(1, "complete checkpoints kept", result=False, low=1)
+
+
+@dataclass
+class PretrainConfig(TrainConfig):
+    tokens: int = setting(1_000_000, "training tokens", low=1)
+    sources: dict[str, SourceConfig] = setting(dict, "pre-training mixture")
+    keep_points: int = setting(
+        0, "models kept along the training for the analysis, at even steps", result=False, low=0
+    )
+
+
+@dataclass
+class MidTrainConfig(TrainConfig):
+    tokens: int = setting(1_900_000, "training tokens", low=1)
+    sources: dict[str, SourceConfig] = setting(dict, "mid-training mixture")
+    objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
+        "auto", "auto: remit with a reference, ntp without"
+    )
+    eps: float = setting(
+        0.2, "ReMiT: weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
+    )
+    center: Literal["none", "sequence", "document", "batch"] = setting(
+        "sequence", "ReMiT: over what the mean of d is taken and subtracted (paper, eq. 4)"
+    )
+    map: Literal["sigmoid", "identity", "tanh"] = setting(
+        "sigmoid", "ReMiT: 2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)"
+    )
+    standardize: bool = setting(False, "ReMiT: divide c by the spread of d")
+    detach: bool = setting(True, "ReMiT: no gradient through the weights")
+    divisor: Literal["targets", "weights"] = setting(
+        "targets", "ReMiT: the loss is divided by the number of targets, or by the sum of weights"
+    )
+    scope: Literal["micro_batch", "step"] = setting(
+        "micro_batch",
+        "what RHO-1's ranking, center=batch, divisor=weights and center=none with standardize see: "
+        "one rank's micro-batch, or exactly the whole step, by one more forward",
+    )
+    rho1_keep: float = setting(
+        0.6, "RHO-1: share of the targets that is trained on", above=0, high=1
+    )
+    kd_alpha: float = setting(0.5, "KD: share of the KL term", low=0, high=1)
+    snapshots: int = setting(
+        0, "models kept along the annealing, at even steps before the last", low=0
+    )
+    keep_points: int = setting(
+        0,
+        "the same for the analysis, where `snapshots` keeps none; no part of the identity",
+        result=False,
+        low=0,
+    )
+    reference: Literal["inline", "cached"] = setting(
+        "inline", "reference's forward beside the learner's, or its scores kept by a score stage"
+    )
+
+
+@dataclass
+class PostTrainConfig(TrainConfig):
+    """What SFT, DPO and RLVR have in common."""
+
+    enabled: bool = setting(True, "run this step of post-training")
+    steps: int = setting(200, "optimizer steps", low=1)
+    sources: dict[str, SourceConfig] = setting(dict, "where its records come from")
+    weight_decay: float = setting(0.0, "AdamW", low=0)
+    adam_beta2: float = setting(0.999, "AdamW", low=0, below=1)
+
+
+@dataclass
+class SftConfig(PostTrainConfig):
+    pass
+
+
+@dataclass
+class DpoConfig(PostTrainConfig):
+    beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
+    heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
+
+
+@dataclass
+class RlvrConfig(PostTrainConfig):
+    """GRPO with verifiable rewards. `global_batch` counts completions."""
+
+    num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
+    max_completion_length: int = setting(64, "new tokens per completion", low=1)
+    temperature: float = setting(1.0, "sampling temperature of the rollouts", above=0)
+    beta: float = setting(0.0, "weight of the KL term to the starting policy", low=0)
+    clip_epsilon: float = setting(0.2, "PPO clip range", above=0)
+    max_zero_variance: float = setting(
+        0.9,
+        "above this share of groups without reward variance the stage ends as 'no signal'",
+        low=0,
+        high=1,
+    )
+    use_vllm: bool = setting(False, "rollouts by vLLM (GPU, optional extra)", result=False)
+
+
+@dataclass
+class ScoreConfig:
+    batch_size: int = setting(64, "sequences per forward on one rank", result=False, low=1)
+    shard_sequences: int = setting(
+        1024,
+        "sequences in one file of the score cache; a scoring resumes at a file",
+        result=False,
+        low=1,
+    )
+
+
+def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
+    """Sequences of a forward on one rank: the most up to `micro_batch` that divide its share.
+
+    Raises:
+        ValueError: the global batch does not divide by the number of ranks.
+    """
+    share, rest = divmod(train.global_batch, world_size)
+    if rest or not share:
+        raise ValueError(
+            f"a global batch of {train.global_batch} does not divide by {world_size} ranks"
+        )
+    return max(rows for rows in range(1, min(train.micro_batch, share) + 1) if share % rows == 0)
+
+
+def sees_micro_batches(mid: MidTrainConfig) -> bool:
+    """Whether the loss depends on how a step is cut into micro-batches."""
+    if mid.scope == "step":
+        return False
+    over_a_batch = (
+        mid.divisor == "weights"
+        or mid.center == "batch"
+        or (mid.center == "none" and mid.standardize)
+    )
+    return mid.objective == "rho1" or (mid.objective == "remit" and over_a_batch)
+
+
+def num_steps(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+    """Optimizer steps for the tokens asked for, rounded up to whole steps."""
+    return -(-settings.tokens // (settings.global_batch * context_length))
+
+
+def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+    """The tokens that are trained on: those of all steps."""
+    return num_steps(settings, context_length) * settings.global_batch * context_length
+
+
+def uses_score_cache(mid: MidTrainConfig) -> bool:
+    """Whether a mid-training reads scores that a score stage made."""
+    return mid.objective == "miniplm" or (mid.objective != "ntp" and mid.reference == "cached")
+
+
+def pool_factor(mid: MidTrainConfig) -> int:
+    """Sequences looked at for one that is trained on: MiniPLM keeps half of its pool."""
+    return 2 if mid.objective == "miniplm" else 1

@@ -1,0 +1,63 @@
+"""The ledger of a run: one JSON line for each thing that happened to a stage, append-only.
+
+One writer, the launcher side, under the run's lock. A line torn by a crash is ignored when read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.run_dir.fail_points import armed, fail_point
+
+
+def is_name(stage: Any) -> bool:
+    """Whether this names a stage: a relative path that stays in the run directory."""
+    if not isinstance(stage, str) or not stage or "\0" in stage:
+        return False
+    return not stage.startswith("/") and ".." not in stage.split("/")
+
+
+def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
+    """Append one durable line: `event` is start, resume, finish, skip, fail or interrupt."""
+    entry = {"time": round(time.time(), 3), "event": event, "stage": stage, **facts}
+    line = json.dumps(entry, allow_nan=False) + "\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = "\n" + line
+        unwritten = line.encode()
+        if armed("half a ledger line"):
+            unwritten = unwritten[os.write(descriptor, unwritten[: len(unwritten) // 2]) :]
+            fail_point("half a ledger line")
+        # A disk that is nearly full takes a part and says so only at the next write.
+        while unwritten:
+            unwritten = unwritten[os.write(descriptor, unwritten) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return entry
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """All whole lines, in order."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # torn, or no line of ours
+                continue
+            if isinstance(entry, dict) and is_name(entry.get("stage")):
+                yield entry
+
+
+def is_unreadable(path: Path) -> bool:
+    """Whether there is something in the ledger and not one line that can be read."""
+    return path.is_file() and path.stat().st_size > 0 and next(read(path), None) is None

@@ -1,0 +1,347 @@
+"""The run directory: where everything lies, who may write, how a file is written whole.
+
+It is the interface between stages: pure path functions, atomic writes, one lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import DamagedFile, UserError
+from pipelines.recipe.nesting import values_of
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.stage_result import flaw
+
+SNAPSHOT_FACTS = "snapshot.json"
+# End of the name of a file that is being written; what a killed process left has it too.
+_PART = ".part"
+# Tenths of a second in which ranks that are about to end may do so.
+_RANK_TRIES = 50
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def ranks_lock(self) -> Path:
+        """Held by the ranks of the command's machine: they may outlive the command."""
+        return self.root / "ranks.lock"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @property
+    def flywheel_plan(self) -> Path:
+        return self.root / "flywheel.yaml"
+
+    @property
+    def compared_plan(self) -> Path:
+        return self.root / "compare" / "plan.yaml"
+
+    @staticmethod
+    def read_plan(path: Path) -> dict[str, Any]:
+        """One of the two plans: `config` and `stages`."""
+        return read_yaml(path, needs=("config", "stages"))
+
+    def stage(self, name: str) -> StageDir:
+        """Folder of a stage by its name in the ledger, such as `round-1/10-mid-train`."""
+        return StageDir(self.root / name)
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """Paths of one stage."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def orders(self) -> Path:
+        """What the ranks of the last start read, where they are on several machines."""
+        return self.root / "launch.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    def snapshot(self, number: int) -> Path:
+        """A model kept along the training, numbered from 1."""
+        return self.root / "snapshots" / str(number)
+
+    def snapshots(self) -> list[Path]:
+        """The models kept along the training, in their order; `SNAPSHOT_FACTS` has the step."""
+        kept = (self.root / "snapshots").glob(f"*/{SNAPSHOT_FACTS}")
+        numbered = [path.parent for path in kept if path.parent.name.isdigit()]
+        return sorted(numbered, key=lambda folder: int(folder.name))
+
+    @property
+    def stop(self) -> Path:
+        """Asks the ranks to save and stop; written by the launcher side."""
+        return self.root / "stop"
+
+    @property
+    def stopped(self) -> Path:
+        """What the ranks say when they have stopped: the signal and the step that was saved."""
+        return self.root / "stopped.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        """One file for each rank: where it is."""
+        return self.root / "heartbeats"
+
+    @property
+    def port(self) -> Path:
+        """Where the ranks of a start meet; gone when they have ended."""
+        return self.root / "port.json"
+
+    @property
+    def not_finite(self) -> Path:
+        """The batch whose loss or gradient was not finite."""
+        return self.root / "not-finite.json"
+
+    def clear_traces(self) -> None:
+        """Remove what the last start said about its end, and what it left half written."""
+        shutil.rmtree(self.heartbeats, ignore_errors=True)
+        remove_parts(self.root)
+        for path in (self.stop, self.stopped, self.not_finite):
+            path.unlink(missing_ok=True)
+
+    @property
+    def result(self) -> Path:
+        """Written last: the stage is complete if and only if this file exists."""
+        return self.root / "result.json"
+
+    def is_complete(self) -> bool:
+        return self.result.is_file()
+
+    def read_config(self) -> dict[str, Any]:
+        """What the stage was started with."""
+        return read_yaml(self.config, needs=("config", "inputs", "identity_fields"))
+
+    def read_result(self) -> dict[str, Any]:
+        found = read_json(self.result, needs=("kind", "seconds"))
+        if why := flaw(found):
+            raise _damaged(self.result, why)
+        return found
+
+
+def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DamagedFile: there is something else in it, or one of the keys `needs` is not.
+    """
+    return _read_object(path, json.loads, json.JSONDecodeError, needs)
+
+
+def read_yaml(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """What `write_yaml` wrote; raises as `read_json`."""
+    return _read_object(path, values_of, yaml.YAMLError, needs)
+
+
+def _read_object(
+    path: Path, parse: Callable[[str], Any], error_type: type[Exception], needs: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        loaded = parse(path.read_text("utf-8"))
+    except (error_type, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(loaded, dict):
+        raise _damaged(path, f"a {type(loaded).__name__}, where keys and values should be")
+    missing = [key for key in needs if key not in loaded]
+    if missing:
+        raise _damaged(path, f"it has no {missing[0]}")
+    return loaded
+
+
+def _damaged(path: Path, why: str) -> DamagedFile:
+    return DamagedFile(
+        f"{path} is damaged: {' '.join(why.split())}. Remove it, and run the command that made it "
+        "again; what else was saved stays."
+    )
+
+
+def write_yaml(values: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def write_json(path: Path, values: dict[str, Any], mode: int = 0o644) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n", mode)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+    try:
+        os.fchmod(handle, mode)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fail_point("before a file is renamed")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder. Only its one writer may call it."""
+    for part in folder.glob(f".*{_PART}"):
+        part.unlink()
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int, tries: int) -> bool:
+    """Take a lock without waiting long: `lock_holder` may have it for an instant."""
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(0.1)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        return True
+    return False
+
+
+def lock_holder(run: RunDir) -> str:
+    """Who writes this run now; empty if nobody does."""
+    if not run.lock.is_file():
+        return ""
+    with open(run.lock, "rb") as stream:
+        if _flock(stream.fileno(), fcntl.LOCK_SH, tries=1):
+            return ""
+        return stream.read(4096).decode(errors="replace").strip() or "another process"
+
+
+def hold_as_rank(run: RunDir) -> None:
+    """Keep another command from the run while this process lives, whoever started it.
+
+    Only on the machine of the command: where another machine fails, a network file system may keep
+    its locks for long.
+    """
+    try:
+        holder = run.lock.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    if holder.startswith(_this_host()):
+        # Never closed. A command that starts holds it for an instant.
+        descriptor = os.open(run.ranks_lock, os.O_RDWR | os.O_CREAT, 0o644)
+        _flock(descriptor, fcntl.LOCK_SH, _RANK_TRIES)
+
+
+def _this_host() -> str:
+    return f"host {socket.gethostname()}, "
+
+
+def _living_ranks(run: RunDir) -> str:
+    """Ranks of an earlier command on this machine that do not end, in words; empty if all have."""
+    if not run.ranks_lock.is_file():
+        return ""
+    with open(run.ranks_lock, "rb") as stream:
+        if _flock(stream.fileno(), fcntl.LOCK_EX, _RANK_TRIES):
+            return ""
+        end = f":{os.fstat(stream.fileno()).st_ino}"
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    # `1: FLOCK ADVISORY READ 4711 00:2a:1234 0 EOF`
+    pids = sorted({line[4] for line in locks if line[1] == "FLOCK" and line[5].endswith(end)})
+    return f"pid {', '.join(pids)}" if pids else "unknown process"
+
+
+class RunLock:
+    """The one writer of a run directory: an flock held by this process and by what inherits it.
+
+    Raises:
+        UserError: another process holds it, and the message names host, pid and command; or ranks
+            of an earlier command still run.
+    """
+
+    def __init__(self, run: RunDir, command: str) -> None:
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {run.root}: cannot be made or written ({error.strerror})."
+            ) from error
+        if not _flock(self.descriptor, fcntl.LOCK_EX, tries=5):
+            holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
+            os.close(self.descriptor)
+            raise UserError(
+                f"{run.root} is in use: {holder or 'by another process'}. Wait for it to end, "
+                "or choose another folder with --run-dir."
+            )
+        if ranks := _living_ranks(run):
+            os.close(self.descriptor)
+            raise UserError(
+                f"{run.root} is in use: ranks of an earlier command still run on this machine "
+                f"({ranks}). Wait for them to end, or end them."
+            )
+        holder = f"{_this_host()}pid {os.getpid()}, command: {command}\n"
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, holder.encode(), 0)
+        for folder in (run.root, run.data):
+            remove_parts(folder)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)

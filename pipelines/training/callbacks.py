@@ -1,0 +1,255 @@
+"""Trainer callbacks of every gradient stage: metrics, when to save, when a checkpoint exists."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipelines.errors import DamagedFile, UserError
+from pipelines.models.checkpoint import file_sha256
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.disk import require_space
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.ownership import check_resume_state, make_private
+from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, fsync_dir, write_json
+from pipelines.run_dir.resume_state import (
+    check_identity,
+    check_split,
+    checkpoint_folders,
+    complete_checkpoints,
+    read_checkpoint_marker,
+    remove_checkpoint,
+    write_checkpoint_marker,
+)
+
+# Of a checkpoint, for each parameter: fp32 master weight and two moments.
+OPTIMIZER_BYTES = 12
+
+
+class MetricsWriter(TrainerCallback):
+    """One line of `metrics.jsonl` for each log of the trainer, by the main rank."""
+
+    def __init__(self, stage_dir: StageDir) -> None:
+        self.path = stage_dir.metrics
+        self.started = time.time()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.started = time.time()
+        self._write(state, {"event": "begin"})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        self._write(state, {k: v for k, v in (logs or {}).items() if _is_number(v)})
+
+    def _write(self, state: TrainerState, values: dict[str, Any]) -> None:
+        if not state.is_world_process_zero:
+            return
+        now = time.time()
+        line = {
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+            "time": round(now, 3),
+            "elapsed": round(now - self.started, 3),
+            **{
+                k: v if not isinstance(v, float) or math.isfinite(v) else str(v)
+                for k, v in values.items()
+            },
+        }
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class SnapshotWriter(TrainerCallback):
+    """Keep models along the training, at even steps before the last; every rank takes part.
+
+    Args:
+        trainer: gathers the weights.
+        count: models to keep; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        stage_dir: StageDir,
+        tokenizer: PreTrainedTokenizerBase,
+        count: int,
+    ) -> None:
+        self.trainer = trainer
+        self.stage_dir = stage_dir
+        self.tokenizer = tokenizer
+        self.count = count
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for number in range(1, self.count + 1):
+            if state.global_step == round(number * state.max_steps / (self.count + 1)):
+                self._write(number, state.global_step, state.is_world_process_zero)
+
+    def _write(self, number: int, step: int, is_main: bool) -> None:
+        heartbeat.mark(heartbeat.SAVING)
+        folder = self.stage_dir.snapshot(number)
+        temporary = folder.with_name(f"{number}.tmp")
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.trainer.save_model(str(temporary))
+        if is_main:
+            self.tokenizer.save_pretrained(temporary)
+            (temporary / "training_args.bin").unlink(missing_ok=True)
+            write_json(temporary / SNAPSHOT_FACTS, {"step": step})
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+
+
+class SpaceCheck(TrainerCallback):
+    """Refuse a save that cannot fit or whose name is taken, before a byte of it is written; added
+    after all who ask.
+
+    The main rank looks; where it stops, the launcher ends the others.
+    """
+
+    def __init__(self, stage_dir: StageDir) -> None:
+        self.checkpoints = stage_dir.checkpoints
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        if control.should_save and state.is_world_process_zero and model is not None:
+            needed = model_bytes(model) + OPTIMIZER_BYTES * num_parameters(model)
+            what = f"a checkpoint at step {state.global_step}"
+            place = self.checkpoints / f"checkpoint-{state.global_step}"
+            if place.is_symlink() or place.is_file():
+                raise UserError(
+                    f"{place} is a file or a link, in the place of {what}. Move it elsewhere, and "
+                    "run the command again."
+                )
+            require_space(self.checkpoints, needed, what)
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """Parameters of a model, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights, whole under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+
+
+class CheckpointMarker(TrainerCallback):
+    """A checkpoint exists only when its marker does: written last, after all ranks have saved.
+
+    Older complete checkpoints are pruned only then.
+    """
+
+    def __init__(self, stage_dir: StageDir, keep: int) -> None:
+        self.stage_dir = stage_dir
+        self.checkpoints = stage_dir.checkpoints
+        self.keep = keep
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if dist.is_initialized():
+            dist.barrier()
+        if state.is_world_process_zero:
+            fail_point("all ranks saved, before the marker")
+            folder = self.checkpoints / f"checkpoint-{state.global_step}"
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            for path in files:
+                _fsync(path)
+            write_checkpoint_marker(
+                folder,
+                self.stage_dir,
+                {
+                    "world_size": args.world_size,
+                    "zero_stage": args.deepspeed["zero_optimization"]["stage"],
+                },
+                {str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)] for p in files},
+            )
+            fsync_dir(self.checkpoints)
+            fail_point("after the marker, before pruning")
+            for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
+                remove_checkpoint(old)
+        if dist.is_initialized():
+            dist.barrier()
+
+
+def _fsync(path: Path) -> None:
+    """Make a file durable: the marker must not outlive a power loss that its files do not."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
+    """The newest checkpoint whose files are what its marker says.
+
+    The main rank removes newer ones and those without a marker; older complete ones stay.
+    """
+    main_rank = not dist.is_initialized() or dist.get_rank() == 0
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    chosen: list[str | None] = [None]
+    if main_rank:
+        make_private(stage_dir.checkpoints)
+        for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
+            if _is_intact(folder):
+                check_resume_state(folder)
+                check_identity(folder, stage_dir)
+                check_split(folder, ranks, zero_stage)
+                chosen[0] = str(folder)
+                break
+            print(f"checkpoint {folder} is damaged and is left out", flush=True)
+            remove_checkpoint(folder)
+        whole = complete_checkpoints(stage_dir.checkpoints)
+        for folder in checkpoint_folders(stage_dir.checkpoints):
+            if folder not in whole:
+                shutil.rmtree(folder)
+    if dist.is_initialized():
+        dist.broadcast_object_list(chosen, src=0)
+    return Path(chosen[0]) if chosen[0] else None
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        files: dict[str, list[Any]] = read_checkpoint_marker(folder)["files"]
+    except DamagedFile:
+        return False
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == size
+        and file_sha256(folder / name) == digest
+        for name, (size, digest) in files.items()
+    )

@@ -1,0 +1,326 @@
+"""DeepSpeed and transformers set-up that every gradient stage shares.
+
+One pure function from config to DeepSpeed's dictionary, one builder of training arguments, one
+way to start ranks, train with resume, and export a checked model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from pipelines.recipe.schema import Config, TrainConfig, micro_batch_rows
+from pipelines.run_dir.disk import require_space
+from pipelines.run_dir.fail_points import armed, fail_point
+from pipelines.run_dir.paths import StageDir
+from pipelines.training.callbacks import (
+    CheckpointMarker,
+    MetricsWriter,
+    SpaceCheck,
+    model_bytes,
+    newest_checkpoint,
+)
+from pipelines.training.finite_guard import FiniteGuard
+from pipelines.training.shared_memory import own_buffer
+from pipelines.training.step_boundary import StepBoundary, generation_steps
+
+# Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
+PATIENCE = timedelta(days=7)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Largest difference of logits between the trained and the reloaded model, by precision. The
+# reloaded one runs the same weights; only the order of sums may differ.
+LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a global batch falls on ranks: micro x accumulation x world = global."""
+
+    micro: int
+    accumulation: int
+
+
+def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
+    """How a stage's global batch falls on its ranks; raises as `micro_batch_rows`."""
+    micro = micro_batch_rows(train, world_size)
+    return BatchSplit(micro, train.global_batch // (micro * world_size))
+
+
+def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
+    """DeepSpeed's configuration for a stage: a pure function of ours.
+
+    No optimizer block: torch's AdamW is wrapped, so that DeepSpeed compiles none.
+    """
+    zero: dict[str, Any] = {
+        "stage": train.zero_stage,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    }
+    if train.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": split.micro,
+        "gradient_accumulation_steps": split.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def training_arguments(
+    cls: type[Arguments],
+    config: Config,
+    train: TrainConfig,
+    stage_dir: StageDir,
+    *,
+    steps: int,
+    schedule: str,
+    **extra: Any,
+) -> Arguments:
+    """The arguments of a gradient stage, and the process group behind them.
+
+    The order matters under ZeRO-3: arguments with the DeepSpeed dictionary, then the process
+    group, then the model. Callers build the model after this.
+    """
+    # Beside the metrics, unless who runs it has said where.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(stage_dir.root))
+    split = split_batch(train, world_size())
+    arguments: Arguments = cls(
+        output_dir=str(stage_dir.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=split.micro,
+        gradient_accumulation_steps=split.accumulation,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=schedule,
+        warmup_steps=round(train.warmup_ratio * steps),
+        logging_steps=max(1, min(train.logging_steps, steps // 4)),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        bf16=train.precision == "bf16",
+        gradient_checkpointing=train.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        deepspeed=zero_config(train, split),
+        seed=config.seed,
+        report_to=list(config.report_to),
+        run_name="/".join(stage_dir.root.parts[-3:]),
+        disable_tqdm=True,
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        **extra,
+    )
+    start_ranks()
+    return arguments
+
+
+def start_ranks() -> None:
+    """Join the process group of the launcher's environment, through DeepSpeed."""
+    import deepspeed
+
+    # Also where the training arguments have made the group: DeepSpeed has its own view of it.
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=PATIENCE)
+    if not torch.cuda.is_available():
+        _unlink_shared_buffer()
+
+
+def _unlink_shared_buffer() -> None:
+    """Remove the name of the buffer that DeepSpeed's CPU op shares between ranks.
+
+    It never does so itself, and 69 MB of memory would stay taken after every rank of every stage.
+    What is mapped stays mapped, and goes with the process, whatever ends it.
+    """
+    # Every rank has opened the others' buffers.
+    dist.barrier()
+    own_buffer().unlink(missing_ok=True)
+
+
+@contextmanager
+def unsharded(arguments: TrainingArguments) -> Iterator[None]:
+    """Make a model whole on every rank, also under ZeRO-3, which shards it when training starts.
+
+    Made in shards, its initial weights would be other ones: they are drawn in another way.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+
+
+def load_model(folder: Path, config: Config, precision: str) -> Any:
+    """A causal language model of a local folder, in the attention backend of the config."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[precision],
+        attn_implementation=config.model.attention,
+        trust_remote_code=bool(config.trust_remote_code),
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
+    """Run a trainer to its last step, from the newest complete checkpoint if there is one.
+
+    Raises:
+        Stopped: a signal came; the checkpoint of the last step done is whole.
+        FloatingPointError: a loss or a gradient is not finite, before the update.
+    """
+    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
+    boundary = StepBoundary(
+        stage_dir, settings.save_every_steps, settings.save_every_seconds, generation_steps(trainer)
+    )
+    trainer.add_callback(boundary)
+    trainer.add_callback(FiniteGuard(trainer, stage_dir))
+    trainer.add_callback(MetricsWriter(stage_dir))
+    trainer.add_callback(SpaceCheck(stage_dir))
+    if armed("during a checkpoint write"):
+        _fail_inside_saves(trainer)
+    checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
+    if is_main_rank():
+        print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    boundary.raise_if_stopped()
+
+
+def _fail_inside_saves(trainer: Trainer) -> None:
+    """Meet a fail point in each save, between the engine's state and the trainer's."""
+    save_rng_state = trainer._save_rng_state
+
+    def fail_then_save(output_dir: str) -> None:
+        fail_point("during a checkpoint write")
+        save_rng_state(output_dir)
+
+    trainer._save_rng_state = fail_then_save
+
+
+def engine_facts(trainer: Trainer) -> dict[str, Any]:
+    """What the ledger records of the engine that trained: class, ZeRO stage, ranks."""
+    engine = trainer.model_wrapped
+    return {
+        "engine": type(engine).__name__,
+        "zero_stage": engine.zero_optimization_stage(),
+        "offload_optimizer": engine.zero_offload_optimizer() is not None,
+        "world_size": engine.dp_world_size,
+        "micro_batch": engine.train_micro_batch_size_per_gpu(),
+        "accumulation": engine.gradient_accumulation_steps(),
+    }
+
+
+def export(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, precision: str
+) -> dict[str, Any]:
+    """Write `model/` in Hugging Face format and check that it reloads to the same logits.
+
+    Every rank calls it: under ZeRO-3 the weights are gathered. The folder appears whole.
+
+    Returns:
+        The largest difference of logits seen between the model in memory and the reloaded one.
+
+    Raises:
+        RuntimeError: the reloaded model computes something else.
+    """
+    temporary = stage_dir.root / "model.tmp"
+    if is_main_rank():
+        shutil.rmtree(temporary, ignore_errors=True)
+        require_space(stage_dir.root, model_bytes(trainer.model), "the exported model")
+    trainer.save_model(str(temporary))
+    probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
+    in_memory = _logits(trainer.model_wrapped, probe.to(trainer.args.device))
+    difference = 0.0
+    if is_main_rank():
+        tokenizer.save_pretrained(temporary)
+        difference = _reload_difference(trainer, temporary, probe, in_memory, precision)
+        if not difference <= LOGITS_TOLERANCE[precision]:
+            raise RuntimeError(
+                f"the exported model differs from the trained one: logits are off by {difference}"
+            )
+        (temporary / "training_args.bin").unlink(missing_ok=True)
+        fail_point("before model is renamed")
+        shutil.rmtree(stage_dir.model, ignore_errors=True)
+        temporary.rename(stage_dir.model)
+        fail_point("after model is renamed")
+    if dist.is_initialized():
+        dist.barrier()
+    return {"reload_logits_difference": difference}
+
+
+def _reload_difference(
+    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, precision: str
+) -> float:
+    # Out of the engine's ZeRO-3 mode, else the reloaded weights would be sharded over one rank.
+    hf_config: HfDeepSpeedConfig | None = None
+    if is_deepspeed_zero3_enabled():
+        assert trainer.args.hf_deepspeed_config is not None
+        hf_config = trainer.args.hf_deepspeed_config
+        unset_hf_deepspeed_config()
+    attention = trainer.model.config._attn_implementation
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[precision],
+        attn_implementation=attention,
+        use_safetensors=True,
+        local_files_only=True,
+        # A model with code of its own was loaded with leave to run it, or it would not be here.
+        trust_remote_code=hasattr(trainer.model.config, "auto_map"),
+    ).to(trainer.args.device)
+    logits = _logits(reloaded, probe.to(trainer.args.device))
+    if hf_config is not None:
+        set_hf_deepspeed_config(hf_config)
+    return float((logits.float() - in_memory.float()).abs().max())
+
+
+@torch.no_grad()
+def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
+    """Logits [2, 16, vocab] by the class's own forward, even where the instance has another."""
+    module = getattr(model, "module", model)
+    module.eval()
+    replaced = module.__dict__.pop("forward", None)
+    try:
+        logits: torch.Tensor = model(input_ids=probe, use_cache=False).logits
+        return logits
+    finally:
+        if replaced is not None:
+            module.forward = replaced

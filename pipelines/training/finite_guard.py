@@ -1,0 +1,157 @@
+"""Stop before an update whose loss or gradient is not finite, and keep what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.paths import StageDir, write_json
+
+ROW = "row_number"
+
+
+class NumberedRows(Dataset):  # type: ignore[type-arg]
+    """A data set whose items carry their number under `ROW`."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], ROW: int(index)}
+
+
+def numbered(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """A collate function whose batches carry the numbers of their rows, where those have some."""
+
+    def with_numbers(rows: list[Any]) -> Any:
+        if ROW not in rows[0]:
+            return collate(rows)
+        numbers = [row[ROW] for row in rows]
+        batch = collate([{k: v for k, v in row.items() if k != ROW} for row in rows])
+        if isinstance(batch, list):
+            return [{**row, ROW: number} for row, number in zip(batch, numbers, strict=True)]
+        batch[ROW] = torch.tensor(numbers)
+        return batch
+
+    return with_numbers
+
+
+def take_numbers(batch: Any) -> list[int]:
+    """Remove the numbers of the rows from a batch, and return them."""
+    if isinstance(batch, list):
+        return [row.pop(ROW) for row in batch]
+    numbers: list[int] = batch.pop(ROW).tolist()
+    return numbers
+
+
+class FiniteGuard(TrainerCallback):
+    """Ends the training on all ranks before an update that is not finite.
+
+    A loss that is not finite makes the whole gradient NaN, so that the norm of the gradient, which
+    the engine takes over all ranks anyway, tells all of them. DeepSpeed's ZeRO optimizers skip such
+    an update; a plain optimizer (ZeRO 0) is kept from it.
+    """
+
+    def __init__(self, trainer: Trainer, stage_dir: StageDir) -> None:
+        self.trainer = trainer
+        self.stage_dir = stage_dir
+        self.rows: list[list[int]] = []
+        self.losses: list[Tensor] = []
+        trainer.train_dataset = NumberedRows(trainer.train_dataset)
+        trainer.data_collator = numbered(trainer.data_collator)
+        # The collate functions take the keys that they know.
+        trainer.args.remove_unused_columns = False
+        self.take_batches = trainer.get_batch_samples
+        trainer.get_batch_samples = self._get_batch_samples
+
+    def _get_batch_samples(self, batches: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        self.rows, self.losses = [], []
+
+        def noted() -> Iterator[Any]:
+            for batch in batches:
+                self.rows.append(take_numbers(batch))
+                yield batch
+
+        return self.take_batches(noted(), *args, **kwargs)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        wrapped = self.trainer.accelerator.deepspeed_engine_wrapped
+        self.engine = wrapped.engine
+        self.engine_backward = wrapped.backward
+        wrapped.backward = self._backward
+        if not hasattr(self.engine.optimizer, "overflow"):
+            self.engine.basic_optimizer.register_step_pre_hook(self._check_gradients)
+
+    def _backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        heartbeat.mark()
+        self.losses.append(loss.detach())
+        # Times 1 is the loss itself, bit for bit.
+        spoiled = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss.dtype)
+        self.engine_backward(spoiled, sync_gradients=sync_gradients, **kwargs)
+        if sync_gradients and getattr(self.engine.optimizer, "overflow", False):
+            self._stop()
+
+    def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        present = [grad for grad in grads if grad is not None]
+        # Averaged over the ranks, so that all of them see the same.
+        if not bool(torch.stack(torch._foreach_norm(present)).isfinite().all()):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Write the batch's rows and losses of all ranks, and raise on all of them."""
+        losses = [float(loss) for loss in self.losses]
+        own = {
+            "rank": self.trainer.args.process_index,
+            "micro_batches": [
+                {"loss": str(loss), "rows": rows}
+                for loss, rows in zip(losses, self.rows, strict=False)
+            ],
+        }
+        found: list[Any] = [own]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            found = [None] * dist.get_world_size()
+            dist.all_gather_object(found, own)
+        step = self.trainer.state.global_step + 1
+        guilty = [
+            rank["rank"] for rank in found
+            if any(part["loss"] in ("nan", "inf", "-inf") for part in rank["micro_batches"])
+        ]  # fmt: skip
+        what = (
+            f"the loss is not finite on {' and '.join(f'rank {rank}' for rank in guilty)}"
+            if guilty
+            else "the gradient is not finite"
+        )
+        reason = (
+            f"{what} at step {step}; the weights are those of step {step - 1}. The rows of that "
+            f"batch are in {self.stage_dir.not_finite}. A smaller learning rate or a longer "
+            "warm-up may help, or the input model or the data hold values that are not finite. "
+            "Earlier checkpoints stay"
+        )
+        if self.trainer.args.process_index == 0:
+            rows = "of the training set: sequences of the packed set, or records as they were drawn"
+            write_json(
+                self.stage_dir.not_finite,
+                {"reason": reason, "step": step, "row_numbers": rows, "ranks": found},
+            )
+        if dist.is_initialized():
+            dist.barrier()
+        raise FloatingPointError(reason)

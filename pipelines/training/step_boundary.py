@@ -1,0 +1,125 @@
+"""What ranks agree on at the end of each step: whether to save, and whether to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipelines.errors import Stopped
+from pipelines.launch.stop import requested
+from pipelines.machine.signals import SIGNALS
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.paths import StageDir
+
+
+class StepBoundary(TrainerCallback):
+    """Save by steps or by the main rank's clock, and save and stop when any rank is asked to.
+
+    One all-reduce of two numbers a step, where there are several ranks: all see the same, so that
+    all save after the same step. Ask for `raise_if_stopped` after the training.
+
+    Args:
+        every_steps, every_seconds: between checkpoints; 0: none.
+        unit: steps after which a checkpoint may be written, see `generation_steps`.
+    """
+
+    def __init__(
+        self, stage_dir: StageDir, every_steps: int, every_seconds: float, unit: int
+    ) -> None:
+        self.stage_dir = stage_dir
+        self.every_steps = every_steps
+        self.every_seconds = every_seconds
+        self.unit = unit
+        self.saved_at = time.monotonic()
+        self.due = False
+        self.signum = 0
+        self.stopped: Stopped | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, self._note)
+        heartbeat.mark(heartbeat.FIRST_STEP, state.global_step)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = self.signum or signum
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step = state.global_step
+        gpu = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else 0
+        heartbeat.mark(heartbeat.TRAINING, step, gpu)
+        if step >= state.max_steps:
+            return
+        asked, due = self._agreed(args.device, state.is_world_process_zero)
+        self.due = self.due or due or bool(self.every_steps and step % self.every_steps == 0)
+        if step % self.unit:
+            return
+        if asked:
+            self.stopped = Stopped(asked, step)
+            control.should_training_stop = True
+        if asked or self.due:
+            control.should_save = True
+            # The line goes into the save: a resume loses nothing that was summed since the last.
+            control.should_log = True
+            self.due = False
+            self.saved_at = time.monotonic()
+            heartbeat.mark(heartbeat.SAVING)
+
+    def _agreed(self, device: torch.device, is_main: bool) -> tuple[int, bool]:
+        """The signal that asks for a stop (0: none), and whether the time for a save has come."""
+        asked, due = self.signum, False
+        if is_main:
+            asked = asked or requested(self.stage_dir)
+            if self.every_seconds and not self.every_steps:
+                due = time.monotonic() - self.saved_at >= self.every_seconds
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flags = torch.tensor([asked, int(due)], device=device)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            asked, due = int(flags[0]), bool(flags[1])
+        # A signal that came while a save was not allowed is still there at the next boundary.
+        self.signum = asked
+        return asked, due
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        heartbeat.mark(heartbeat.TRAINING)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        heartbeat.mark(heartbeat.FINISHING, state.global_step)
+
+    def raise_if_stopped(self) -> None:
+        """Raises `Stopped` if the training ended because it was asked to."""
+        if self.stopped is not None:
+            raise self.stopped
+
+
+def generation_steps(trainer: Trainer) -> int:
+    """Optimizer steps that share rollouts: between them there is what no checkpoint holds.
+
+    TRL's GRPO generates for `steps_per_generation` micro-batches and uses each `num_iterations`
+    times; 1 for every other trainer.
+    """
+    micro_batches = getattr(trainer.args, "steps_per_generation", None)
+    if micro_batches is None:
+        return 1
+    every = int(micro_batches) * int(getattr(trainer.args, "num_iterations", 1))
+    return every // math.gcd(every, trainer.args.gradient_accumulation_steps)

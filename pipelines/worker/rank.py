@@ -1,0 +1,96 @@
+"""The first words of a rank on whatever machine: see the run directory, take the environment, run
+the prologue, become the worker.
+
+    python -m pipelines.worker.rank STAGE_DIR TOKEN
+
+`pipelines.plan.placement.write_orders` wrote what it reads. No torch here: the environment has to be
+right before that is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import WRONG_INPUT_CODE, UserError
+from pipelines.machine import slurm
+from pipelines.machine.process import die_with_parent
+from pipelines.run_dir.paths import StageDir, read_json
+
+# A network file system may show an old folder for as long as it keeps attributes.
+PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+
+
+# A line may also end the shell itself (`exit`), so the end of the shell is what is met.
+_NAME_WHAT_ENDS_IT = f"""\
+trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
+exit {WRONG_INPUT_CODE}' EXIT
+"""
+
+
+def read_orders(
+    stage_dir: StageDir, token: str, patience: float = PATIENCE_SECONDS
+) -> dict[str, Any]:
+    """The orders of the start with this token.
+
+    Args:
+        patience: seconds to wait for the file system to show them.
+
+    Raises:
+        UserError: they are not there; the message names this machine.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        found = ""
+        if stage_dir.orders.is_file():
+            needs = ("token", "env", "meeting", "prologue", "command")
+            orders = read_json(stage_dir.orders, needs=needs)
+            if orders["token"] == token:
+                return orders
+            found = ", only one of another start"
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"host {socket.gethostname()} does not see the run directory: it finds no "
+                f"{stage_dir.orders} of this start{found}. --run-dir must be a folder of a file "
+                "system that all machines share, under the same path."
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def with_prologue(command: list[str], lines: list[str]) -> list[str]:
+    """The command after lines of bash in the same shell; one that fails ends it by name."""
+    if not lines:
+        return command
+    steps = "".join(
+        f"remit_line={shlex.quote(shlex.quote(line))}\n{{ {line}\n}} || exit\n" for line in lines
+    )
+    script = _NAME_WHAT_ENDS_IT + steps + 'trap - EXIT\nunset remit_line\nexec "$@"'
+    return ["bash", "-c", script, "remit", *command]
+
+
+def main() -> None:
+    die_with_parent()
+    try:
+        stage_dir, token = StageDir(Path(sys.argv[1])), sys.argv[2]
+        orders = read_orders(stage_dir, token)
+        os.environ.update(orders["env"])
+        if orders["meeting"]:
+            os.environ.update(slurm.rank_environment() | orders["meeting"])
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(WRONG_INPUT_CODE)
+    worker = [sys.executable, "-u", "-m", "pipelines.worker.worker", str(stage_dir.root)]
+    worker.append(json.dumps(orders["command"]))
+    command = with_prologue(worker, orders["prologue"])
+    os.execvpe(command[0], command, os.environ)
+
+
+if __name__ == "__main__":
+    main()

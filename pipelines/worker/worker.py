@@ -1,0 +1,107 @@
+"""The process under the DeepSpeed launcher: one rank of one stage.
+
+Reads the stage's `config.yaml` and nothing else; the main rank writes `result.json` last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import WRONG_INPUT_CODE, Stopped, UserError
+from pipelines.launch.stop import unblock_signals, write_stopped
+from pipelines.machine.process import die_with_command, die_with_parent
+from pipelines.models.checkpoint import content_hash
+from pipelines.recipe.load import from_dict
+from pipelines.run_dir import heartbeat
+from pipelines.run_dir.disk import explains_failed_writes
+from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.paths import RunDir, StageDir, hold_as_rank, write_json
+from pipelines.run_dir.resume_state import package_versions
+from pipelines.stages import MODULES, StageJob
+
+
+def read_job(stage_dir: StageDir) -> StageJob:
+    spec = stage_dir.read_config()
+    return StageJob(
+        kind=spec["kind"],
+        name=spec["stage"],
+        config=from_dict(spec["config"]),
+        inputs={role: Path(given["path"]) for role, given in spec["inputs"].items()},
+        hashes={role: given["sha256"] for role, given in spec["inputs"].items()},
+        data_sha256=spec["data_sha256"],
+        chat=spec["chat"],
+        stage_dir=stage_dir,
+        run=RunDir(Path(spec["run_dir"])),
+    )
+
+
+@explains_failed_writes
+def run_job(stage_dir: StageDir) -> None:
+    """Run this rank's part of a stage to its end."""
+    spec = stage_dir.read_config()
+    job = read_job(stage_dir)
+    hold_as_rank(job.run)
+    started = time.time()
+    result = importlib.import_module(MODULES[job.kind]).run(job)
+    if int(os.environ.get("RANK", "0")) == 0:
+        if stage_dir.model.is_dir():
+            result["model_sha256"] = content_hash(stage_dir.model)
+        fail_point("before the result")
+        write_json(
+            stage_dir.result,
+            {
+                "stage": job.name,
+                "kind": job.kind,
+                "identity": spec["identity"],
+                "seconds": round(time.time() - started, 2),
+                "environment": environment(),
+                **result,
+            },
+        )
+        fail_point("after the result")
+
+
+def environment() -> dict[str, Any]:
+    """What can move a result in its last bits and is not part of the identity."""
+    keys = ("WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DS_ACCELERATOR")
+    return {
+        "python": sys.version.split()[0],
+        "versions": package_versions(),
+        **{key: os.environ[key] for key in keys if key in os.environ},
+    }
+
+
+def run_rank(stage_dir: StageDir) -> int:
+    """Run this rank's part of a stage; its exit code, 0 also where it has saved and stopped."""
+    heartbeat.begin(stage_dir, int(os.environ.get("RANK", "0")))
+    try:
+        run_job(stage_dir)
+    except Stopped as stopped:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(stopped, flush=True)
+            write_stopped(stage_dir, stopped)
+    except UserError as error:
+        # Where the disk is full, the log may not take it: the exit code says it too.
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", flush=True)
+        return WRONG_INPUT_CODE
+    return 0
+
+
+def main() -> None:
+    unblock_signals()
+    die_with_parent()
+    if len(sys.argv) > 2:
+        die_with_command(json.loads(sys.argv[2]))
+    sys.exit(run_rank(StageDir(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
