@@ -1,7 +1,7 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked from a
-process that has imported everything.
+`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked
+from a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _guarded(parent: int) -> Callable[[], None]:
 
 
 class Nursery:
-    """Workers forked from one process that has imported everything (see `pipelines.worker.fork_server`)."""
+    """Forks ranks from one process that has imported everything (`pipelines.worker.fork_server`)."""
 
     def __init__(
         self,

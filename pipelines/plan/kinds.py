@@ -1,7 +1,7 @@
 """The kinds of stages: everything that is particular to one stands in its row.
 
-To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section of
-the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
+To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section
+of the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def visible_devices(launch: LaunchConfig) -> list[int | str]:
 
 
 def needs_orders(launch: LaunchConfig) -> bool:
-    """Whether ranks start through `pipelines.worker.rank`: on other machines, or after a prologue."""
+    """Whether `pipelines.worker.rank` starts the ranks: on other machines, or after a prologue."""
     return is_spread(launch) or bool(launch.prologue)
 
 

@@ -43,14 +43,40 @@ from pipelines.recipe.schema.training import (
 )
 
 __all__ = [
-    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
-    "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
-    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
-    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "VariantConfig", "launch_sections", "micro_batch_rows", "num_steps", "pool_factor",
-    "post_training_sections", "sees_micro_batches", "trained_sections", "uses_score_cache",
+    "AnalysisConfig",
+    "BenchmarkConfig",
+    "CompareConfig",
+    "Config",
+    "DpoConfig",
+    "EvalConfig",
+    "FlywheelConfig",
+    "LaunchConfig",
+    "MidTrainConfig",
+    "ModelConfig",
+    "PostTrainConfig",
+    "PretrainConfig",
+    "RlvrConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "SlurmConfig",
+    "SourceConfig",
+    "StageConfig",
+    "StageLaunchConfig",
+    "StageSettings",
+    "TaskConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "VariantConfig",
+    "launch_sections",
+    "micro_batch_rows",
+    "num_steps",
+    "pool_factor",
+    "post_training_sections",
+    "sees_micro_batches",
+    "trained_sections",
+    "uses_score_cache",
     "whole_step_tokens",
-]  # fmt: skip
+]
 
 
 @dataclass
