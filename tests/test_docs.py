@@ -1,7 +1,7 @@
 """The documentation says what the code has: every config key, every command line.
 
 After a change of `pipelines/schema`, a failing test prints the rows that
-`docs/configuration.md` should have.
+`docs/reference/configuration.md` should have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.recipe import schema
 from remit_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SECTIONS = [
     found
     for found in vars(schema).values()
@@ -69,9 +69,9 @@ def rows(section: type) -> list[str]:
 
 
 def section_of_page(section: type) -> str:
-    page = (ROOT / "docs/configuration.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/configuration.md").read_text("utf-8")
     found = re.search(rf"^### {section.__name__}\b.*?(?=^##|\Z)", page, re.M | re.S)
-    assert found, f"docs/configuration.md has no heading '### {section.__name__}'"
+    assert found, f"docs/reference/configuration.md has no heading '### {section.__name__}'"
     return found.group()
 
 
@@ -176,7 +176,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 PLOTS = re.findall(r"^remit (report .*--output docs/results/\S+\.svg)$",
-                   (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)  # fmt: skip
+                   (ROOT / "docs" / "background" / "results.md").read_text(), re.MULTILINE)  # fmt: skip
 
 
 def test_every_plot_of_the_results_has_a_command() -> None:
