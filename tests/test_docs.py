@@ -1,7 +1,7 @@
 """The documentation says what the code has: every config key, every command line.
 
 After a change of `pipelines/schema`, a failing test prints the rows that
-`docs/reference/configuration.md` should have.
+`docs/reference/configuration.md` needs.
 """
 
 from __future__ import annotations
@@ -175,8 +175,11 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-PLOTS = re.findall(r"^remit (report .*--output docs/results/\S+\.svg)$",
-                   (ROOT / "docs" / "background" / "results.md").read_text(), re.MULTILINE)  # fmt: skip
+PLOTS = re.findall(
+    r"^remit (report .*--output docs/results/\S+\.svg)$",
+    (ROOT / "docs" / "background" / "results.md").read_text(),
+    re.MULTILINE,
+)
 
 
 def test_every_plot_of_the_results_has_a_command() -> None:
