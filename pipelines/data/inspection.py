@@ -99,7 +99,7 @@ def _inspect_hub(key: str, source: SourceConfig, use: RecordKind, needs: str) ->
         )
         if use == "documents" or number == source.limit:
             break
-    return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+    return _named(f"hub:{source.path}:{source.name}:{source.split}")
 
 
 def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceFacts:
@@ -169,8 +169,8 @@ def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, nee
     if kept:
         return
     assert first is not None, "_scan refuses files without a record"
-    hint = f" The first record is {str(first[0])[:300]}" if source.where else ""
-    raise UserError(f"no record passes where = {dict(source.where)} and hash_range.{hint}")
+    hint = f" The first record is {str(first[0])[:300]}" if source.filter else ""
+    raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
 
 
 def _check_expressions(source: SourceConfig, use: RecordKind) -> None:

@@ -106,7 +106,7 @@ class Config:
     trust_remote_code: list[str] = setting(
         list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
     )
-    context_length: int = setting(128, "tokens per packed training sequence", low=8)
+    sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
     chunk_bytes: int = setting(
         64 * 2**20,
