@@ -24,7 +24,7 @@ from pipelines.data.sources import (
     open_source,
     resolve_files,
 )
-from pipelines.errors import DamagedFile, UserError
+from pipelines.errors import DamagedFile, UserError, did_you_mean
 from pipelines.recipe.schema import SourceConfig
 from pipelines.run_dir.markers import read_marker, write_marker
 
@@ -109,19 +109,12 @@ def _inspect_world(source: SourceConfig, use: Use, needs: str) -> SourceFacts:
     if source.stream not in world.STREAMS:
         raise UserError(
             f"the world has no stream '{source.stream}'"
-            f"{_did_you_mean(source.stream, list(world.STREAMS))} "
+            f"{did_you_mean(source.stream, world.STREAMS)} "
             f"Its streams: {', '.join(world.STREAMS)}"
         )
     first = next(iter(world.records(source.stream, 0)))
     _check_record(first, source, use, needs, f"world stream '{source.stream}'")
     return _named(f"world:{world.WORLD_VERSION}:{source.stream}")
-
-
-def _did_you_mean(word: str, choices: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 def _inspect_files(

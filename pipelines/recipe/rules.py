@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,18 +9,13 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, num_steps
 from pipelines.recipe.schema.launch import STAGE_KINDS
 
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
