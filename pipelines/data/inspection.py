@@ -176,7 +176,7 @@ def _check_expressions(source: SourceConfig, use: Use) -> None:
             "put the part that is the answer in ( )"
         )
     for name in _parts(source, use):
-        templates.parse(_template(source, name))
+        templates.compiled(_template(source, name))
 
 
 def _parts(source: SourceConfig, use: Use) -> list[str]:

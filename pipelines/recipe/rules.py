@@ -139,12 +139,13 @@ def _check_sources(config: Config, refuse: Refuse) -> None:
 
 def _check_tasks(config: Config, refuse: Refuse) -> None:
     for name, task in config.eval.tasks.items():
-        if "{prompt}" not in task.base_template:
+        around = re.split(r"(?<!\{)\{\{ *prompt *\}\}", task.base_template)
+        if len(around) < 2 or re.search(r"\{[{%#]", " ".join(around)):
             key = f"eval.tasks.{name}.base_template"
             refuse(
                 key,
-                f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the "
-                "question",
+                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, the place of the "
+                "question, and no other expression",
             )
 
 

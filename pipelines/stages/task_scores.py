@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.data import templates
 from pipelines.data.records import Problem
 from pipelines.errors import UserError
 from pipelines.evals.generation import Decoding, generate_answers
@@ -149,6 +150,6 @@ def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> lis
             user(prompt), tokenize=False, add_generation_prompt=True
         )
     else:
-        text = task.base_template.replace("{prompt}", prompt)
+        text = templates.render(task.base_template, {"prompt": prompt})
     ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
     return ids
