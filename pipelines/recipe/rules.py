@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import (
     Config,
     MidTrainConfig,
@@ -23,11 +22,6 @@ from pipelines.recipe.schema import (
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
@@ -150,12 +144,13 @@ def _check_sources(config: Config, refuse: Refuse) -> None:
 
 def _check_tasks(config: Config, refuse: Refuse) -> None:
     for name, task in config.eval.tasks.items():
-        if "{prompt}" not in task.base_template:
+        around = re.split(r"(?<!\{)\{\{ *prompt *\}\}", task.base_template)
+        if len(around) < 2 or re.search(r"\{[{%#]", " ".join(around)):
             key = f"eval.tasks.{name}.base_template"
             refuse(
                 key,
-                f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the "
-                "question",
+                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, the place of the "
+                "question, and no other expression",
             )
 
 
