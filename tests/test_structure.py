@@ -44,7 +44,7 @@ LAYERS = [
      "pipelines.comparison.arms", "pipelines.comparison.arm_rules", "pipelines.comparison.arm_stages", "pipelines.plan.stage_traits",
      "pipelines.comparison.row", "pipelines.comparison.rows", "pipelines.comparison.study", "pipelines.comparison.tables",
      "pipelines.report.summary",
-     "pipelines.launch.runner", "pipelines.plan.preflight", "pipelines.report"},
+     "pipelines.launch.runner", "pipelines.launch.shared_server", "pipelines.plan.preflight", "pipelines.report"},
     {"remit_cli"},
 ]  # fmt: skip
 WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker.worker" in names)
