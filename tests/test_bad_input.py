@@ -426,7 +426,7 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("dpo.beta=0", "dpo.beta = 0.0 must be above 0"),
         ("mid_train.sources.world.limit=-1", "mid_train.sources.world.limit = -1"),
         ("eval.tasks.world.max_new_tokens=0", "eval.tasks.world.max_new_tokens = 0"),
-        ("eval.tasks.world.base_template=Answer", "must contain {prompt}"),
+        ("eval.tasks.world.base_template=Answer", "must contain {{ prompt }}"),
         ("mid_train.tokens=100", "mid_train.tokens = 100 is less than one step"),
         ("rlvr.num_generations=3", "must be a multiple of rlvr.num_generations = 3"),
         ("model.hidden_size=33", "model.hidden_size = 33 must be a multiple"),

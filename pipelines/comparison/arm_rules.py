@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.flywheel import enabled_post_steps
 from pipelines.recipe.load import override_keys
-from pipelines.recipe.rules import did_you_mean
 from pipelines.recipe.schema import CompareConfig, Config, VariantConfig
 
 # Arm -> mid_train.objective. `sft` is ReMiT with the SFT model as its reference; `more-rl` is plain

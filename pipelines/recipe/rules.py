@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import (
     Config,
     MidTrainConfig,
@@ -23,11 +22,6 @@ from pipelines.recipe.schema import (
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
@@ -127,15 +121,15 @@ def _check_model(config: Config, refuse: Refuse) -> None:
     if shape.hidden_size % shape.num_attention_heads:
         refuse(
             "model.num_attention_heads",
-            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_attention_heads = "
-            f"{shape.num_attention_heads}",
+            f"model.hidden_size = {shape.hidden_size} must be a multiple of "
+            f"model.num_attention_heads = {shape.num_attention_heads}",
             "model.hidden_size",
         )
     if shape.num_attention_heads % shape.num_key_value_heads:
         refuse(
             "model.num_key_value_heads",
-            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of model.num_key_value_heads = "
-            f"{shape.num_key_value_heads}",
+            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of "
+            f"model.num_key_value_heads = {shape.num_key_value_heads}",
             "model.num_attention_heads",
         )
 
@@ -150,12 +144,13 @@ def _check_sources(config: Config, refuse: Refuse) -> None:
 
 def _check_tasks(config: Config, refuse: Refuse) -> None:
     for name, task in config.eval.tasks.items():
-        if "{prompt}" not in task.base_template:
+        around = re.split(r"(?<!\{)\{\{ *prompt *\}\}", task.base_template)
+        if len(around) < 2 or re.search(r"\{[{%#]", " ".join(around)):
             key = f"eval.tasks.{name}.base_template"
             refuse(
                 key,
-                f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the "
-                "question",
+                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, the place of the "
+                "question, and no other expression",
             )
 
 
@@ -164,8 +159,8 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
     if rlvr.global_batch_size % rlvr.num_generations:
         refuse(
             "rlvr.global_batch_size",
-            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a multiple of "
-            f"rlvr.num_generations = {rlvr.num_generations}",
+            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a "
+            f"multiple of rlvr.num_generations = {rlvr.num_generations}",
             "rlvr.num_generations",
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:

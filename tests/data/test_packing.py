@@ -158,7 +158,7 @@ def test_fingerprint_follows_what_matters(tmp_path: Path) -> None:
     assert name(replace(source, reward="math", chosen="x")) == base
     others = {
         name(replace(source, limit=3)),
-        name(replace(source, text="{text}{text}")),
+        name(replace(source, text="{{ text }}{{ text }}")),
         name(source, seed=1),
         name(source, sequence_length=8),
         name(source, data_sha256={"a": "1"}),

@@ -10,7 +10,7 @@ from pipelines.recipe.schema.setting import setting
 
 @dataclass
 class SourceConfig:
-    """One data source. Templates name a record's fields in braces: `{question}`, `{a.0.b}`."""
+    """One data source. Templates are Jinja2: `{{ question }}`, `{{ a[0].b }}`."""
 
     kind: Literal["world", "jsonl", "parquet", "text", "hub"] = setting(
         "jsonl", "built-in world, JSON Lines (.gz too), Parquet, plain text, or a hub data set"
@@ -27,12 +27,12 @@ class SourceConfig:
     hash_range: list[float] = setting(
         [0.0, 1.0], "keep records whose prompt hashes into [from, to); separates SFT from RL"
     )
-    text: str = setting("{text}", "template of a plain-text document")
-    prompt: str = setting("{prompt}", "template of the user's turn")
-    response: str = setting("{response}", "template of the right answer")
-    chosen: str = setting("{chosen}", "template of the preferred answer")
-    rejected: str = setting("{rejected}", "template of the rejected answer")
-    answer: str = setting("{answer}", "template of the gold answer that a reward compares with")
+    text: str = setting("{{ text }}", "template of a plain-text document")
+    prompt: str = setting("{{ prompt }}", "template of the user's turn")
+    response: str = setting("{{ response }}", "template of the right answer")
+    chosen: str = setting("{{ chosen }}", "template of the preferred answer")
+    rejected: str = setting("{{ rejected }}", "template of the rejected answer")
+    answer: str = setting("{{ answer }}", "template of the gold answer that a reward compares with")
     strip: str = setting("", "regular expression removed from every rendered text")
     answer_pattern: str = setting(
         "", "regular expression; group 1 in the answer is the gold answer"

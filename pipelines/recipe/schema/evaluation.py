@@ -18,7 +18,7 @@ class TaskConfig:
     limit: int = setting(0, "questions used; 0: all", low=0)
     max_new_tokens: int = setting(64, "answer length", low=1)
     split_by: str = setting("", "record field that splits the task into families")
-    base_template: str = setting("{prompt}\n", "prompt of a model without chat, as plain text")
+    base_template: str = setting("{{ prompt }}\n", "prompt of a model without chat, as plain text")
     stop: str = setting("\n", "text that ends an answer of a model without chat; empty: EOS only")
     samples: int = setting(
         0, "answers drawn for each question besides, for pass@k, mean@n and entropy", low=0
