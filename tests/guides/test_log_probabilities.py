@@ -45,8 +45,8 @@ def test_the_loop_of_the_page(
     tokenizer = load_tokenizer(tiny_model)
     packed = pack(
         {"world": SourceConfig(kind="world", stream="mid_train")}, tokenizer, sequence_length=64,
-        document_mask=True, num_tokens=8 * 64, seed=0, data_root=".", out_dir=Path("runs/mine/data"),
-        data_sha256={"world": ""},
+        document_mask=True, num_tokens=8 * 64, seed=0, data_root=".",
+        out_dir=Path("runs/mine/data"), data_sha256={"world": ""},
     )  # fmt: skip
     reference = AutoModelForCausalLM.from_pretrained(tiny_model)
     if not same:
