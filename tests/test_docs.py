@@ -18,11 +18,13 @@ import pytest
 import typer
 
 from pipelines.comparison.arm_rules import whole_key
+from pipelines.plan.kinds import kind_of
 from pipelines.recipe import load as recipes
 from pipelines.recipe import schema
 from remit_cli.app import app
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
+import draw_packages
 import key_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,3 +180,18 @@ def test_plots_of_the_results_are_what_their_rows_draw(
     *args, committed = shlex.split(line)
     remit(*args, tmp_path / "plot.svg", cwd=ROOT, check=True)
     assert (tmp_path / "plot.svg").read_text() == (ROOT / committed).read_text()
+
+
+def test_the_way_to_the_loss_is_short() -> None:
+    """The nine files of docs/background/architecture.md, each imported by one before it."""
+    text = (ROOT / "docs" / "background" / "architecture.md").read_text("utf-8")
+    way = [
+        f.removesuffix(".py").replace("/", ".") for f in re.findall(r"^\d+\. `(\S+)`", text, re.M)
+    ]
+    assert 2 <= len(way) <= 9
+    assert (way[0], way[-1]) == ("remit_cli.app", "pipelines.objectives.losses")
+    # A process is started there, and there the stage comes by its kind's module.
+    boundaries = {"pipelines.worker.worker", kind_of("mid_train").module}
+    for number, module in enumerate(way[1:], start=1):
+        known = set().union(*(draw_packages.imports(earlier) for earlier in way[:number]))
+        assert module in known | boundaries, module
