@@ -22,10 +22,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
 from pipelines.data.records import documents
 from pipelines.evals.intervals import mean_interval
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 DOCUMENTS = 60_000

@@ -29,15 +29,17 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from pipelines.evals.intervals import mean_interval
 from pipelines.machine.process import free_port
+from pipelines.models.loading import load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.plan.placement import environment
 from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.markers import write_marker
 from pipelines.run_dir.paths import StageDir
-from pipelines.stages import StageJob, mid_train
-from pipelines.stages.packed_data import packed
-from pipelines.stages.score import load_scorer, score
+from pipelines.stages import mid_train
 from pipelines.training import engine
+from pipelines.training.packed_data import packed
+from pipelines.training.scoring import score
 from pipelines.worker.worker import read_job
 
 REMIT = [sys.executable, "-m", "remit_cli"]

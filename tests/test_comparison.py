@@ -20,9 +20,11 @@ from pipelines.comparison.tables import curves, tables
 from pipelines.errors import UserError
 from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.models.checkpoint import find_checkpoint
-from pipelines.plan.flywheel import Stage, plan_flywheel, sources_of
+from pipelines.plan.flywheel import plan_flywheel
 from pipelines.plan.identity import identity_fields
 from pipelines.plan.preflight import check_plan
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import Stage
 from pipelines.recipe import load as recipes
 from pipelines.report import charts
 from pipelines.report.blocks import Dot, DotPlot, LineChart, Table

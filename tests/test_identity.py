@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.plan.identity import NUMERICS_VERSION, differing, digest, identity_fields
+from pipelines.plan import kinds
+from pipelines.plan.identity import differing, digest, identity_fields
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import Config
-from pipelines.stages import MODULES
+
+KINDS = [kind.name for kind in kinds.KINDS]
 
 
 @pytest.fixture
@@ -22,8 +24,7 @@ def of(kind: str, config: Config, **inputs: str) -> str:
 
 
 def test_every_kind_of_stage_has_an_identity(config: Config) -> None:
-    assert NUMERICS_VERSION.keys() == MODULES.keys()
-    assert len({of(kind, config) for kind in MODULES}) == len(MODULES)
+    assert len({of(kind, config) for kind in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,8 @@ def test_an_adopted_base_depends_on_nothing_of_training(config: Config) -> None:
 
 def test_numerics_version_counts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     before = of("mid_train", config)
-    monkeypatch.setitem(NUMERICS_VERSION, "mid_train", 99)
+    raised = replace(kinds.kind_of("mid_train"), numerics_version=99)
+    monkeypatch.setitem(kinds._BY_NAME, "mid_train", raised)
     assert of("mid_train", config) != before
 
 
@@ -156,7 +158,7 @@ def test_digest_does_not_depend_on_order() -> None:
 
 def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> None:
     again = recipes.from_dict(recipes.to_dict(config))
-    assert all(of(kind, again) == of(kind, config) for kind in MODULES)
+    assert all(of(kind, again) == of(kind, config) for kind in KINDS)
 
 
 def test_differing_names_key_old_and_new(config: Config) -> None:

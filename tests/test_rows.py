@@ -26,7 +26,7 @@ from pipelines.comparison.rows import (
 )
 from pipelines.comparison.study import Study
 from pipelines.errors import UserError
-from pipelines.plan.flywheel import sources_of
+from pipelines.plan.sources import sources_of
 from pipelines.recipe import load as recipes
 from pipelines.run_dir.paths import RunDir
 

@@ -27,13 +27,8 @@ from pipelines.comparison.arm_stages import CHECK, FOLDER
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef, find_checkpoint
 from pipelines.plan.estimate import stage_flops
-from pipelines.plan.flywheel import (
-    Stage,
-    mid_stages,
-    plan_post_train,
-    with_contamination,
-    with_objective,
-)
+from pipelines.plan.flywheel import mid_stages, plan_post_train, with_contamination, with_objective
+from pipelines.plan.stage import Stage
 from pipelines.recipe.load import varied
 from pipelines.recipe.rules import check_one_step, check_points, did_you_mean
 from pipelines.recipe.schema import Config

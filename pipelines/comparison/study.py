@@ -13,8 +13,10 @@ from pipelines.comparison.arm_stages import behind, place
 from pipelines.comparison.row import Row
 from pipelines.models.checkpoint import ModelRef, content_hash
 from pipelines.plan.estimate import stage_flops
-from pipelines.plan.flywheel import Stage, sources_of
-from pipelines.plan.identity import POST_TRAINING, digest, identity_fields
+from pipelines.plan.flywheel import enabled_post_steps
+from pipelines.plan.identity import digest, identity_fields
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import Stage
 from pipelines.recipe.schema import Config
 from pipelines.run_dir.paths import RunDir
 
@@ -62,7 +64,7 @@ class Study:
         """
         kinds = ["mid_train"] if self.base else ["pretrain", "mid_train"]
         if self.config.compare.base_per_seed or self.config.compare.post_train:
-            kinds += [kind for kind in POST_TRAINING if getattr(self.config, kind).enabled]
+            kinds += enabled_post_steps(self.config)
         parts = {}
         for kind in kinds:
             fields = identity_fields(kind, self.config, {})

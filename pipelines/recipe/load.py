@@ -37,7 +37,7 @@ MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
 def configs_dir() -> Path:
     """Folder of the shipped recipes, in an installed wheel or in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -11,8 +11,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from pipelines.errors import UserError
-from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, num_steps
-from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.recipe.schema import (
+    Config,
+    MidTrainConfig,
+    PretrainConfig,
+    launch_sections,
+    num_steps,
+    trained_sections,
+)
 
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
@@ -136,7 +142,7 @@ def _check_model(config: Config, refuse: Refuse) -> None:
 
 
 def _check_sources(config: Config, refuse: Refuse) -> None:
-    for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+    for name in trained_sections():
         for source_name, source in getattr(config, name).sources.items():
             key, found = f"{name}.sources.{source_name}.hash_range", source.hash_range
             if not (len(found) == 2 and 0 <= found[0] < found[1] <= 1):
@@ -198,13 +204,13 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
 
 def _check_launch(config: Config, refuse: Refuse) -> None:
     for name in config.stages:
-        if name not in STAGE_KINDS:
+        if name not in launch_sections():
             refuse(
                 f"stages.{name}",
-                f"stages.{name}: no such kind of stage; choose of {', '.join(STAGE_KINDS)}"
-                + did_you_mean(name, list(STAGE_KINDS)),
+                f"stages.{name}: no such kind of stage; choose of {', '.join(launch_sections())}"
+                + did_you_mean(name, list(launch_sections())),
             )
-    for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+    for section in trained_sections():
         train = getattr(config, section)
         if train.offload_optimizer and train.zero_stage == 0:
             key = f"{section}.offload_optimizer"

@@ -14,11 +14,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.errors import UserError
-from pipelines.models.tokenizer import build_tokenizer, ensure_chat, load_tokenizer
+from pipelines.models.loading import DTYPES, load_model
+from pipelines.models.tokenizer import ensure_chat, load_tokenizer
 from pipelines.recipe.schema import Config
-from pipelines.stages import StageJob
-from pipelines.training.engine import DTYPES, is_main_rank
+from pipelines.run_dir.job import StageJob
+from pipelines.training.engine import is_main_rank
 
 
 def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
@@ -86,15 +88,10 @@ def adopt(job: StageJob) -> dict[str, Any]:
     config = job.config
     location = job.inputs["base"]
     tokenizer = load_tokenizer(location, trust_remote_code=bool(config.trust_remote_code))
-    model = AutoModelForCausalLM.from_pretrained(
-        location,
-        dtype="auto",
-        # Not what its config.json names, which may be a kernel of the hub: code.
-        attn_implementation=config.model.attention,
+    model = load_model(
+        location, "auto", attention=config.model.attention,
         trust_remote_code=bool(config.trust_remote_code),
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    )  # fmt: skip
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
     if resized:

@@ -17,8 +17,8 @@ from pipelines.evals.sampling import sampled_scores
 from pipelines.evals.tally import Tally
 from pipelines.models.checkpoint import read_model_config
 from pipelines.recipe.schema import BenchmarkConfig
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import read_json, write_text
-from pipelines.stages import StageJob
 from pipelines.stages.contamination import contaminated_bits
 from pipelines.stages.task_scores import clean
 

@@ -7,12 +7,12 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from pipelines.data.chat import assistant, user
 from pipelines.data.records import pairs
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import assistant, user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import first_and_last, training_facts
+from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run(job: StageJob) -> dict[str, Any]:
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
     train_set, heldout = _preferences(job)
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.precision)
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=train_set, eval_dataset=heldout,
         processing_class=tokenizer,

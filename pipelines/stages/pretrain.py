@@ -7,13 +7,13 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pipelines.recipe.schema import num_steps
-from pipelines.stages import StageJob
+from pipelines.run_dir.job import StageJob
 from pipelines.stages.base_model import adopt, new_model, new_tokenizer
-from pipelines.stages.packed_data import packed
 from pipelines.training import engine
 from pipelines.training.callbacks import SnapshotWriter
+from pipelines.training.facts import first_and_last, token_facts, training_facts
 from pipelines.training.mid_trainer import MidTrainer
-from pipelines.training.reported import first_and_last, token_facts, training_facts
+from pipelines.training.packed_data import packed
 
 
 def run(job: StageJob) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
+from pipelines.data.chat import user
 from pipelines.data.records import problems
 from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
 from pipelines.models.checkpoint import SPECIAL_IDS
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.rewards import judge_all
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import training_facts
+from pipelines.training.facts import training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def run(job: StageJob) -> dict[str, Any]:
     arguments.logging_steps = 1
     tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.precision)
     own = model.generation_config
     decode_plainly(model)
     trainer = GRPOTrainer(

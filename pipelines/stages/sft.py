@@ -7,12 +7,12 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from pipelines.data.chat import assistant, user
 from pipelines.data.records import conversations
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import assistant, user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import first_and_last, training_facts
+from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run(job: StageJob) -> dict[str, Any]:
     dataset = Dataset.from_list(
         [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in drawn]
     )
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.precision)
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
     )

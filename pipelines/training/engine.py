@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
     is_deepspeed_zero3_enabled,
@@ -25,10 +25,13 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from pipelines.models.loading import load_model
 from pipelines.recipe.schema import Config, TrainConfig, micro_batch_rows
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import armed, fail_point
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.shared_memory import own_buffer
 from pipelines.training.callbacks import (
     CheckpointMarker,
     MetricsWriter,
@@ -37,12 +40,10 @@ from pipelines.training.callbacks import (
     newest_checkpoint,
 )
 from pipelines.training.finite_guard import FiniteGuard
-from pipelines.training.shared_memory import own_buffer
 from pipelines.training.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
 PATIENCE = timedelta(days=7)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference of logits between the trained and the reloaded model, by precision. The
 # reloaded one runs the same weights; only the order of sums may differ.
 LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
@@ -187,16 +188,13 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
 
 
-def load_model(folder: Path, config: Config, precision: str) -> Any:
-    """A causal language model of a local folder, in the attention backend of the config."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[precision],
-        attn_implementation=config.model.attention,
+def load_trained(job: StageJob, role: str, precision: str) -> Any:
+    """The model of an input of a stage, to be trained."""
+    config = job.config
+    return load_model(
+        job.inputs[role], precision, attention=config.model.attention,
         trust_remote_code=bool(config.trust_remote_code),
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    )  # fmt: skip
 
 
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
@@ -297,15 +295,11 @@ def _reload_difference(
         hf_config = trainer.args.hf_deepspeed_config
         unset_hf_deepspeed_config()
     attention = trainer.model.config._attn_implementation
-    reloaded = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[precision],
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
+    reloaded = load_model(
+        folder, precision, attention=attention,
         # A model with code of its own was loaded with leave to run it, or it would not be here.
         trust_remote_code=hasattr(trainer.model.config, "auto_map"),
-    ).to(trainer.args.device)
+    ).to(trainer.args.device)  # fmt: skip
     logits = _logits(reloaded, probe.to(trainer.args.device))
     if hf_config is not None:
         set_hf_deepspeed_config(hf_config)

@@ -18,8 +18,8 @@ from pipelines.analysis.training_text import (
     excerpts,
     read_training_text,
 )
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = TokenizerConfig(kind="world")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pipelines.data import packing
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.errors import UserError
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)

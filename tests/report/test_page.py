@@ -14,8 +14,8 @@ from inputs import HOSTILE
 
 from pipelines.analysis.token_text import TokenText
 from pipelines.analysis.training_text import excerpts, read_training_text
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.report import write_report
 from pipelines.run_dir.paths import RunDir

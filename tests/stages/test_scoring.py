@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
-from pipelines.stages.score import score
+from pipelines.training.scoring import score
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ a stage computes (launch, logging, paths, checkpoint interval) and is left out o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import get_type_hints
 
 from pipelines.recipe.schema.comparison import CompareConfig, VariantConfig
 from pipelines.recipe.schema.data import ModelConfig, SourceConfig, TokenizerConfig
@@ -45,8 +47,9 @@ __all__ = [
     "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
     "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
     "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "VariantConfig", "micro_batch_rows", "num_steps", "pool_factor",
-    "sees_micro_batches", "uses_score_cache", "whole_step_tokens",
+    "TrainConfig", "VariantConfig", "launch_sections", "micro_batch_rows", "num_steps", "pool_factor",
+    "post_training_sections", "sees_micro_batches", "trained_sections", "uses_score_cache",
+    "whole_step_tokens",
 ]  # fmt: skip
 
 
@@ -108,3 +111,25 @@ class Config:
         result=False,
     )
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
+
+
+@cache
+def _sections(kind: type) -> tuple[str, ...]:
+    """Top-level keys whose section is of this type, in the order of the schema."""
+    hints = get_type_hints(Config).items()
+    return tuple(key for key, of in hints if isinstance(of, type) and issubclass(of, kind))
+
+
+def trained_sections() -> tuple[str, ...]:
+    """Sections of stages that run optimizer steps: pretrain, mid_train, sft, ..."""
+    return _sections(TrainConfig)
+
+
+def post_training_sections() -> tuple[str, ...]:
+    """The steps of post-training, in their order."""
+    return _sections(PostTrainConfig)
+
+
+def launch_sections() -> tuple[str, ...]:
+    """Keys of `stages`: what has ranks of its own."""
+    return (*trained_sections(), "score", "eval", "contamination")

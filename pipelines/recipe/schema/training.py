@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipelines.recipe.schema.data import SourceConfig
 from pipelines.recipe.schema.setting import setting
 
+Records = Literal["documents", "conversations", "pairs", "problems"]
+
 
 @dataclass
 class TrainConfig:
-    """What every gradient stage has."""
+    """What every gradient stage has.
+
+    Attributes:
+        RECORDS: what its sources give: documents, conversations, pairs or problems.
+    """
+
+    RECORDS: ClassVar[Records] = "documents"
 
     precision: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
     zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
@@ -107,11 +115,12 @@ class PostTrainConfig(TrainConfig):
 
 @dataclass
 class SftConfig(PostTrainConfig):
-    pass
+    RECORDS: ClassVar[Records] = "conversations"
 
 
 @dataclass
 class DpoConfig(PostTrainConfig):
+    RECORDS: ClassVar[Records] = "pairs"
     beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
     heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
 
@@ -119,6 +128,8 @@ class DpoConfig(PostTrainConfig):
 @dataclass
 class RlvrConfig(PostTrainConfig):
     """GRPO with verifiable rewards. `global_batch` counts completions."""
+
+    RECORDS: ClassVar[Records] = "problems"
 
     num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
     max_completion_length: int = setting(64, "new tokens per completion", low=1)

@@ -12,7 +12,7 @@ from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
 from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
-from pipelines.stages import StageJob
+from pipelines.run_dir.job import StageJob
 from pipelines.training.engine import is_main_rank
 
 
