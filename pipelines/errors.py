@@ -1,9 +1,20 @@
 """The ways a run can end early: the user's mistake, a failed stage, a signal."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 # Exit code of a worker that met wrong input; DeepSpeed's launcher passes it on.
 WRONG_INPUT_CODE = 78
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: `. Did you mean 'steps'?`, or a full stop.
+
+    OmegaConf has its own suggestion, but gives none for a key inside a section.
+    """
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 class UserError(ValueError):

@@ -47,12 +47,12 @@ def write_lines(path: Path, texts: list[str], repeats: int = 1) -> None:
 
 def pack_file(path: Path, tokenizer: PreTrainedTokenizerFast, num_tokens: int) -> float:
     """Seconds of packing a file of JSON Lines."""
-    sources = {"text": SourceConfig(kind="jsonl", path=str(path), text="{text}")}
+    sources = {"text": SourceConfig(kind="jsonl", path=str(path), text="{{ text }}")}
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in a stage
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         start = time.perf_counter()
         pack(
-            sources, tokenizer, context_length=128, document_mask=True, num_tokens=num_tokens,
+            sources, tokenizer, sequence_length=128, document_mask=True, num_tokens=num_tokens,
             seed=0, data_root=".", out_dir=folder, data_sha256={"text": ""},
         )  # fmt: skip
         return time.perf_counter() - start

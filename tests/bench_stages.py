@@ -72,7 +72,7 @@ def remit(run: Path, command: str, *args: str) -> None:
 def mid_training(run: Path, name: str, tokens: int, *args: str) -> Path:
     """A plain mid-training of the world's model; its stage folder."""
     remit(run, "mid-train", "--base", str(run / "base"), f"stage.name={name}",
-          f"mid_train.tokens={tokens}", "mid_train.save_every_seconds=0", *args)  # fmt: skip
+          f"mid_train.tokens={tokens}", "mid_train.save_seconds=0", *args)  # fmt: skip
     return run / f"mid-train-{name}"
 
 
@@ -242,7 +242,7 @@ def measure_offsets(stage: Path, steps: list[int]) -> None:
         trainer.args.max_steps = step + FAR_STEPS
         _checkpoint_after(step, stage, stage_dir)
         start = time.process_time()
-        engine_train(trainer, stage_dir, replace(settings, save_every_steps=0))
+        engine_train(trainer, stage_dir, replace(settings, save_steps=0))
         rate = (len(clock.ended) - 1) / (clock.ended[-1] - clock.ended[0])
         measured.append((clock.ended[0] - start, rate))
 
@@ -272,7 +272,7 @@ def bench_offsets(run: Path, tokens: int, repeats: int = 12) -> None:
     process = subprocess.Popen(
         [*REMIT, "mid-train", "--run-dir", str(run), "--base", str(run / "base"),
          "stage.name=far", f"mid_train.tokens={tokens}",
-         f"mid_train.save_every_steps={SAVED_AT}", "mid_train.save_every_seconds=0"],
+         f"mid_train.save_steps={SAVED_AT}", "mid_train.save_seconds=0"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and not saved.is_file():

@@ -55,7 +55,7 @@ def test_a_data_set_by_name(
     (data / "train.jsonl").write_text(
         "".join(json.dumps({"q": f"{i} + 1 =", "a": str(i + 1)}) + "\n" for i in range(40))
     )
-    source = {"kind": "hub", "path": str(data), "text": "{q} {a}"}
+    source = {"kind": "hub", "path": str(data), "text": "{{ q }} {{ a }}"}
     recipe = write_recipe({"mid_train": {"sources": {"world": {"weight": 0}, "named": source}}})
     args = ("mid-train", "--config", recipe, "--base", tiny_model, "--run-dir", tmp_path / "run",
             "mid_train.tokens=2048")  # fmt: skip

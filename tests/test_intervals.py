@@ -45,7 +45,7 @@ def test_wilson_edges() -> None:
 
 
 def test_more_questions_narrow_it() -> None:
-    widths = [high - low for low, high in (wilson(n / 2, n) for n in (10, 100, 1000))]
+    widths = [high - low for low, high in (wilson(n // 2, n) for n in (10, 100, 1000))]
     assert widths == sorted(widths, reverse=True)
     assert widths[2] == pytest.approx(2 * Z95 * math.sqrt(0.25 / 1000), rel=0.01)
 

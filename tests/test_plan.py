@@ -238,12 +238,14 @@ def test_parameters_are_those_of_a_real_model(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     monkeypatch.setenv("REMIT_DATA", str(tmp_path))
-    shape = replace(recipes.load(name).model, tie_embeddings=tied, num_kv_heads=kv_heads)
+    shape = replace(
+        recipes.load(name).model, tie_word_embeddings=tied, num_key_value_heads=kv_heads
+    )
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=300, hidden_size=shape.hidden_size, tie_word_embeddings=tied,
-            intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads, num_key_value_heads=kv_heads,
+            intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads, num_key_value_heads=kv_heads,
         )
     )  # fmt: skip
     assert num_parameters(shape, 300) == model.num_parameters()
@@ -266,7 +268,7 @@ def test_estimate_by_hand(tmp_path: Path) -> None:
     by_name = {stage.stage: stage for stage in found.stages}
     assert list(by_name) == [stage.name for stage in stages]
     # What is asked for is rounded up to whole steps.
-    step = config.pretrain.global_batch * config.context_length
+    step = config.pretrain.global_batch_size * config.sequence_length
     base_tokens, mid_tokens = (
         math.ceil(asked / step) * step
         for asked in (config.pretrain.tokens, config.mid_train.tokens)
@@ -323,9 +325,10 @@ def test_the_stage_that_adopts_knows_what(command: str, tiny_model: Path) -> Non
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=3", "mid_train.eps=0.6", "mid_train={eps: 0.6}", "mid_train[eps]=0.6",
+    ["seed=3", "mid_train.remit.eps=0.6", "mid_train={remit: {eps: 0.6}}",
+    "mid_train[remit][eps]=0.6",
      "eval.suite=quick", "rlvr.enabled=false", "mid_train.sources.world.weight=2",
-     "context_length=64"],
+     "sequence_length=64"],
 )  # fmt: skip
 def test_an_analysis_cannot_tell_a_training_otherwise(tmp_path: Path, override: str) -> None:
     run = RunDir(tmp_path)

@@ -24,7 +24,7 @@ from pipelines.run_dir.paths import RunDir
 _OF_A_SEED = ("seed", "mid_train.snapshots")
 # What the arms of one comparison may differ in besides, before any variant changes more.
 _OF_AN_ARM = (
-    *_OF_A_SEED, "mid_train.objective", "mid_train.reference", "mid_train.keep_points",
+    *_OF_A_SEED, "mid_train.objective", "mid_train.reference",
 )  # fmt: skip
 
 

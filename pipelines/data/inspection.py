@@ -24,7 +24,7 @@ from pipelines.data.sources import (
     open_source,
     resolve_files,
 )
-from pipelines.errors import DamagedFile, UserError
+from pipelines.errors import DamagedFile, UserError, did_you_mean
 from pipelines.recipe.schema import SourceConfig
 from pipelines.recipe.schema.training import Records as RecordKind
 from pipelines.run_dir.markers import read_marker, write_marker
@@ -99,7 +99,7 @@ def _inspect_hub(key: str, source: SourceConfig, use: RecordKind, needs: str) ->
         )
         if use == "documents" or number == source.limit:
             break
-    return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+    return _named(f"hub:{source.path}:{source.name}:{source.split}")
 
 
 def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceFacts:
@@ -108,19 +108,12 @@ def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceF
     if source.stream not in world.STREAMS:
         raise UserError(
             f"the world has no stream '{source.stream}'"
-            f"{_did_you_mean(source.stream, list(world.STREAMS))} "
+            f"{did_you_mean(source.stream, world.STREAMS)} "
             f"Its streams: {', '.join(world.STREAMS)}"
         )
     first = next(iter(world.records(source.stream, 0)))
     _check_record(first, source, use, needs, f"world stream '{source.stream}'")
     return _named(f"world:{world.WORLD_VERSION}:{source.stream}")
-
-
-def _did_you_mean(word: str, choices: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 def _inspect_files(
@@ -169,8 +162,8 @@ def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, nee
     if kept:
         return
     assert first is not None, "_scan refuses files without a record"
-    hint = f" The first record is {str(first[0])[:300]}" if source.where else ""
-    raise UserError(f"no record passes where = {dict(source.where)} and hash_range.{hint}")
+    hint = f" The first record is {str(first[0])[:300]}" if source.filter else ""
+    raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
 
 
 def _check_expressions(source: SourceConfig, use: RecordKind) -> None:
@@ -182,7 +175,7 @@ def _check_expressions(source: SourceConfig, use: RecordKind) -> None:
             "put the part that is the answer in ( )"
         )
     for name in _parts(source, use):
-        templates.parse(_template(source, name))
+        templates.compiled(_template(source, name))
 
 
 def _parts(source: SourceConfig, use: RecordKind) -> list[str]:

@@ -1,6 +1,8 @@
 """Templates: how a record of any shape becomes the text of a prompt, an answer or a document.
 
-`{question}` or `{instances.0.input}` names a field of the record; `{{` and `}}` stand for a brace.
+A template is sandboxed Jinja2, as in chat templates and in lm-evaluation-harness: `{{ question }}`,
+`{{ messages[0].content }}`, `{{ choices | join('\\n') }}`; `record` is the whole record. It has no
+functions and no arithmetic that could make a short template run or grow without end: see `_check`.
 """
 
 from __future__ import annotations
@@ -10,68 +12,198 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import StrictUndefined, Template, TemplateError, UndefinedError, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from pipelines.errors import UserError
 from pipelines.recipe.schema import SourceConfig
 
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _MISSING = object()
+# A field as str.format writes it, which Jinja would take for text.
+_SINGLE_BRACES = re.compile(r"\{(\w[^{}]*)\}")
+_FILTERS = [
+    "abs",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "first",
+    "float",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "select",
+    "selectattr",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "trim",
+    "unique",
+    "upper",
+]
+_METHODS = frozenset(
+    [
+        "capitalize",
+        "count",
+        "endswith",
+        "find",
+        "get",
+        "index",
+        "items",
+        "keys",
+        "lower",
+        "lstrip",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "title",
+        "upper",
+        "values",
+    ]
+)
+_ALLOWED = (
+    nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.CondExpr,
+    nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test, nodes.Keyword,
+    nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Compare, nodes.Operand,
+    nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Add, nodes.Sub, nodes.Concat,
+)  # fmt: skip
+_MOST_NESTED_LOOPS = 2
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A key of an object goes before a method of that name, such as `values`."""
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+class _Field(str):
+    """The text of a field, so that it can be found among the pieces of a rendered template."""
+
+    def __str__(self) -> str:
+        return self
+
+
+def as_text(value: Any) -> str:
+    """A scalar as a template shows it: JSON's true and false, nothing for null.
+
+    Raises:
+        UserError: a list or an object.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple, dict)):
+        kind = "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+        inside = f".{next(iter(value), 'key')}" if isinstance(value, dict) else "[0]"
+        raise UserError(
+            f"a field is {kind}; name an element of it, for instance {{{{ field{inside} }}}}, "
+            "or join it: {{ field | join('\\n') }}"
+        )
+    return "" if value is None else str(value)
+
+
+def _environment(**keys: Any) -> _Environment:
+    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, **keys)
+    made.globals.clear()  # no range, and no global in place of a missing field
+    made.filters = {name: made.filters[name] for name in _FILTERS}
+    return made
+
+
+_WHOLE = _environment(finalize=as_text)
+_IN_PIECES = _environment(finalize=lambda value: _Field(as_text(value)))
 
 
 @lru_cache(maxsize=1024)
-def parse(template: str) -> tuple[tuple[str, bool], ...]:
-    """Split a template into (text, is_field) pieces.
+def compiled(template: str, in_pieces: bool = False) -> Template:
+    """A template, compiled once.
 
     Raises:
-        UserError: a single brace, or an empty field name.
+        UserError: not a template, or one with more than `_check` allows.
     """
-    pieces: list[tuple[str, bool]] = []
-    end = 0
-    for match in _PIECE.finditer(template):
-        pieces.append((template[end : match.start()], False))
-        end = match.end()
-        found = match.group()
-        if found in ("{{", "}}"):
-            pieces.append((found[0], False))
-        elif match.group(1):
-            pieces.append((match.group(1), True))
-        else:
+    environment = _IN_PIECES if in_pieces else _WHOLE
+    try:
+        parsed = environment.parse(template)
+        _check(parsed)
+        return environment.from_string(template)
+    except (TemplateError, UserError) as error:
+        raise UserError(f"template {template!r}: {error}") from error
+
+
+def _check(parsed: nodes.Template) -> None:
+    """Refuse what could make the work more than a power of the record's size, and single braces."""
+    for node in parsed.find_all(nodes.Node):
+        if isinstance(node, nodes.Call):
+            called = node.node
+            if isinstance(called, nodes.Getattr) and called.attr in _METHODS:
+                continue
+            raise UserError(f"a template can call {', '.join(sorted(_METHODS))} alone")
+        if not isinstance(node, _ALLOWED):
+            what = type(node).__name__.lower()
             raise UserError(
-                f"template {template!r}: '{found}' at character {match.start()} names no field; "
-                "write {field}, or {{ and }} for braces"
+                f"line {node.lineno}: a template has fields, filters, if and for, but no {what}"
             )
-    pieces.append((template[end:], False))
-    return tuple(piece for piece in pieces if piece[0])
+    if _loops(parsed) > _MOST_NESTED_LOOPS:
+        raise UserError(f"loops are nested more than {_MOST_NESTED_LOOPS} deep")
+    texts = [node.data for node in parsed.find_all(nodes.TemplateData)]
+    if not parsed.find(nodes.Name) and (old := _SINGLE_BRACES.search("".join(texts))):
+        raise UserError(
+            f"write a field in two braces: {{{{ {old[1].strip()} }}}} instead of {old[0]}"
+        )
+
+
+def _loops(node: nodes.Node) -> int:
+    below = max(map(_loops, node.iter_child_nodes()), default=0)
+    return below + isinstance(node, nodes.For)
 
 
 def render(template: str, record: Mapping[str, Any]) -> str:
     """Fill a template with the fields of one record; a null field gives no text.
 
     Raises:
-        UserError: the record lacks a field, or the field is a list or an object.
+        UserError: the record lacks a field, a field is a list or an object, or an expression does
+            not fit its values.
     """
-    return "".join(
-        [
-            _field_text(text, template, record) if is_field else text
-            for text, is_field in parse(template)
-        ]
-    )
+    return "".join(_pieces(template, record, in_pieces=False))
 
 
-def _field_text(path: str, template: str, record: Mapping[str, Any]) -> str:
-    value = lookup(path, record)
-    if value is _MISSING:
+def rendered_fields(template: str, record: Mapping[str, Any]) -> list[str]:
+    """The text of each `{{ ... }}` of a template; empty where the template is one field alone."""
+    pieces = _pieces(template, record, in_pieces=True)
+    return [piece for piece in pieces if isinstance(piece, _Field)] if len(pieces) > 1 else []
+
+
+def _pieces(template: str, record: Mapping[str, Any], in_pieces: bool) -> list[str]:
+    made = compiled(template, in_pieces)
+    context = made.new_context({"record": record, **record}, shared=True)
+    try:
+        return list(made.root_render_func(context))
+    except UndefinedError as error:
         raise UserError(
-            f"template {template!r}: the record has no field '{path}'; "
-            f"it has: {', '.join(sorted(map(str, record)))}"
-        )
-    if isinstance(value, (list, tuple, dict)):
-        kind = "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-        inside = next(iter(value), "key") if isinstance(value, dict) else 0
-        raise UserError(
-            f"template {template!r}: field '{path}' is {kind}; "
-            f"name an element of it, for instance {{{path}.{inside}}}"
-        )
-    return as_text(value)
+            f"template {template!r}: {error}; the record has: {', '.join(sorted(map(str, record)))}"
+        ) from error
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"template {template!r}: {error}") from error
 
 
 def lookup(path: str, record: Any) -> Any:
@@ -86,13 +218,6 @@ def lookup(path: str, record: Any) -> Any:
     else:
         return _MISSING
     return lookup(rest, below) if dot else below
-
-
-def as_text(value: Any) -> str:
-    """A scalar as a template shows it: JSON's true and false, nothing for null."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
 
 
 def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:

@@ -11,22 +11,26 @@ import numpy as np
 
 Z95 = 1.959963984540054
 RESAMPLES = 10_000
-# 97.5% quantile of Student's t for 1 to 30 degrees of freedom.
-T975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
-def wilson(correct: float, count: int) -> tuple[float, float]:
+def _stats() -> Any:
+    """scipy.stats, imported where an interval needs it: it takes a second."""
+    from scipy import stats
+
+    return stats
+
+
+def _quantile(freedom: int) -> float:
+    """97.5% quantile of Student's t as tables print it: three decimals, the normal one above 30."""
+    return round(float(_stats().t.ppf(0.975, freedom)), 3) if freedom <= 30 else Z95
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson score interval of a proportion; (0, 1) without observations."""
     if not count:
         return 0.0, 1.0
-    p, z2 = correct / count, Z95**2
-    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = _stats().binomtest(int(correct), count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def task_score(bits: Sequence[int]) -> dict[str, Any]:
@@ -110,31 +114,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     if n < 2:
         return mean, None
     variance = sum((x - mean) ** 2 for x in values) / (n - 1)
-    quantile = T975[n - 2] if n - 2 < len(T975) else Z95
-    return mean, quantile * math.sqrt(variance / n)
+    return mean, _quantile(n - 1) * math.sqrt(variance / n)
 
 
 def t_test(values: Sequence[float]) -> float | None:
     """Two-sided p of a mean of zero by Student's t over a few runs, such as paired differences.
 
-    By the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4. None for one run, or where all
-    are equal.
+    None for one run, or where all are equal.
     """
-    n = len(values)
-    if n < 2 or len(set(values)) == 1:
+    if len(values) < 2 or len(set(values)) == 1:
         return None
-    mean = sum(values) / n
-    variance = sum((x - mean) ** 2 for x in values) / (n - 1)
-    freedom = n - 1
-    angle = math.atan(abs(mean) / math.sqrt(variance / n) / math.sqrt(freedom))
-    odd = freedom % 2
-    # cos^k with the factors 2/3 * 4/5 * ... (odd) or 1/2 * 3/4 * ... (even), k up to freedom - 2.
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for k in range(odd, freedom - 1, 2):
-        total += term
-        term *= (k + 1) / (k + 2) * math.cos(angle) ** 2
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return max(0.0, 1 - inside)
+    return float(_stats().ttest_1samp(values, 0.0).pvalue)
 
 
 def holm(chances: Sequence[float | None]) -> list[float | None]:
@@ -166,8 +156,7 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float,
     if n < 2:
         return mean, None
     squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
-    quantile = T975[n - 2] if n - 2 < len(T975) else Z95
-    return mean, quantile * math.sqrt(squares * n / (n - 1)) / total
+    return mean, _quantile(n - 1) * math.sqrt(squares * n / (n - 1)) / total
 
 
 def bits_difference(

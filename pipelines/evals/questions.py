@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from pipelines.data import templates
 from pipelines.data.chat import user
 from pipelines.data.records import Problem, documents, problems
 from pipelines.evals.contamination import Question
@@ -45,7 +46,7 @@ def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> lis
             user(prompt), tokenize=False, add_generation_prompt=True
         )
     else:
-        text = task.base_template.replace("{prompt}", prompt)
+        text = templates.render(task.base_template, {"prompt": prompt})
     ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
     return ids
 

@@ -73,7 +73,7 @@ def training_source(config: Config, key: str) -> SourceConfig:
 
 def _num_records(settings: PostTrainConfig) -> int:
     """Records that the steps of SFT, DPO or RLVR draw."""
-    count = settings.steps * settings.global_batch
+    count = settings.max_steps * settings.global_batch_size
     if isinstance(settings, RlvrConfig):
         return count // settings.num_generations
     return count + (settings.heldout_pairs if isinstance(settings, DpoConfig) else 0)
@@ -82,11 +82,9 @@ def _num_records(settings: PostTrainConfig) -> int:
 def _document(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
     """The document; its fields are parts, since a template may put words around a question."""
     text = templates.source_text(source.text, record, source)
-    pieces = templates.parse(source.text)
-    if len(pieces) == 1:
-        return text, ()
-    fields = (f"{{{piece}}}" for piece, is_field in pieces if is_field)
-    return text, tuple(templates.source_text(field, record, source) for field in fields)
+    strip = templates.pattern(source.strip, "strip") if source.strip else None
+    fields = templates.rendered_fields(source.text, record)
+    return text, tuple(strip.sub("", field) if strip else field for field in fields)
 
 
 def _conversation(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:

@@ -33,7 +33,7 @@ IMPORT_SECONDS = 120.0
 EXTRAS = {
     "lm_eval": "benchmarks (pip install 'remit-flywheel[eval]')",
     "vllm": "rlvr.use_vllm=true (pip install 'remit-flywheel[vllm]')",
-    "flash_attn": "model.attention=flash_attention_2",
+    "flash_attn": "model.attn_implementation=flash_attention_2",
 }
 # Run by the interpreter that runs ranks. The op is what DeepSpeed compiles at a start on CPU.
 PROBE = """

@@ -1,7 +1,7 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked from a
-process that has imported everything.
+`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked
+from a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from typing import IO, Protocol
 from pipelines.errors import Interrupted
 from pipelines.launch.stop import Noted, Stop, interruption
 from pipelines.launch.watch import Watch
-from pipelines.machine.process import die_with_parent, free_port
+from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
 from pipelines.plan.placement import (
-    FORK_ENVIRONMENT,
     command_line,
     environment,
     master_port,
@@ -156,7 +155,7 @@ def _guarded(parent: int) -> Callable[[], None]:
 
 
 class Nursery:
-    """Workers forked from one process that has imported everything (see `pipelines.worker.fork_server`)."""
+    """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(
         self,

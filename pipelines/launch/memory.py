@@ -58,7 +58,7 @@ def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
     found = []
     several = config.launch.gpus > 1 or bool(config.launch.hostfile)
     if isinstance(settings, TrainConfig):
-        found.append(f"a smaller {section}.micro_batch (now {settings.micro_batch})")
+        found.append(f"a smaller {section}.micro_batch_size (now {settings.micro_batch_size})")
         if settings.zero_stage < 3 and several:
             found.append(f"a higher {section}.zero_stage (now {settings.zero_stage})")
         if on_gpu and not settings.offload_optimizer:

@@ -17,9 +17,9 @@ import sys
 
 from pipelines.errors import UserError
 from pipelines.launch.launcher import ForkedRanks
-from pipelines.machine.process import free_port
+from pipelines.machine.process import FORK_ENVIRONMENT, free_port
 from pipelines.plan.kinds import KINDS
-from pipelines.plan.placement import FORK_ENVIRONMENT, environment
+from pipelines.plan.placement import environment
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
 
@@ -64,7 +64,7 @@ class SharedServer:
             "stage_dir": str(stage_dir.root),
             "log": str(stage_dir.log),
             "cwd": os.getcwd(),
-            "environments": [env | FORK_ENVIRONMENT | rank for rank in ranks],
+            "environments": [env | rank for rank in ranks],
         }
         sent = json.dumps(request).encode() + b"\n"
         connection.sendall(sent[socket.send_fds(connection, [sent], self.inherited) :])
@@ -83,8 +83,9 @@ def main() -> None:
     """Become the server, with the environment of a stage of one rank that is started from here."""
     env = environment(LaunchConfig(), free_port(), offline=False) | FORK_ENVIRONMENT
     modules = [kind.module for kind in KINDS]
-    server = [sys.executable, "-m", "pipelines.worker.fork_server", "--socket", sys.argv[1]]
-    os.execve(sys.executable, [*server, *modules], env)
+    listen = f"--listen={sys.argv[1]}"
+    command = [sys.executable, "-m", "pipelines.worker.fork_server", listen, *modules]
+    os.execve(sys.executable, command, env)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Stopping a stage: who asks, how the ranks hear of it, what they say when they have stopped.
 
 The command notes a signal and writes the file `stop` into the stage's folder. The ranks see it at
-the end of a step (`pipelines.training.step_boundary`), save, and say so in `stopped.json`. A signal that
-reaches a rank itself has the same effect. The processes between the command and the ranks have the
-signals blocked: a launcher that hears one ends its ranks.
+the end of a step (`pipelines.training.step_boundary`), save, and say so in `stopped.json`. A signal
+that reaches a rank itself has the same effect. The processes between the command and the ranks have
+the signals blocked: a launcher that hears one ends its ranks.
 """
 
 from __future__ import annotations

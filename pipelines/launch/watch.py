@@ -1,4 +1,4 @@
-"""The heartbeats of a stage, watched: whether it moves, which rank is behind, what memory it took."""
+"""The heartbeats of a stage, watched: does it move, which rank is behind, what memory it took."""
 
 from __future__ import annotations
 

@@ -15,19 +15,21 @@ from pipelines.recipe.schema import Config
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(folder: Path, dtype: str, *, attention: str, trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: Path, dtype: str, *, attn_implementation: str, trust_remote_code: bool = False
+) -> Any:
     """A model with the weights of a local folder.
 
     Args:
         dtype: `fp32` or `bf16`, or `auto` for that of the folder.
-        attention: what computes attention. It is always named, since a model's config.json may
-            name a kernel of the hub, which is code.
+        attn_implementation: what computes attention. It is always named, since a model's
+            config.json may name a kernel of the hub, which is code.
         trust_remote_code: whether the model's own code may run.
     """
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES.get(dtype, "auto"),
-        attn_implementation=attention,
+        attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         local_files_only=True,
@@ -37,7 +39,7 @@ def load_model(folder: Path, dtype: str, *, attention: str, trust_remote_code: b
 def load_frozen(folder: Path, dtype: str, config: Config) -> Any:
     """A model in eval mode and without gradients, on this rank's device."""
     model = load_model(
-        folder, dtype, attention=config.model.attention,
+        folder, dtype, attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
     ).to(rank_device())  # fmt: skip
     return model.eval().requires_grad_(False)

@@ -44,15 +44,15 @@ class Objective:
         return cls(
             # MiniPLM chooses sequences, and trains on them plainly.
             "ntp" if settings.objective == "miniplm" else settings.objective,
-            eps=settings.eps,
-            center=settings.center,
-            map=settings.map,
-            standardize=settings.standardize,
-            detach=settings.detach,
-            divisor=settings.divisor,
+            eps=settings.remit.eps,
+            center=settings.remit.center,
+            map=settings.remit.map,
+            standardize=settings.remit.standardize,
+            detach=settings.remit.detach,
+            divisor=settings.remit.divisor,
             scope=settings.scope,
-            keep=settings.rho1_keep,
-            alpha=settings.kd_alpha,
+            keep=settings.rho1.keep,
+            alpha=settings.kd.alpha,
         )
 
     @property

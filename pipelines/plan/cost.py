@@ -42,40 +42,40 @@ def none(stage: Stage, parameters: int) -> Work:
 def pretrain(stage: Stage, parameters: int) -> Work:
     if stage.inputs:
         return Work()
-    tokens = whole_step_tokens(stage.config.pretrain, stage.config.context_length)
+    tokens = whole_step_tokens(stage.config.pretrain, stage.config.sequence_length)
     return Work(tokens, 6 * float(parameters) * tokens)
 
 
 def mid_train(stage: Stage, parameters: int) -> Work:
-    tokens = whole_step_tokens(stage.config.mid_train, stage.config.context_length)
+    tokens = whole_step_tokens(stage.config.mid_train, stage.config.sequence_length)
     return Work(tokens, training_flops(stage) * parameters * tokens)
 
 
 def score(stage: Stage, parameters: int) -> Work:
     mid = stage.config.mid_train
-    tokens = whole_step_tokens(mid, stage.config.context_length) * pool_factor(mid)
+    tokens = whole_step_tokens(mid, stage.config.sequence_length) * pool_factor(mid)
     return Work(tokens, 2 * float(parameters) * tokens)
 
 
 def sft(stage: Stage, parameters: int) -> Work:
     settings = stage.config.sft
-    sequences = settings.steps * settings.global_batch
-    tokens = math.ceil(sequences * stage.config.context_length * CHAT_FILL)
+    sequences = settings.max_steps * settings.global_batch_size
+    tokens = math.ceil(sequences * stage.config.sequence_length * CHAT_FILL)
     return Work(tokens, 6 * float(parameters) * tokens)
 
 
 def dpo(stage: Stage, parameters: int) -> Work:
     """Two answers a pair, and the reference policy's forward."""
     settings = stage.config.dpo
-    sequences = 2 * settings.steps * settings.global_batch
-    tokens = math.ceil(sequences * stage.config.context_length * CHAT_FILL)
+    sequences = 2 * settings.max_steps * settings.global_batch_size
+    tokens = math.ceil(sequences * stage.config.sequence_length * CHAT_FILL)
     return Work(tokens, 8 * float(parameters) * tokens)
 
 
 def rlvr(stage: Stage, parameters: int) -> Work:
     """A prompt counts as long as its completion."""
     settings, n = stage.config.rlvr, float(parameters)
-    tokens = settings.steps * settings.global_batch * settings.max_completion_length
+    tokens = settings.max_steps * settings.global_batch_size * settings.max_completion_length
     training, generation = 6 * n * 2 * tokens, 2 * n * tokens
     flops = training + generation
     return Work(tokens, flops, (training + generation * GENERATION_SLOWDOWN) / flops)
@@ -122,7 +122,7 @@ def _analysis_tokens(stage: Stage) -> int:
     config = stage.config
     heldout = config.analysis.heldout_tokens * len(config.eval.bits_per_byte)
     mids = _num_rounds(stage)
-    kept = config.pretrain.keep_points + config.mid_train.keep_points * mids
+    kept = config.pretrain.snapshots + config.mid_train.snapshots * mids
     training = min(config.analysis.tokens, config.mid_train.tokens)
     # Two pairs of models for each round's movement; the base once, and two models for each round.
     return heldout * (len(stage.inputs) + kept + 4 * mids) + training * (2 * mids - 1)
@@ -138,7 +138,7 @@ def _analysis_answers(stage: Stage) -> int:
         for task in config.eval.tasks.values()
         if task.enabled
     )
-    return tokens * (1 + mids * (1 + config.mid_train.keep_points))
+    return tokens * (1 + mids * (1 + config.mid_train.snapshots))
 
 
 def _num_rounds(stage: Stage) -> int:

@@ -20,14 +20,21 @@ from pipelines.recipe.schema import (
 
 Fields = dict[str, Any]
 # Of the mid-training, what decides the sequences and how they are scored.
-SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
+SCORE_KEYS = ("tokens", "global_batch_size", "dtype", "sources")
 # What decides the questions, and how far endless sources are read.
 TASK_KEYS = ("enabled", "source", "limit", "split_by")
 # What decides the questions of a benchmark.
 BENCHMARK_KEYS = ("enabled", "task", "limit", "field")
 # What decides the greedy answers to the tasks.
 ASKED_KEYS = (*TASK_KEYS, "max_new_tokens", "base_template", "stop")
-DRAW_KEYS = ("tokens", "steps", "global_batch", "num_generations", "heldout_pairs", "sources")
+DRAW_KEYS = (
+    "tokens",
+    "max_steps",
+    "global_batch_size",
+    "num_generations",
+    "heldout_pairs",
+    "sources",
+)
 
 
 def nothing_more(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:

@@ -73,12 +73,16 @@ class Estimate:
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of a Llama-type model: embeddings, attention, gated feed-forward, norms."""
-    head_dim = model.hidden_size // model.num_heads
-    attention = model.hidden_size * head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    head_dim = model.hidden_size // model.num_attention_heads
+    attention = (
+        model.hidden_size
+        * head_dim
+        * (2 * model.num_attention_heads + 2 * model.num_key_value_heads)
+    )
     feed_forward = 3 * model.hidden_size * model.intermediate_size
     block = attention + feed_forward + 2 * model.hidden_size
-    embeddings = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    return embeddings + model.num_layers * block + model.hidden_size
+    embeddings = vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    return embeddings + model.num_hidden_layers * block + model.hidden_size
 
 
 def base_parameters(config: Config, base: ModelRef | None) -> int:
@@ -142,7 +146,7 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
                     f"measured in {stage.name}",
                 )
     config, ranks = stages[0].config, num_ranks(stages[0].config.launch)
-    if num_gpus() or config.mid_train.precision == "bf16":
+    if num_gpus() or config.mid_train.dtype == "bf16":
         here = "" if num_gpus() else " (there is none here)"
         return GPU_FLOPS * ranks, f"assumed 400 TFLOP/s for each of {ranks} GPUs{here}"
     cores = num_cores()
@@ -160,11 +164,11 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
     config = settings_of(stage)
     if not isinstance(config, TrainConfig):
         return 1_000_000
-    model: int = parameters * BYTES[config.precision]
-    points: int = getattr(config, "snapshots", 0) or getattr(config, "keep_points", 0)
+    model: int = parameters * BYTES[config.dtype]
+    points = config.snapshots if isinstance(config, (PretrainConfig, MidTrainConfig)) else 0
     if not _checkpoint_bytes(stage, parameters):
         return model if stage.inputs and stage.kind == "pretrain" else (1 + points) * model
-    return (1 + points) * model + config.keep * _checkpoint_bytes(stage, parameters)
+    return (1 + points) * model + config.save_total_limit * _checkpoint_bytes(stage, parameters)
 
 
 def _checkpoint_bytes(stage: Stage, parameters: int) -> int:
@@ -174,7 +178,7 @@ def _checkpoint_bytes(stage: Stage, parameters: int) -> int:
     if not kind_of(stage.kind).trains or not isinstance(config, TrainConfig) or adopts:
         return 0
     # The weights twice (transformers' and the engine's), fp32 master weights and two moments.
-    return parameters * (2 * BYTES[config.precision] + 12)
+    return parameters * (2 * BYTES[config.dtype] + 12)
 
 
 def _packs(stage: Stage) -> bool:

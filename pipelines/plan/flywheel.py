@@ -68,10 +68,10 @@ def with_objective(config: Config, has_ref: bool) -> Config:
 
 def _check_switches(mid: MidTrainConfig) -> None:
     """Settings of an objective that do not go together."""
-    if mid.objective == "remit" and mid.scope == "step" and not mid.detach:
+    if mid.objective == "remit" and mid.scope == "step" and not mid.remit.detach:
         raise UserError(
             "mid_train.scope=step takes its weights from a forward without gradient, so "
-            "mid_train.detach=false cannot be had with it. Set one of the two back."
+            "mid_train.remit.detach=false cannot be had with it. Set one of the two back."
         )
     if mid.objective == "kd" and mid.reference == "cached":
         raise UserError(

@@ -37,7 +37,7 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     else:
         kept = {key: everything[key] for key in SHARED_KEYS + row.identity}
         if row.identity:
-            kept["model.attention"] = config.model.attention
+            kept["model.attn_implementation"] = config.model.attn_implementation
         kept |= row.depends(config, everything, inputs)
     fields = dict(_flatten(kept))
     fields.update({f"input {name}": digest for name, digest in inputs.items()})

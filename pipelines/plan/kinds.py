@@ -1,7 +1,7 @@
 """The kinds of stages: everything that is particular to one stands in its row.
 
-To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section of
-the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
+To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section
+of the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Kind:
 KINDS = (
     Kind(
         "pretrain", "pipelines.stages.pretrain", "pretrain",
-        identity=("context_length", "document_mask", "model", "tokenizer", "pretrain"),
+        identity=("sequence_length", "document_mask", "model", "tokenizer", "pretrain"),
         cost=cost.pretrain, headline=headlines.training,
         title="base", launch_key="pretrain", trains=True,
         facts=("parameters", "tokens", "tokens_per_second", "loss_last"),
@@ -85,7 +85,7 @@ KINDS = (
     ),
     Kind(
         "mid_train", "pipelines.stages.mid_train", "mid_train",
-        identity=("context_length", "document_mask", "mid_train"), depends=dependencies.mid_train,
+        identity=("sequence_length", "document_mask", "mid_train"), depends=dependencies.mid_train,
         cost=cost.mid_train, headline=headlines.training,
         title="mid-train", launch_key="mid_train", trains=True,
         facts=(
@@ -103,21 +103,21 @@ KINDS = (
         ),
     ),
     Kind(
-        "sft", "pipelines.stages.sft", "sft", identity=("context_length", "sft"),
+        "sft", "pipelines.stages.sft", "sft", identity=("sequence_length", "sft"),
         cost=cost.sft, headline=headlines.training,
         title="SFT", launch_key="sft", trains=True, chat=True, post_step="20",
         facts=("loss_first", "loss_last", "token_accuracy_first", "token_accuracy_last"),
         curves=(Curve("SFT: loss", "nats per token", ("loss",)),),
     ),
     Kind(
-        "dpo", "pipelines.stages.dpo", "dpo", identity=("context_length", "dpo"),
+        "dpo", "pipelines.stages.dpo", "dpo", identity=("sequence_length", "dpo"),
         cost=cost.dpo, headline=headlines.dpo,
         title="DPO", launch_key="dpo", trains=True, chat=True, post_step="30",
         facts=("loss_first", "loss_last", "heldout_pairs", "heldout_pair_accuracy"),
         curves=(Curve("DPO: loss", "nats", ("loss",)),),
     ),
     Kind(
-        "rlvr", "pipelines.stages.rlvr", "rlvr", identity=("context_length", "rlvr"),
+        "rlvr", "pipelines.stages.rlvr", "rlvr", identity=("sequence_length", "rlvr"),
         numerics_version=2, cost=cost.rlvr, headline=headlines.rlvr,
         title="RLVR", launch_key="rlvr", trains=True, chat=True, post_step="40",
         facts=("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
@@ -128,13 +128,13 @@ KINDS = (
     ),
     Kind(
         "score", "pipelines.stages.score", "mid_train",
-        identity=("context_length", "document_mask"), depends=dependencies.score,
+        identity=("sequence_length", "document_mask"), depends=dependencies.score,
         cost=cost.score, headline=headlines.score, launch_key="score",
         facts=("scores", "tokens", "shards", "tokens_per_second"),
     ),
     Kind(
         "evaluate", "pipelines.stages.evaluate", "eval",
-        identity=("context_length", "document_mask", "eval"), depends=dependencies.evaluate,
+        identity=("sequence_length", "document_mask", "eval"), depends=dependencies.evaluate,
         numerics_version=3, cost=cost.evaluate, headline=headlines.evaluate,
         launch_key="eval", asks=True,
     ),
@@ -145,7 +145,7 @@ KINDS = (
     ),
     Kind(
         "analyze", "pipelines.stages.analyze", "analysis",
-        identity=("context_length", "document_mask", "analysis", "mid_train"),
+        identity=("sequence_length", "document_mask", "analysis", "mid_train"),
         depends=dependencies.analyze, numerics_version=2,
         cost=cost.analyze, headline=headlines.analyze, derived=True,
         facts=("dynamics_reference", "missing"),

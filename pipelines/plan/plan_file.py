@@ -1,4 +1,4 @@
-"""The plan of a flywheel or comparison in its run directory: written, and read back by an analysis."""
+"""The plan of a flywheel or comparison: written to its run directory, read by an analysis."""
 
 from __future__ import annotations
 

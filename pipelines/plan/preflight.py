@@ -118,8 +118,8 @@ def check_disk(stages: list[Stage], run: RunDir) -> None:
         raise UserError(
             f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
             f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
-            "room, choose another disk, or keep less (<stage>.keep, keep_points, snapshots); "
-            "`remit plan` shows the bytes of each stage."
+            "room, choose another disk, or keep less (<stage>.save_total_limit, "
+            "<stage>.snapshots); `remit plan` shows the bytes of each stage."
         )
 
 
@@ -140,7 +140,7 @@ def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
 def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
     """The tokens that the model of a stage takes; None where the plan alone does not tell it.
 
-    A base that the plan trains takes its context_length, and what is trained from it too; a given
+    A base that the plan trains takes its sequence_length, and what is trained from it too; a given
     model what its config.json says.
     """
     by_name = {one.name: one for one in stages}
@@ -152,7 +152,7 @@ def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
             found = read_model_config(given.folder, "--model").get("max_position_embeddings")
             return found if isinstance(found, int) else None
         if given is None:
-            return stage.config.context_length if stage.kind == "pretrain" else None
+            return stage.config.sequence_length if stage.kind == "pretrain" else None
         before = by_name.get(given.partition("@")[0])
         if before is None:
             return None
@@ -258,15 +258,15 @@ def _check_batches(stage: Stage) -> None:
         return
     trains = kind_of(stage.kind).trains
     if isinstance(settings, (PretrainConfig, MidTrainConfig)):
-        check_one_step(settings, stage.config.context_length)
+        check_one_step(settings, stage.config.sequence_length)
         if trains:
-            check_points(settings, stage.config.context_length)
+            check_points(settings, stage.config.sequence_length)
     if not trains:
         return
-    if settings.global_batch % ranks:
+    if settings.global_batch_size % ranks:
         raise UserError(
-            f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
-            f"ranks. Choose a multiple of {ranks}, or another --gpus."
+            f"{stage.kind}.global_batch_size = {settings.global_batch_size} does not divide by "
+            f"{ranks} ranks. Choose a multiple of {ranks}, or another --gpus."
         )
 
 
@@ -275,8 +275,8 @@ def _check_packages(stage: Stage) -> None:
     settings = settings_of(stage)
     needed = {
         "vllm": isinstance(settings, RlvrConfig) and settings.use_vllm and "rlvr.use_vllm=true",
-        "flash_attn": stage.config.model.attention == "flash_attention_2"
-        and "model.attention=flash_attention_2",
+        "flash_attn": stage.config.model.attn_implementation == "flash_attention_2"
+        and "model.attn_implementation=flash_attention_2",
         "lm_eval": kind_of(stage.kind).asks
         and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
         and "eval.benchmarks",
@@ -299,11 +299,11 @@ def _check_models(stage: Stage) -> None:
             _check_code(given, role, stage.config)
             _check_embeddings(given, model_config)
             longest = model_config.get("max_position_embeddings")
-            if longest and stage.config.context_length > longest:
+            if longest and stage.config.sequence_length > longest:
                 raise UserError(
-                    f"context_length = {stage.config.context_length} is above the "
+                    f"sequence_length = {stage.config.sequence_length} is above the "
                     f"{longest} positions of the model in {given.folder}. "
-                    f"Set context_length={longest} or less."
+                    f"Set sequence_length={longest} or less."
                 )
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
@@ -382,10 +382,10 @@ def _check_sandbox(stages: list[Stage]) -> None:
 
 
 def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
-    same: list[Any] = [first.kind, first.path, first.subset, first.split]
+    same: list[Any] = [first.kind, first.path, first.name, first.split]
     if first.kind == "world" or not (first.weight and second.weight):
         return False
-    if same != [second.kind, second.path, second.subset, second.split]:
+    if same != [second.kind, second.path, second.name, second.split]:
         return False
     return max(first.hash_range[0], second.hash_range[0]) < min(
         first.hash_range[1], second.hash_range[1]

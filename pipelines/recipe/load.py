@@ -14,9 +14,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.nesting import excess
-from pipelines.recipe.rules import check_values, did_you_mean
+from pipelines.recipe.rules import check_values
 from pipelines.recipe.schema import Config
 
 DEFAULT_CONFIG = "world"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import (
     Config,
     MidTrainConfig,
@@ -23,11 +22,6 @@ from pipelines.recipe.schema import (
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
 TRACKERS = ("tensorboard", "wandb")
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean '{close[0]}'?" if close else "."
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
@@ -67,23 +61,23 @@ def check_values(config: Config, refuse: Refuse) -> None:
         check(config, refuse)
 
 
-def check_one_step(settings: PretrainConfig | MidTrainConfig, context_length: int) -> None:
+def check_one_step(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> None:
     """
     Raises:
         UserError: the tokens are not enough for a step.
     """
     section = _section(settings)
-    one_step = settings.global_batch * context_length
+    one_step = settings.global_batch_size * sequence_length
     if settings.tokens < one_step:
         raise UserError(
             f"{section}.tokens = {settings.tokens} is less than one step of "
-            f"{settings.global_batch} x {context_length} = {one_step} tokens "
-            f"({section}.global_batch sequences of context_length)."
+            f"{settings.global_batch_size} x {sequence_length} = {one_step} tokens "
+            f"({section}.global_batch_size sequences of sequence_length)."
         )
 
 
 def check_points(
-    settings: PretrainConfig | MidTrainConfig, context_length: int, key: str = ""
+    settings: PretrainConfig | MidTrainConfig, sequence_length: int, key: str = ""
 ) -> None:
     """
     Args:
@@ -93,11 +87,10 @@ def check_points(
         UserError: as many as its steps, or more.
     """
     section = _section(settings)
-    snapshots = settings.snapshots if isinstance(settings, MidTrainConfig) else 0
-    points = snapshots or settings.keep_points
-    steps = num_steps(settings, context_length)
+    points = settings.snapshots
+    steps = num_steps(settings, sequence_length)
     if points >= steps:
-        key = key or f"{section}.{'snapshots' if snapshots else 'keep_points'}"
+        key = key or f"{section}.snapshots"
         raise UserError(
             f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
             f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
@@ -125,19 +118,19 @@ def _check_names(config: Config, refuse: Refuse) -> None:
 
 def _check_model(config: Config, refuse: Refuse) -> None:
     shape = config.model
-    if shape.hidden_size % shape.num_heads:
+    if shape.hidden_size % shape.num_attention_heads:
         refuse(
-            "model.num_heads",
-            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
-            f"{shape.num_heads}",
+            "model.num_attention_heads",
+            f"model.hidden_size = {shape.hidden_size} must be a multiple of "
+            f"model.num_attention_heads = {shape.num_attention_heads}",
             "model.hidden_size",
         )
-    if shape.num_heads % shape.num_kv_heads:
+    if shape.num_attention_heads % shape.num_key_value_heads:
         refuse(
-            "model.num_kv_heads",
-            f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
-            f"{shape.num_kv_heads}",
-            "model.num_heads",
+            "model.num_key_value_heads",
+            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of "
+            f"model.num_key_value_heads = {shape.num_key_value_heads}",
+            "model.num_attention_heads",
         )
 
 
@@ -151,22 +144,23 @@ def _check_sources(config: Config, refuse: Refuse) -> None:
 
 def _check_tasks(config: Config, refuse: Refuse) -> None:
     for name, task in config.eval.tasks.items():
-        if "{prompt}" not in task.base_template:
+        around = re.split(r"(?<!\{)\{\{ *prompt *\}\}", task.base_template)
+        if len(around) < 2 or re.search(r"\{[{%#]", " ".join(around)):
             key = f"eval.tasks.{name}.base_template"
             refuse(
                 key,
-                f"{key} = {task.base_template!r} must contain {{prompt}}, the place of the "
-                "question",
+                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, the place of the "
+                "question, and no other expression",
             )
 
 
 def _check_rlvr(config: Config, refuse: Refuse) -> None:
     rlvr = config.rlvr
-    if rlvr.global_batch % rlvr.num_generations:
+    if rlvr.global_batch_size % rlvr.num_generations:
         refuse(
-            "rlvr.global_batch",
-            f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
-            f"rlvr.num_generations = {rlvr.num_generations}",
+            "rlvr.global_batch_size",
+            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a "
+            f"multiple of rlvr.num_generations = {rlvr.num_generations}",
             "rlvr.num_generations",
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
@@ -174,12 +168,12 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.offload_optimizer",
             "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
         )
-    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.context_length:
+    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.sequence_length:
         refuse(
             "rlvr.max_completion_length",
             f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
-            f"prompt in context_length = {config.context_length}",
-            "context_length",
+            f"prompt in sequence_length = {config.sequence_length}",
+            "sequence_length",
         )
 
 

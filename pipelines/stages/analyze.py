@@ -141,7 +141,7 @@ class Analysis:
                 self.tokenizer,
                 heldout_text(name, source, self.config.data_root),
                 named=name,
-                context_length=self.config.context_length,
+                sequence_length=self.config.sequence_length,
                 max_tokens=settings.heldout_tokens,
             )
             for name, source in self.config.eval.bits_per_byte.items()
@@ -176,7 +176,7 @@ class Analysis:
 
     @cached_property
     def num_sequences(self) -> int:
-        wanted = -(-self.config.analysis.tokens // self.config.context_length)
+        wanted = -(-self.config.analysis.tokens // self.config.sequence_length)
         return min(len(self.dataset), wanted)
 
     @cached_property
@@ -209,9 +209,7 @@ class Analysis:
         gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
-            model = load_frozen(
-                self.models.folder(name), self.config.mid_train.precision, self.config
-            )
+            model = load_frozen(self.models.folder(name), self.config.mid_train.dtype, self.config)
             if name in on_questions:
                 size = self.config.eval.batch_size
                 self.answered[name] = scores_of(model, self.tokenizer, self.questions, size)
@@ -302,7 +300,7 @@ class Analysis:
         logprobs, ref_logprobs = self.logprobs[learner], self.logprobs[reference]
         weights = weights_of(
             self.objective, logprobs, ref_logprobs, mask, self.batch["documents"],
-            self.config.mid_train.micro_batch,
+            self.config.mid_train.micro_batch_size,
         )  # fmt: skip
         found = {
             "weights": weights,
@@ -313,7 +311,7 @@ class Analysis:
         return {name: target_rows(x.numpy(), mask.numpy()) for name, x in found.items()}
 
     def _groups(self, weights: np.ndarray) -> dict[str, Any]:
-        eps, domains = self.config.mid_train.eps, self.text.domains
+        eps, domains = self.config.mid_train.remit.eps, self.text.domains
         return {
             "domains": by_group(weights, domains, sorted(set(domains)), eps),
             "classes": by_group(weights, self.text.classes, CLASSES, eps),
@@ -340,7 +338,7 @@ class Analysis:
 
     def _load(self, name: str) -> Any:
         return load_scorer(
-            self.models.folder(name), self.config.mid_train.precision, self.config,
+            self.models.folder(name), self.config.mid_train.dtype, self.config,
             len(self.tokenizer),
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
             config.tokenizer, config.pretrain.sources, config.data_root, config.seed
         )
         ensure_chat(tokenizer, config.tokenizer.chat_template)
-        tokenizer.model_max_length = config.context_length
+        tokenizer.model_max_length = config.sequence_length
         temporary = folder.with_name("tokenizer.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         tokenizer.save_pretrained(temporary)
@@ -61,11 +61,11 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         vocab_size=max(shape.vocab_size, len(tokenizer)),
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=config.context_length,
-        tie_word_embeddings=shape.tie_embeddings,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_position_embeddings=config.sequence_length,
+        tie_word_embeddings=shape.tie_word_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -74,8 +74,8 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     torch.manual_seed(config.seed)
     return AutoModelForCausalLM.from_config(
         model_config,
-        dtype=DTYPES[config.pretrain.precision],
-        attn_implementation=shape.attention,
+        dtype=DTYPES[config.pretrain.dtype],
+        attn_implementation=shape.attn_implementation,
     )
 
 
@@ -89,7 +89,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
     location = job.inputs["base"]
     tokenizer = load_tokenizer(location, trust_remote_code=bool(config.trust_remote_code))
     model = load_model(
-        location, "auto", attention=config.model.attention,
+        location, "auto", attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
     )  # fmt: skip
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)

@@ -167,9 +167,7 @@ def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any
 
     settings = job.config.eval
     if settings.backend == "vllm":
-        return vllm_model(
-            job.inputs["model"], precision=settings.precision, max_length=settings.max_length
-        )
+        return vllm_model(job.inputs["model"], dtype=settings.dtype, max_length=settings.max_length)
     found = TransformersModel(
         pretrained=model,
         tokenizer=tokenizer,

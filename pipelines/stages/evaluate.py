@@ -78,7 +78,7 @@ def _load(job: StageJob) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.trust_remote_code))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return load_frozen(folder, config.eval.precision, config), tokenizer
+    return load_frozen(folder, config.eval.dtype, config), tokenizer
 
 
 def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> d
                 tokenizer,
                 heldout_text(name, source, config.data_root),
                 named=name,
-                context_length=config.context_length,
+                sequence_length=config.sequence_length,
                 max_tokens=settings.bits_per_byte_tokens,
                 batch_size=settings.batch_size,
             )

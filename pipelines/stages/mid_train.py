@@ -37,32 +37,31 @@ def run(job: StageJob) -> dict[str, Any]:
     reference = load_reference(job, num_tokens=len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
-        steps=num_steps(settings, config.context_length), schedule="linear",
+        steps=num_steps(settings, config.sequence_length), schedule="linear",
         # Batches bring what the loss reads, not only what the forward names.
         remove_unused_columns=False,
     )  # fmt: skip
     packed_set = packed(job, "mid_train", settings, tokenizer, factor=pool_factor(settings))
-    packed_set.with_documents = settings.center == "document"
+    packed_set.with_documents = settings.remit.center == "document"
     dataset, collate = with_scores(job, packed_set, len(tokenizer))
-    model = engine.load_trained(job, "base", settings.precision)
+    model = engine.load_trained(job, "base", settings.dtype)
     trainer = MidTrainer(
         model, arguments, dataset, collate,
         num_tokens=len(tokenizer), reference=reference, objective=Objective.of(settings),
         chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
-    points = settings.snapshots or settings.keep_points
-    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, points))
+    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.snapshots))
     engine.train(trainer, job.stage_dir, settings)
     return {
         "objective": settings.objective,
         **({"reference": str(job.inputs["ref"])} if "ref" in job.inputs else {}),
         **engine.engine_facts(trainer),
         **training_facts(trainer),
-        **token_facts(trainer, len(dataset) * config.context_length),
+        **token_facts(trainer, len(dataset) * config.sequence_length),
         "mixture": packed_set.mixture,
         **_selection(job, dataset),
         **first_and_last(trainer.state.log_history, "loss", "loss"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }
 
 
@@ -114,7 +113,7 @@ def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
             "pool_sequences": len(pool),
             "kept_sequences": len(dataset),
             "looked_at": count,
-            "domains": domain_shares(spans, chosen, config.context_length),
+            "domains": domain_shares(spans, chosen, config.sequence_length),
         }
     }
 
@@ -124,4 +123,4 @@ def load_reference(job: StageJob, num_tokens: int) -> Any | None:
     config = job.config
     if "ref" not in job.inputs or uses_score_cache(config.mid_train):
         return None
-    return load_scorer(job.inputs["ref"], config.mid_train.precision, config, num_tokens)
+    return load_scorer(job.inputs["ref"], config.mid_train.dtype, config, num_tokens)

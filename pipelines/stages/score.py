@@ -60,7 +60,7 @@ def run(job: StageJob) -> dict[str, Any]:
         dist.destroy_process_group()
     return {
         "scores": str(cache.folder),
-        "tokens": len(dataset) * dataset.context_length,
+        "tokens": len(dataset) * dataset.sequence_length,
         "shards": cache.num_shards,
         "world_size": world,
         # Of this rank alone; nothing where all scores were there.
@@ -74,10 +74,10 @@ def _write_missing(
     """Score this rank's missing shards; tokens scored."""
     missing = [shard for shard in range(cache.num_shards) if not cache.has(shard)]
     print(f"{len(missing)} of {cache.num_shards} shards to score", flush=True)
-    model = load_scorer(job.inputs["model"], job.config.mid_train.precision, job.config, num_tokens)
+    model = load_scorer(job.inputs["model"], job.config.mid_train.dtype, job.config, num_tokens)
     scored = 0
     for shard in missing[rank::world]:
         sequences = cache.sequences_of(shard)
         cache.write(shard, score(model, dataset, sequences, job.config.score.batch_size))
-        scored += len(sequences) * dataset.context_length
+        scored += len(sequences) * dataset.sequence_length
     return scored

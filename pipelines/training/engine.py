@@ -44,7 +44,7 @@ from pipelines.training.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
 PATIENCE = timedelta(days=7)
-# Largest difference of logits between the trained and the reloaded model, by precision. The
+# Largest difference of logits between the trained and the reloaded model, by dtype. The
 # reloaded one runs the same weights; only the order of sums may differ.
 LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
 
@@ -62,7 +62,7 @@ class BatchSplit:
 def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
     """How a stage's global batch falls on its ranks; raises as `micro_batch_rows`."""
     micro = micro_batch_rows(train, world_size)
-    return BatchSplit(micro, train.global_batch // (micro * world_size))
+    return BatchSplit(micro, train.global_batch_size // (micro * world_size))
 
 
 def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": train.dtype == "bf16"},
         "steps_per_print": 1_000_000_000,
     }
 
@@ -134,7 +134,7 @@ def training_arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        bf16=train.precision == "bf16",
+        bf16=train.dtype == "bf16",
         gradient_checkpointing=train.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -188,11 +188,11 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
 
 
-def load_trained(job: StageJob, role: str, precision: str) -> Any:
+def load_trained(job: StageJob, role: str, dtype: str) -> Any:
     """The model of an input of a stage, to be trained."""
     config = job.config
     return load_model(
-        job.inputs[role], precision, attention=config.model.attention,
+        job.inputs[role], dtype, attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
     )  # fmt: skip
 
@@ -204,9 +204,9 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
         Stopped: a signal came; the checkpoint of the last step done is whole.
         FloatingPointError: a loss or a gradient is not finite, before the update.
     """
-    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
+    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.save_total_limit))
     boundary = StepBoundary(
-        stage_dir, settings.save_every_steps, settings.save_every_seconds, generation_steps(trainer)
+        stage_dir, settings.save_steps, settings.save_seconds, generation_steps(trainer)
     )
     trainer.add_callback(boundary)
     trainer.add_callback(FiniteGuard(trainer, stage_dir))
@@ -242,13 +242,13 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
         "zero_stage": engine.zero_optimization_stage(),
         "offload_optimizer": engine.zero_offload_optimizer() is not None,
         "world_size": engine.dp_world_size,
-        "micro_batch": engine.train_micro_batch_size_per_gpu(),
+        "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
         "accumulation": engine.gradient_accumulation_steps(),
     }
 
 
 def export(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, precision: str
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, dtype: str
 ) -> dict[str, Any]:
     """Write `model/` in Hugging Face format and check that it reloads to the same logits.
 
@@ -270,8 +270,8 @@ def export(
     difference = 0.0
     if is_main_rank():
         tokenizer.save_pretrained(temporary)
-        difference = _reload_difference(trainer, temporary, probe, in_memory, precision)
-        if not difference <= LOGITS_TOLERANCE[precision]:
+        difference = _reload_difference(trainer, temporary, probe, in_memory, dtype)
+        if not difference <= LOGITS_TOLERANCE[dtype]:
             raise RuntimeError(
                 f"the exported model differs from the trained one: logits are off by {difference}"
             )
@@ -286,7 +286,7 @@ def export(
 
 
 def _reload_difference(
-    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, precision: str
+    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, dtype: str
 ) -> float:
     # Out of the engine's ZeRO-3 mode, else the reloaded weights would be sharded over one rank.
     hf_config: HfDeepSpeedConfig | None = None
@@ -294,9 +294,9 @@ def _reload_difference(
         assert trainer.args.hf_deepspeed_config is not None
         hf_config = trainer.args.hf_deepspeed_config
         unset_hf_deepspeed_config()
-    attention = trainer.model.config._attn_implementation
+    attn_implementation = trainer.model.config._attn_implementation
     reloaded = load_model(
-        folder, precision, attention=attention,
+        folder, dtype, attn_implementation=attn_implementation,
         # A model with code of its own was loaded with leave to run it, or it would not be here.
         trust_remote_code=hasattr(trainer.model.config, "auto_map"),
     ).to(trainer.args.device)  # fmt: skip

@@ -29,13 +29,13 @@ def packed(
     The main rank packs, all wait.
     """
     config = job.config
-    budget = whole_step_tokens(settings, config.context_length)
+    budget = whole_step_tokens(settings, config.sequence_length)
 
     def load(verify: bool) -> PackedDataset:
         return pack(
             settings.sources,
             tokenizer,
-            context_length=config.context_length,
+            sequence_length=config.sequence_length,
             document_mask=config.document_mask,
             num_tokens=factor * budget,
             seed=config.seed,

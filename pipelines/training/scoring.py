@@ -22,8 +22,8 @@ def score_key(job: StageJob, role: str, dataset: PackedDataset, num_tokens: int)
         document_mask=config.document_mask,
         model=job.hashes[role],
         num_tokens=num_tokens,
-        attention=config.model.attention,
-        precision=config.mid_train.precision,
+        attn_implementation=config.model.attn_implementation,
+        dtype=config.mid_train.dtype,
     )
 
 

@@ -11,7 +11,6 @@ With the path of a Unix socket it serves one stage of any command that connects 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -24,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.machine.process import die_with_parent
+from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent
 from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
@@ -45,6 +44,10 @@ READ_LATE = (
 READ_LATE_PREFIXES = ("REMIT_", "SLURM_")
 # Bytes of a request, and descriptors that come with it.
 MOST_BYTES, MOST_DESCRIPTORS = 1 << 20, 8
+
+
+# Before the socket of a shared server, the first word of its command.
+LISTEN = "--listen="
 
 
 def num_threads() -> int:
@@ -127,19 +130,23 @@ def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
         os._exit(1)
 
 
-def differing(env: dict[str, str], imported_with: dict[str, str]) -> list[str]:
+def differing(env: dict[str, str]) -> list[str]:
     """Variables that a rank with this environment would need from its start on, and which this
-    process had otherwise when it imported."""
+    process had otherwise when it started."""
+    # Not os.environ: imports set some variables.
+    entries = Path("/proc/self/environ").read_bytes().rstrip(b"\0").split(b"\0")
+    started_with = dict(os.fsdecode(entry).split("=", 1) for entry in entries)
+    here = {name: value for name, value in started_with.items() if name not in FORK_ENVIRONMENT}
     return sorted(
         name
-        for name in env.keys() | imported_with.keys()
-        if env.get(name) != imported_with.get(name)
+        for name in env.keys() | here.keys()
+        if env.get(name) != here.get(name)
         and name not in READ_LATE
         and not name.startswith(READ_LATE_PREFIXES)
     )
 
 
-def serve_connection(connection: socket.socket, server: int, imported_with: dict[str, str]) -> None:
+def serve_connection(connection: socket.socket, server: int) -> None:
     """In the child of a shared server: run one stage for the command that has connected."""
     # The command's lock of its run, held here and by the ranks as if they were its children.
     sent, _, _, _ = socket.recv_fds(connection, MOST_BYTES, MOST_DESCRIPTORS)
@@ -152,8 +159,7 @@ def serve_connection(connection: socket.socket, server: int, imported_with: dict
     os.setsid()
     die_with_parent(server)
     block_signals()
-    found = [differing(env, imported_with) for env in request["environments"]]
-    if names := sorted({name for names in found for name in names}):
+    if names := sorted({name for env in request["environments"] for name in differing(env)}):
         connection.sendall(json.dumps({"differing": names}).encode() + b"\n")
         return
     for name in [name for name in os.environ if name.startswith(READ_LATE_PREFIXES)]:
@@ -167,12 +173,8 @@ def serve_connection(connection: socket.socket, server: int, imported_with: dict
     connection.sendall(json.dumps({"returncode": returncode}).encode() + b"\n")
 
 
-def serve_commands(path: str, imported_with: dict[str, str]) -> None:
-    """Serve every command that connects to a Unix socket, until this process is ended.
-
-    Args:
-        imported_with: the environment before the imports, which set some variables themselves.
-    """
+def serve_commands(path: str) -> None:
+    """Serve every command that connects to a Unix socket, until this process is ended."""
     server = os.getpid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -184,7 +186,7 @@ def serve_commands(path: str, imported_with: dict[str, str]) -> None:
                 code = 1
                 try:
                     listener.close()
-                    serve_connection(connection, server, imported_with)
+                    serve_connection(connection, server)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -213,28 +215,22 @@ def serve_launcher(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Import the modules that are named, then serve requests: of the launcher that started this
-    process, or with `--socket PATH` of those that connect there."""
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--socket", default="")
-    arguments.add_argument("modules", nargs="*")
-    told = arguments.parse_args()
-    # Not os.environ: imports set some variables, those above the first line of this too.
-    started_with = Path("/proc/self/environ").read_bytes().rstrip(b"\0").split(b"\0")
-    imported_with = dict(os.fsdecode(entry).split("=", 1) for entry in started_with)
+    """Import, then serve requests: of the launcher, or of those that connect to a socket."""
     die_with_parent()
-    if not told.socket:
+    words = sys.argv[1:]
+    path = words.pop(0).removeprefix(LISTEN) if words[0].startswith(LISTEN) else ""
+    if not path:
         # The launcher ends workers itself; a signal to all must not end this process first.
         block_signals()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     # Only answers may reach the launcher: imports that print do it on standard error.
     os.dup2(2, 1)
-    for module in ("deepspeed", *told.modules, *LATE_IMPORTS):
+    for module in ("deepspeed", *words, *LATE_IMPORTS):
         importlib.import_module(module)
     if num_threads() != 1:
         raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
-    if told.socket:
-        serve_commands(told.socket, imported_with)
+    if path:
+        serve_commands(path)
     serve_launcher(sys.stdin, answers)
 
 

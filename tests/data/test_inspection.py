@@ -86,19 +86,21 @@ def test_expressions_and_templates(tmp_path: Path) -> None:
 
     assert "strip: '(' is no regular expression" in said("documents", strip="(")
     assert "answer_pattern '####' has no group" in said("documents", answer_pattern="####")
-    assert "names no field" in said("documents", text="{question")
-    assert "line 1: template '{text}'" in said("documents")
-    assert "no field 'text'; it has: answer, question" in said("documents")
-    assert "no field 'response'" in said("conversations", prompt="{question}")
-    assert "no field 'chosen'" in said("pairs", prompt="{question}")
-    assert "no field 'response'" in said("pairs", prompt="{question}", near_miss=True)
-    problem = {"prompt": "{question}", "answer_pattern": "#### (.*)"}
+    assert "in two braces: {{ question }}" in said("documents", text="{question}")
+    assert "line 1: template '{{ text }}'" in said("documents")
+    assert "'text' is undefined; the record has: answer, question" in said("documents")
+    assert "'response' is undefined" in said("conversations", prompt="{{ question }}")
+    assert "'chosen' is undefined" in said("pairs", prompt="{{ question }}")
+    assert "'response' is undefined" in said("pairs", prompt="{{ question }}", near_miss=True)
+    problem = {"prompt": "{{ question }}", "answer_pattern": "#### (.*)"}
     assert "does not match the answer '7'" in said("problems", **problem)
 
 
 def test_fit_use_passes(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "q", "answer": "7"}))
-    source = SourceConfig(path="a.jsonl", prompt="{question}", response="{answer}", near_miss=True)
+    source = SourceConfig(
+        path="a.jsonl", prompt="{{ question }}", response="{{ answer }}", near_miss=True
+    )
     for use in ("conversations", "pairs", "problems"):
         inspect_source(KEY, source, tmp_path, use)  # type: ignore[arg-type]
 
@@ -114,9 +116,9 @@ def test_where_selects_the_checked_record(tmp_path: Path) -> None:
     rows = [{"level": "easy"}, {"level": "hard", "text": "x"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     inspect_source(
-        KEY, SourceConfig(path="a.jsonl", where={"level": "hard"}), tmp_path, "documents"
+        KEY, SourceConfig(path="a.jsonl", filter={"level": "hard"}), tmp_path, "documents"
     )
-    message = refusal(SourceConfig(path="a.jsonl", where={"level": "none"}), tmp_path)
+    message = refusal(SourceConfig(path="a.jsonl", filter={"level": "none"}), tmp_path)
     assert "no record passes where = {'level': 'none'}" in message
 
 
@@ -147,7 +149,7 @@ def test_hub(tmp_path: Path) -> None:
     message = refusal(dev, tmp_path)
     assert "split dev" in message and "cannot be loaded" in message
     message = refusal(train, tmp_path, "problems")
-    assert "split train" in message and "no field 'prompt'; it has: level, text" in message
+    assert "split train" in message and "'prompt' is undefined; the record has: level" in message
 
 
 def test_a_field_that_every_record_must_have(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data import records, templates
+from pipelines.data import records
 from pipelines.data.near_miss import near_miss
 from pipelines.data.sources import open_source, prompt_hash
 from pipelines.errors import UserError
@@ -30,43 +30,6 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def shared_data() -> Path:
     named = os.environ.get("REMIT_DATA")
     return Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-# --- templates ---
-
-
-def test_render_fields_paths_and_braces() -> None:
-    record = {"a": [{"b": 1}, {"b": "two"}], "Best Answer": None, "x.y": 2.5, "ok": True}
-    assert templates.render("{a.0.b}/{a.1.b}", record) == "1/two"
-    assert templates.render(r"\boxed{{{x.y}}}", record) == r"\boxed{2.5}"
-    assert templates.render("[{Best Answer}] {ok}", record) == "[] true"
-
-
-def test_rendered_text_is_not_filled_again() -> None:
-    assert templates.render("{a}", {"a": "{b} {{c}}"}) == "{b} {{c}}"
-
-
-def test_missing_field_names_it_and_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"no field 'a\.1\.b'; it has: a, q"):
-        templates.render("{a.1.b}", {"q": 1, "a": [{"b": 1}]})
-
-
-@pytest.mark.parametrize("template", ["{", "a } b", "{}", "{a{b}}"])
-def test_bad_template(template: str) -> None:
-    with pytest.raises(UserError, match="names no field"):
-        templates.render(template, {"a": 1, "b": 2})
-
-
-def test_a_list_is_no_text() -> None:
-    with pytest.raises(UserError, match=r"a list of 2.*\{a\.0\}"):
-        templates.render("{a}", {"a": [1, 2]})
-
-
-def test_gold_answer_strip_and_pattern() -> None:
-    source = SourceConfig(answer="{answer}", answer_pattern=r"#### (.*)", strip=r"<<[^>]*>>")
-    assert templates.gold_answer({"answer": "48/2 = <<48/2=24>>24\n#### 1,024 "}, source) == "1,024"
-    with pytest.raises(UserError, match="does not match the answer 'none'"):
-        templates.gold_answer({"answer": "none"}, source)
 
 
 # --- sources ---
@@ -98,7 +61,7 @@ def test_records_keep_their_line_exactly(tmp_path: Path) -> None:
 
 def test_limit_counts_file_order_after_where(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"n": i, "odd": bool(i % 2)} for i in range(100)])
-    source = SourceConfig(path="a.jsonl", where={"odd": "True"}, limit=3)
+    source = SourceConfig(path="a.jsonl", filter={"odd": "True"}, limit=3)
     assert sorted(r["n"] for r in open_source("a", source, tmp_path, 0)) == [1, 3, 5]
     source = SourceConfig(path="a.jsonl", limit=3)
     assert sorted(r["n"] for r in open_source("a", source, tmp_path, 0)) == [0, 1, 2]
@@ -161,7 +124,7 @@ def test_prompt_hash_is_blind_to_case_and_space(text: str) -> None:
 def test_no_record_left(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"k": "x"}])
     with pytest.raises(UserError, match="no record passes its filters"):
-        open_source("a", SourceConfig(path="a.jsonl", where={"k": "y"}), tmp_path, 0)
+        open_source("a", SourceConfig(path="a.jsonl", filter={"k": "y"}), tmp_path, 0)
 
 
 def test_world_limit_repeats_the_same_records_in_a_new_order(tmp_path: Path) -> None:
@@ -221,7 +184,7 @@ def test_endless_source_needs_a_count(tmp_path: Path) -> None:
 def test_problem_carries_reward_and_record(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"question": " q ", "answer": "so\n#### 18", "level": 2}])
     source = SourceConfig(
-        path="a.jsonl", prompt="{question}", answer_pattern="#### (.*)", reward="math"
+        path="a.jsonl", prompt="{{ question }}", answer_pattern="#### (.*)", reward="math"
     )
     (problem,) = records.problems({"a": source}, tmp_path, 0)
     assert (problem.prompt, problem.answer, problem.reward) == ("q", "18", "math")
@@ -293,8 +256,8 @@ def test_near_miss_pairs_of_gsm8k_are_always_wrong() -> None:
         pytest.skip("needs gsm8k/train.jsonl below REMIT_DATA")
     source = SourceConfig(
         path="gsm8k/train.jsonl",
-        prompt="{question}",
-        response="{answer}",
+        prompt="{{ question }}",
+        response="{{ answer }}",
         answer_pattern=r"#### (.*)",
         strip=r"<<[^>]*>>",
         near_miss=True,

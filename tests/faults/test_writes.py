@@ -268,7 +268,7 @@ def pack_here(tmp_path: Path) -> Callable[[], PackedDataset]:
     def work() -> PackedDataset:
         return pack(
             {"world": SourceConfig(kind="world", stream="mid_train")}, tokenizer,
-            context_length=32, document_mask=True, num_tokens=32 * 20, seed=0, data_root=".",
+            sequence_length=32, document_mask=True, num_tokens=32 * 20, seed=0, data_root=".",
             out_dir=tmp_path / "data", data_sha256={"world": ""},
         )  # fmt: skip
 

@@ -183,7 +183,7 @@ def hostile_excerpts(folder: Path) -> list[dict[str, Any]]:
     bpe = TokenizerConfig(kind="bpe", vocab_size=300, train_characters=2_000)
     tokenizer = build_tokenizer(bpe, sources, folder, 0)
     dataset = pack(
-        sources, tokenizer, context_length=64, document_mask=True, num_tokens=64 * 8, seed=0,
+        sources, tokenizer, sequence_length=64, document_mask=True, num_tokens=64 * 8, seed=0,
         data_root=folder, out_dir=folder / "packed", data_sha256={"web": ""},
     )  # fmt: skip
     text = read_training_text(dataset, 8, TokenText(tokenizer), sources, folder, 0)

@@ -58,7 +58,10 @@ def test_a_source_with_tests_as_answers(tmp_path: Path) -> None:
     record = {"text": "Double it.", "code": RIGHT, "test_list": TESTS.splitlines()}
     (tmp_path / "mine.jsonl").write_text(json.dumps(record) + "\n")
     source = SourceConfig(
-        path="mine.jsonl", prompt="{text}", answer="{test_list.0}\n{test_list.1}", reward="code"
+        path="mine.jsonl",
+        prompt="{{ text }}",
+        answer="{{ test_list[0] }}\n{{ test_list[1] }}",
+        reward="code",
     )
     (problem,) = problems({"mine": source}, tmp_path, 0)
     assert judge_all(problem.reward, [(RIGHT, problem.answer), ("", problem.answer)]) == [1.0, 0.0]

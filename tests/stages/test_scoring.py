@@ -24,7 +24,7 @@ def dataset(tmp_path: Path) -> PackedDataset:
     tokenizer = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
     sources = {"world": SourceConfig(kind="world", stream="mid_train")}
     return pack(
-        sources, tokenizer, context_length=32, document_mask=True, num_tokens=32 * 20, seed=0,
+        sources, tokenizer, sequence_length=32, document_mask=True, num_tokens=32 * 20, seed=0,
         data_root=".", out_dir=tmp_path, data_sha256={"world": ""},
     )  # fmt: skip
 

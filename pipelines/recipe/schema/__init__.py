@@ -43,14 +43,40 @@ from pipelines.recipe.schema.training import (
 )
 
 __all__ = [
-    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
-    "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
-    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
-    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "VariantConfig", "launch_sections", "micro_batch_rows", "num_steps", "pool_factor",
-    "post_training_sections", "sees_micro_batches", "trained_sections", "uses_score_cache",
+    "AnalysisConfig",
+    "BenchmarkConfig",
+    "CompareConfig",
+    "Config",
+    "DpoConfig",
+    "EvalConfig",
+    "FlywheelConfig",
+    "LaunchConfig",
+    "MidTrainConfig",
+    "ModelConfig",
+    "PostTrainConfig",
+    "PretrainConfig",
+    "RlvrConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "SlurmConfig",
+    "SourceConfig",
+    "StageConfig",
+    "StageLaunchConfig",
+    "StageSettings",
+    "TaskConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "VariantConfig",
+    "launch_sections",
+    "micro_batch_rows",
+    "num_steps",
+    "pool_factor",
+    "post_training_sections",
+    "sees_micro_batches",
+    "trained_sections",
+    "uses_score_cache",
     "whole_step_tokens",
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -80,7 +106,7 @@ class Config:
     trust_remote_code: list[str] = setting(
         list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
     )
-    context_length: int = setting(128, "tokens per packed training sequence", low=8)
+    sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
     chunk_bytes: int = setting(
         64 * 2**20,

@@ -10,29 +10,29 @@ from pipelines.recipe.schema.setting import setting
 
 @dataclass
 class SourceConfig:
-    """One data source. Templates name a record's fields in braces: `{question}`, `{a.0.b}`."""
+    """One data source. Templates are Jinja2: `{{ question }}`, `{{ a[0].b }}`."""
 
     kind: Literal["world", "jsonl", "parquet", "text", "hub"] = setting(
         "jsonl", "built-in world, JSON Lines (.gz too), Parquet, plain text, or a hub data set"
     )
     path: str = setting("", "file or glob below data_root (or absolute), or the hub data set")
     stream: str = setting("", "kind world: which stream of the world")
-    subset: str = setting("", "kind hub: configuration name")
+    name: str = setting("", "kind hub: configuration name")
     split: str = setting("train", "kind hub: split")
     weight: float = setting(1.0, "share of the mixture; 0 leaves the source out", low=0)
     limit: int = setting(
         0, "use at most this many records; 0: all (world: what the stage needs)", low=0
     )
-    where: dict[str, str] = setting(dict, "keep records whose fields equal these values")
+    filter: dict[str, str] = setting(dict, "keep records whose fields equal these values")
     hash_range: list[float] = setting(
         [0.0, 1.0], "keep records whose prompt hashes into [from, to); separates SFT from RL"
     )
-    text: str = setting("{text}", "template of a plain-text document")
-    prompt: str = setting("{prompt}", "template of the user's turn")
-    response: str = setting("{response}", "template of the right answer")
-    chosen: str = setting("{chosen}", "template of the preferred answer")
-    rejected: str = setting("{rejected}", "template of the rejected answer")
-    answer: str = setting("{answer}", "template of the gold answer that a reward compares with")
+    text: str = setting("{{ text }}", "template of a plain-text document")
+    prompt: str = setting("{{ prompt }}", "template of the user's turn")
+    response: str = setting("{{ response }}", "template of the right answer")
+    chosen: str = setting("{{ chosen }}", "template of the preferred answer")
+    rejected: str = setting("{{ rejected }}", "template of the rejected answer")
+    answer: str = setting("{{ answer }}", "template of the gold answer that a reward compares with")
     strip: str = setting("", "regular expression removed from every rendered text")
     answer_pattern: str = setting(
         "", "regular expression; group 1 in the answer is the gold answer"
@@ -57,12 +57,12 @@ class ModelConfig:
     vocab_size: int = setting(0, "0: the tokenizer's size", low=0)
     hidden_size: int = setting(96, "width of the residual stream", low=1)
     intermediate_size: int = setting(288, "width of the feed-forward layers", low=1)
-    num_layers: int = setting(4, "number of blocks", low=1)
-    num_heads: int = setting(4, "query heads", low=1)
-    num_kv_heads: int = setting(4, "key and value heads", low=1)
-    tie_embeddings: bool = setting(True, "share the input embedding with the output head")
+    num_hidden_layers: int = setting(4, "number of blocks", low=1)
+    num_attention_heads: int = setting(4, "query heads", low=1)
+    num_key_value_heads: int = setting(4, "key and value heads", low=1)
+    tie_word_embeddings: bool = setting(True, "share the input embedding with the output head")
     rope_theta: float = setting(10000.0, "base of the rotary position embedding", above=0)
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "attention backend, the same for learner and reference"
     )
 

@@ -18,7 +18,7 @@ class TaskConfig:
     limit: int = setting(0, "questions used; 0: all", low=0)
     max_new_tokens: int = setting(64, "answer length", low=1)
     split_by: str = setting("", "record field that splits the task into families")
-    base_template: str = setting("{prompt}\n", "prompt of a model without chat, as plain text")
+    base_template: str = setting("{{ prompt }}\n", "prompt of a model without chat, as plain text")
     stop: str = setting("\n", "text that ends an answer of a model without chat; empty: EOS only")
     samples: int = setting(
         0, "answers drawn for each question besides, for pass@k, mean@n and entropy", low=0
@@ -63,7 +63,7 @@ class BenchmarkConfig:
 
 @dataclass
 class EvalConfig:
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of the weights")
+    dtype: Literal["fp32", "bf16"] = setting("fp32", "of the weights")
     batch_size: int = setting(256, "prompts generated together on one rank", result=False, low=1)
     tasks: dict[str, TaskConfig] = setting(dict, "tasks of the built-in runner")
     bits_per_byte: dict[str, SourceConfig] = setting(dict, "held-out text per domain")
