@@ -12,7 +12,7 @@ import typer
 from remit_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.plan.flywheel import Stage
+    from pipelines.plan.stage import Stage
     from remit_cli.session import Session
 
 app = typer.Typer(
@@ -35,12 +35,14 @@ def _execute(
     given: tuple[str, Path | None, int | None, Path | None, bool, list[str] | None],
     make_plan: Callable[[Session], list[Stage]],
     *,
+    part: tuple[str | None, str | None] = (None, None),
     start: bool = True,
 ) -> None:
+    """Plan a command and run it, or only the `part` (until, only) of its plan."""
     # Here and not above: `remit --help` answers without reading recipes or data.
     from remit_cli.session import Session, run_and_exit
 
-    run_and_exit(Session(command, *given), make_plan, start=start)
+    run_and_exit(Session(command, *given, *part), make_plan, start=start)
 
 
 @app.command("pretrain-ckpt", rich_help_panel=STAGES)
@@ -58,7 +60,7 @@ def pretrain_ckpt(
     Example: remit pretrain-ckpt --run-dir runs/mine --base ~/models/OLMo-2-0425-1B
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("pretrain-ckpt", given, lambda s: s.plan_base(base))
+    _execute("pretrain-ckpt", given, lambda s: s.plans.pretrain_ckpt(s.config, base))
 
 
 @app.command("mid-train", rich_help_panel=STAGES)
@@ -77,7 +79,7 @@ def mid_train(
     Example: remit mid-train --base runs/mine/base --ref runs/mine/rl-tune --run-dir runs/mine
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("mid-train", given, lambda s: s.plan_mid_train(base, ref))
+    _execute("mid-train", given, lambda s: s.plans.mid_train(s.config, base, ref))
 
 
 @app.command("rl-tune", rich_help_panel=STAGES)
@@ -95,7 +97,7 @@ def rl_tune(
     Example: remit rl-tune --base runs/mine/post-train/20-sft --run-dir runs/mine
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("rl-tune", given, lambda s: s.plan_rl_tune(base))
+    _execute("rl-tune", given, lambda s: s.plans.rl_tune(s.config, base))
 
 
 @app.command("post-train", rich_help_panel=STAGES)
@@ -113,7 +115,7 @@ def post_train(
     Example: remit post-train --base runs/mine/mid-train --run-dir runs/mine dpo.enabled=false
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("post-train", given, lambda s: s.plan_post_train(base))
+    _execute("post-train", given, lambda s: s.plans.post_train(s.config, base))
 
 
 @app.command("score", rich_help_panel=STAGES)
@@ -132,7 +134,7 @@ def score(
     Example: remit score --model runs/mine/rl-tune --base runs/mine/base --run-dir runs/mine
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("score", given, lambda s: s.plan_score(model, base))
+    _execute("score", given, lambda s: s.plans.score(s.config, model, base))
 
 
 @app.command("eval", rich_help_panel=STAGES)
@@ -159,7 +161,7 @@ def evaluate(
     """
     named = [] if suite is None else [f"eval.suite={dumps(suite)}"]
     given = (config, run_dir, gpus, hostfile, json, [*named, *(overrides or [])])
-    _execute("eval", given, lambda s: s.plan_eval(model, chat))
+    _execute("eval", given, lambda s: s.plans.evaluate(s.config, model, chat))
 
 
 @app.command("contamination", rich_help_panel=STAGES)
@@ -176,7 +178,7 @@ def contamination(
     Example: remit contamination --config gsm8k-small --run-dir runs/mine --json
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("contamination", given, lambda s: s.plan_contamination())
+    _execute("contamination", given, lambda s: s.plans.contamination(s.config))
 
 
 @app.command("flywheel", rich_help_panel=LOOP)
@@ -198,7 +200,12 @@ def flywheel(
     Example: remit flywheel --iterations 3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("flywheel", given, lambda s: s.plan_flywheel(iterations, base, ref, until, only))
+
+    def make_plan(session: Session) -> list[Stage]:
+        stages: list[Stage] = session.plans.whole_flywheel(session.config, iterations, base, ref)
+        return stages
+
+    _execute("flywheel", given, make_plan, part=(until, only))
 
 
 @app.command("compare", rich_help_panel=LOOP)
@@ -260,7 +267,8 @@ def plan(
     def make_plan(session: Session) -> list[Stage]:
         if compare:
             return session.plan_compare(base, ref)
-        return session.plan_flywheel(iterations, base, ref)
+        stages: list[Stage] = session.plans.whole_flywheel(session.config, iterations, base, ref)
+        return stages
 
     _execute("compare" if compare else "plan", given, make_plan, start=False)
 
@@ -343,14 +351,3 @@ def report(
     )
     wanted = Wanted(form, not no_text, shown_arms, against, shown_seeds, chart)
     draw_report(run, wanted, output, open_page)
-
-
-def main() -> None:
-    """The `remit` command, for who knows it by this name."""
-    from remit_cli.__main__ import main as start
-
-    start()
-
-
-if __name__ == "__main__":
-    main()

@@ -100,7 +100,9 @@ Words = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.eps=0.1."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.remit.eps=0.1."
+    ),
 ]
 Format = Annotated[str, typer.Option("--format", help="html, svg (the charts alone), md or json.")]
 Output = Annotated[

@@ -29,13 +29,13 @@ from pipelines.comparison.tables import Comparison, curves
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch.doctor import Check
 from pipelines.plan.estimate import Estimate
-from pipelines.plan.flywheel import Stage
+from pipelines.plan.kinds import headline
+from pipelines.plan.stage import Stage
 from pipelines.quantities import duration, quantity
 from pipelines.report import summary
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress
 from remit_cli.analysis_tables import analysis_tables
-from remit_cli.headline import headline
 from remit_cli.status import status_of
 from remit_cli.tables import comparison_tables, cost_table, curve_table, score_table, task_table
 

@@ -10,11 +10,11 @@ import click
 
 from pipelines.errors import UserError
 from pipelines.launch.batch_script import Job, write_scripts
-from pipelines.plan.flywheel import Stage
-from pipelines.plan.placement import stage_launch
-from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.plan.kinds import by_launch_key
+from pipelines.plan.per_stage import placed, stage_launch
+from pipelines.plan.stage import Stage
 from remit_cli import render
-from remit_cli.session import Session, placed
+from remit_cli.session import Session
 
 # Commands that only look.
 NOT_FOR_A_JOB = ("launch", "doctor", "status", "report", "plan")
@@ -57,14 +57,16 @@ def _jobs(group: Any, words: list[str], per_stage: bool) -> tuple[Session, list[
         return session, [_whole(session, name, remit)]
     if given["until"] is not None or given["only"] is not None:
         raise UserError("--per-stage gives each job its own --only; leave --until and --only out.")
-    stages = session.plan_flywheel(given["iterations"], given["base"], given["ref"])
+    stages = session.plans.whole_flywheel(
+        session.config, given["iterations"], given["base"], given["ref"]
+    )
     return session, [_own(placed(stage), n, remit) for n, stage in enumerate(stages, start=1)]
 
 
 def _whole(session: Session, name: str, remit: list[str]) -> Job:
     """One job, as large as the largest of its stages."""
     config = session.config
-    sizes = [config.launch, *(stage_launch(config, kind) for kind in STAGE_KINDS.values())]
+    sizes = [config.launch, *(stage_launch(config, kind.name) for kind in by_launch_key().values())]
     return Job(
         f"remit-{session.run.root.name}-{name}",
         remit,

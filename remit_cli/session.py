@@ -15,20 +15,16 @@ from pipelines.comparison import tables as comparison
 from pipelines.comparison.row import Row
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch import follower
-from pipelines.launch.runner import (
-    Observer,
-    Runner,
-    check_unchanged,
-    read_flywheel_plan,
-    write_plan,
-)
+from pipelines.launch.runner import Observer, Runner
 from pipelines.machine import slurm
 from pipelines.machine.signals import signals_raise
 from pipelines.models import checkpoint
-from pipelines.plan import flywheel, preflight, selection
+from pipelines.plan import commands, flywheel, preflight, selection
 from pipelines.plan.estimate import base_parameters, estimate
-from pipelines.plan.flywheel import Stage
-from pipelines.plan.placement import stage_launch
+from pipelines.plan.identity import check_unchanged
+from pipelines.plan.per_stage import placed
+from pipelines.plan.plan_file import read_flywheel_plan, write_plan
+from pipelines.plan.stage import ANALYSIS, Stage
 from pipelines.recipe import load as recipes
 from pipelines.report import Wanted, summary, write_report, write_rows_report
 from pipelines.run_dir import disk, ledger
@@ -38,7 +34,9 @@ from remit_cli import render
 
 @dataclass
 class Session:
-    """The options of a command, and the plans it can make of them."""
+    """The options of a command, and the recipe that they make."""
+
+    plans = commands
 
     command: str
     config_name: str
@@ -69,44 +67,17 @@ class Session:
         self.config = replace(config, launch=launch)
         self.run = RunDir((self.run_dir or Path("runs") / config.name).resolve())
 
-    def _base(self, base: str | None) -> checkpoint.ModelRef | None:
-        """`--base`, else the recipe's `base`; the identity names it either way."""
-        given = base if base is not None else self.config.base or None
-        if given is None:
-            return None
-        found = checkpoint.find_checkpoint(given, "--base")
-        self.config = replace(self.config, base=given)
-        return found
-
-    @staticmethod
-    def _ref(ref: str | None) -> checkpoint.ModelRef | None:
-        return None if ref is None else checkpoint.find_checkpoint(ref, "--ref")
-
-    def plan_base(self, base: str | None) -> list[Stage]:
-        found = self._base(base)
-        return flywheel.plan_base(self.config, found)
-
-    def plan_mid_train(self, base: str, ref: str | None) -> list[Stage]:
-        found = checkpoint.find_checkpoint(base, "--base")
-        return flywheel.plan_mid_train(self.config, found, self._ref(ref))
-
-    def plan_rl_tune(self, base: str) -> list[Stage]:
-        return flywheel.plan_rl_tune(self.config, checkpoint.find_checkpoint(base, "--base"))
-
-    def plan_post_train(self, base: str) -> list[Stage]:
-        found = checkpoint.find_checkpoint(base, "--base")
-        return flywheel.plan_post_train_command(self.config, found)
-
-    def plan_score(self, model: str, base: str | None) -> list[Stage]:
-        found = checkpoint.find_checkpoint(model, "--model")
-        return flywheel.plan_score(
-            self.config, found, None if base is None else checkpoint.find_checkpoint(base, "--base")
-        )
-
     def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
-        self.compared = None if base is None else checkpoint.find_checkpoint(base, "--base")
-        self.guided = self._ref(ref)
+        """`compare`; the models stay known, since the rows depend on them."""
+        self.compared, self.guided = (
+            None if given is None else checkpoint.find_checkpoint(given, option)
+            for given, option in ((base, "--base"), (ref, "--ref"))
+        )
         return arms.plan_compare(self.config, self.compared, self.guided)
+
+    def plan_analysis(self) -> list[Stage]:
+        """`analyze`: of the stages that the run has made."""
+        return [flywheel.plan_analysis(self.config, self.made)]
 
     def study(self, stages: list[Stage], data_sha256: dict[str, str]) -> study.Study:
         """What the rows of a planned comparison depend on."""
@@ -115,35 +86,6 @@ class Session:
             for given, option in ((self.compared, "--base"), (self.guided, "--ref"))
         )
         return study.Study(stages, data_sha256, self.config, base, ref)
-
-    def plan_analysis(self) -> list[Stage]:
-        return [flywheel.plan_analysis(self.config, self.made)]
-
-    def plan_eval(self, model: str, chat: bool | None) -> list[Stage]:
-        found = checkpoint.find_checkpoint(model, "--model")
-        if chat is None:
-            chat = checkpoint.stage_kind(found) in flywheel.CHAT_KINDS
-        return flywheel.plan_eval(self.config, found, chat)
-
-    def plan_contamination(self) -> list[Stage]:
-        return flywheel.plan_contamination(self.config)
-
-    def plan_flywheel(
-        self,
-        iterations: int | None,
-        base: str | None,
-        ref: str | None,
-        until: str | None = None,
-        only: str | None = None,
-    ) -> list[Stage]:
-        self.until, self.only = until, only
-        if iterations is not None:
-            if iterations < 0:
-                raise UserError(f"--iterations {iterations}: must not be negative.")
-            wheel = replace(self.config.flywheel, iterations=iterations)
-            self.config = replace(self.config, flywheel=wheel)
-        found = self._base(base)
-        return flywheel.plan_flywheel(self.config, found, self._ref(ref))
 
 
 def run_and_exit(
@@ -157,7 +99,11 @@ def run_and_exit(
         slurm.check_single_task()
         with signals_raise():
             session.load()
-            stages = [placed(stage) for stage in make_plan(session)]
+            planned = make_plan(session)
+            if session.command == "flywheel":
+                # With what --base and --iterations set: an analysis reads it back.
+                session.config = planned[0].config
+            stages = [placed(stage) for stage in planned]
             if start:
                 _run(session, stages, screen)
             else:
@@ -275,14 +221,6 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
         screen.no_report(run, error)
 
 
-def placed(stage: Stage) -> Stage:
-    """The stage with what `stages` sets for its kind; an analysis always has one rank."""
-    if stage.kind == "analyze":
-        return stage
-    launch = stage_launch(stage.config, stage.kind)
-    return replace(stage, config=replace(stage.config, launch=launch))
-
-
 def _fetched(stage: Stage) -> Stage:
     """The stage with its hub models in local folders."""
     return replace(
@@ -301,8 +239,8 @@ def _show_results(
     failure: StageFailed | None,
 ) -> None:
     values = {"status": "done", "command": session.command, **summary.as_json(session.run, results)}
-    if flywheel.ANALYSIS in results:
-        values["analysis"] = summary.analysis_facts(results[flywheel.ANALYSIS])
+    if ANALYSIS in results:
+        values["analysis"] = summary.analysis_facts(results[ANALYSIS])
     if failure is not None:
         values |= render.failure_facts(failure)
     checks: list[summary.Expectation] = []

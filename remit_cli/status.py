@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.comparison.arm_stages import FOLDER, place_of
+from pipelines.plan.kinds import headline
 from pipelines.quantities import duration
 from pipelines.report import summary
 from pipelines.run_dir import ledger
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress, stage_state
-from remit_cli.headline import headline
 from remit_cli.tables import arm_table, score_table
 
 

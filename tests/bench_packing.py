@@ -22,10 +22,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
 from pipelines.data.records import documents
 from pipelines.evals.intervals import mean_interval
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 DOCUMENTS = 60_000
@@ -52,7 +52,7 @@ def pack_file(path: Path, tokenizer: PreTrainedTokenizerFast, num_tokens: int) -
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         start = time.perf_counter()
         pack(
-            sources, tokenizer, context_length=128, document_mask=True, num_tokens=num_tokens,
+            sources, tokenizer, sequence_length=128, document_mask=True, num_tokens=num_tokens,
             seed=0, data_root=".", out_dir=folder, data_sha256={"text": ""},
         )  # fmt: skip
         return time.perf_counter() - start

@@ -29,15 +29,17 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from pipelines.evals.intervals import mean_interval
 from pipelines.machine.process import free_port
+from pipelines.models.loading import load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.plan.placement import environment
 from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.markers import write_marker
 from pipelines.run_dir.paths import StageDir
-from pipelines.stages import StageJob, mid_train
-from pipelines.stages.packed_data import packed
-from pipelines.stages.score import load_scorer, score
+from pipelines.stages import mid_train
 from pipelines.training import engine
+from pipelines.training.packed_data import packed
+from pipelines.training.scoring import score
 from pipelines.worker.worker import read_job
 
 REMIT = [sys.executable, "-m", "remit_cli"]
@@ -70,7 +72,7 @@ def remit(run: Path, command: str, *args: str) -> None:
 def mid_training(run: Path, name: str, tokens: int, *args: str) -> Path:
     """A plain mid-training of the world's model; its stage folder."""
     remit(run, "mid-train", "--base", str(run / "base"), f"stage.name={name}",
-          f"mid_train.tokens={tokens}", "mid_train.save_every_seconds=0", *args)  # fmt: skip
+          f"mid_train.tokens={tokens}", "mid_train.save_seconds=0", *args)  # fmt: skip
     return run / f"mid-train-{name}"
 
 
@@ -240,7 +242,7 @@ def measure_offsets(stage: Path, steps: list[int]) -> None:
         trainer.args.max_steps = step + FAR_STEPS
         _checkpoint_after(step, stage, stage_dir)
         start = time.process_time()
-        engine_train(trainer, stage_dir, replace(settings, save_every_steps=0))
+        engine_train(trainer, stage_dir, replace(settings, save_steps=0))
         rate = (len(clock.ended) - 1) / (clock.ended[-1] - clock.ended[0])
         measured.append((clock.ended[0] - start, rate))
 
@@ -270,7 +272,7 @@ def bench_offsets(run: Path, tokens: int, repeats: int = 12) -> None:
     process = subprocess.Popen(
         [*REMIT, "mid-train", "--run-dir", str(run), "--base", str(run / "base"),
          "stage.name=far", f"mid_train.tokens={tokens}",
-         f"mid_train.save_every_steps={SAVED_AT}", "mid_train.save_every_seconds=0"],
+         f"mid_train.save_steps={SAVED_AT}", "mid_train.save_seconds=0"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and not saved.is_file():

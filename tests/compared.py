@@ -46,4 +46,4 @@ def write(path: Path, *found: Row) -> Path:
 
 
 def variants(**arms: dict[str, Any]) -> list[str]:
-    return [f"compare.variants={json.dumps(arms)}", f"compare.objectives={json.dumps([*arms])}"]
+    return [f"compare.variants={json.dumps(arms)}", f"compare.arms={json.dumps([*arms])}"]

@@ -121,7 +121,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.models.tokenizer import build_tokenizer
+    from pipelines.data.new_tokenizer import build_tokenizer
     from pipelines.recipe.schema import TokenizerConfig
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

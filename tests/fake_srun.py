@@ -1,7 +1,7 @@
 """Stands in for srun, which is not at hand: starts the tasks of a step on this machine.
 
-Takes the options that `pipelines.machine.slurm.step_command` writes and sets for each task the variables
-that srun(1) documents. A task that fails ends the others, as with --kill-on-bad-exit.
+Takes the options that `pipelines.machine.slurm.step_command` writes and sets for each task the
+variables that srun(1) documents. A task that fails ends the others, as with --kill-on-bad-exit.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ VOLATILE = {
     "started", "engine", "scores", "reference",
 }  # fmt: skip
 SAVES = [
-    *(f"{stage}.save_every_steps=3" for stage in ("pretrain", "mid_train", "sft")),
-    "dpo.save_every_steps=2", "rlvr.save_every_steps=1",
-    *(f"{stage}.keep=2" for stage in ("pretrain", "mid_train", "sft", "dpo", "rlvr")),
+    *(f"{stage}.save_steps=3" for stage in ("pretrain", "mid_train", "sft")),
+    "dpo.save_steps=2", "rlvr.save_steps=1",
+    *(f"{stage}.save_total_limit=2" for stage in ("pretrain", "mid_train", "sft", "dpo", "rlvr")),
 ]  # fmt: skip
 GONE_SECONDS = 30.0
 # A command that is killed, or whose rank is, has ended by then; else it starts stages directly.

@@ -187,8 +187,8 @@ def test_a_tokenizer_that_is_none_is_refused_by_the_command(refuse: Refuse, mode
      ("pretrain-ckpt", "--base")],
 )  # fmt: skip
 def test_context_above_the_models(refuse: Refuse, tiny_model: Path, args: tuple[str, ...]) -> None:
-    refuse(*args, tiny_model, *TINY, "context_length=256",
-           words=["context_length = 256", "128 positions", str(tiny_model)])  # fmt: skip
+    refuse(*args, tiny_model, *TINY, "sequence_length=256",
+           words=["sequence_length = 256", "128 positions", str(tiny_model)])  # fmt: skip
 
 
 # --- tokenizers of base and reference
@@ -322,7 +322,7 @@ def test_rl_prompts_are_never_sft_questions(
     mine = {"kind": "jsonl", "path": str(path)}
     recipe = write_recipe({
         "sft": {"sources": {"mine": mine | {"hash_range": [0, 0.6]}}},
-        "rlvr": {"sources": {"mine": mine | {"hash_range": [0.5, 1], "where": where}}},
+        "rlvr": {"sources": {"mine": mine | {"hash_range": [0.5, 1], "filter": where}}},
     })  # fmt: skip
     refuse("flywheel", "--config", recipe,
            words=["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"])  # fmt: skip
@@ -376,8 +376,8 @@ def test_ranks(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_batch_that_does_not_divide(refuse: Refuse) -> None:
-    refuse("flywheel", *TINY, "--gpus", "2", "mid_train.global_batch=5",
-           words=["mid_train.global_batch = 5", "2 ranks"])  # fmt: skip
+    refuse("flywheel", *TINY, "--gpus", "2", "mid_train.global_batch_size=5",
+           words=["mid_train.global_batch_size = 5", "2 ranks"])  # fmt: skip
 
 
 @pytest.mark.parametrize("cxx", ["", "no-such-compiler"])
@@ -394,7 +394,7 @@ def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
     [
         (("mid_train.epss=0.1",), ["'mid_train.epss'", "Did you mean 'eps'"]),
         (("eval.zero_stage=2",), ["'eval.zero_stage'"]),
-        (("mid_train.eps=much",), ["'mid_train.eps': much is not a number"]),
+        (("mid_train.remit.eps=much",), ["'mid_train.remit.eps': much is not a number"]),
         (("mid_train.tokens=1e4",), ["'mid_train.tokens': 10000.0 is not a whole number"]),
         (("sft.enabled=maybe",), ["'sft.enabled': maybe is not true or false"]),
         (("compare.variants.a=remit",), ["'compare.variants.a' is a section of keys"]),
@@ -419,8 +419,8 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("seed=-1", "seed = -1 must be at least 0"),
         ("pretrain.learning_rate=.inf", "pretrain.learning_rate = inf must be a finite number"),
         ("pretrain.adam_beta1=1.5", "pretrain.adam_beta1 = 1.5 must be below 1"),
-        ("model.num_heads=0", "model.num_heads = 0 must be at least 1"),
-        ("model.num_heads=5", "must be a multiple of model.num_heads = 5"),
+        ("model.num_attention_heads=0", "model.num_attention_heads = 0 must be at least 1"),
+        ("model.num_attention_heads=5", "must be a multiple of model.num_attention_heads = 5"),
         ("rlvr.num_generations=1", "rlvr.num_generations = 1 must be at least 2"),
         ("rlvr.max_completion_length=0", "rlvr.max_completion_length = 0 must be at least 1"),
         ("dpo.beta=0", "dpo.beta = 0.0 must be above 0"),
@@ -430,10 +430,10 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("mid_train.tokens=100", "mid_train.tokens = 100 is less than one step"),
         ("rlvr.num_generations=3", "must be a multiple of rlvr.num_generations = 3"),
         ("model.hidden_size=33", "model.hidden_size = 33 must be a multiple"),
-        ("context_length=16", "leaves no room for a prompt in context_length = 16"),
-        ("mid_train.keep_points=20", "mid_train.keep_points = 20: a training of 20 steps"),
+        ("sequence_length=16", "leaves no room for a prompt in sequence_length = 16"),
         ("mid_train.snapshots=20", "mid_train.snapshots = 20: a training of 20 steps"),
-        ("pretrain.keep_points=99", "pretrain.keep_points = 99: a training of 20 steps"),
+        ("mid_train.snapshots=20", "mid_train.snapshots = 20: a training of 20 steps"),
+        ("pretrain.snapshots=99", "pretrain.snapshots = 99: a training of 20 steps"),
         ("rlvr.use_vllm=true", "needs the package vllm"),
         ("stage.name=a@b", "stage.name = 'a@b' names a folder"),
         ("stage.name=../up", "stage.name = '../up' names a folder"),

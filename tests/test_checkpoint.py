@@ -236,8 +236,8 @@ def test_what_steers_generation_is_part_of_the_hash(model: Path) -> None:
 
 def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: Path) -> None:
     from pipelines.recipe import load as recipes
+    from pipelines.run_dir.job import StageJob
     from pipelines.run_dir.paths import RunDir
-    from pipelines.stages import StageJob
     from pipelines.stages.base_model import adopt
 
     described = json.loads((model / "config.json").read_text())

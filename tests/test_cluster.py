@@ -20,12 +20,12 @@ from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.machine import slurm
 from pipelines.machine.process import free_port
 from pipelines.plan.identity import identity_fields
+from pipelines.plan.per_stage import stage_launch
 from pipelines.plan.placement import (
     check_variables,
     command_line,
     num_ranks,
     rank_environments,
-    stage_launch,
     through_srun,
     visible_devices,
     write_orders,

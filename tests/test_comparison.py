@@ -20,9 +20,11 @@ from pipelines.comparison.tables import curves, tables
 from pipelines.errors import UserError
 from pipelines.evals.intervals import holm, mean_interval, t_test
 from pipelines.models.checkpoint import find_checkpoint
-from pipelines.plan.flywheel import Stage, plan_flywheel, sources_of
+from pipelines.plan.flywheel import plan_flywheel
 from pipelines.plan.identity import identity_fields
 from pipelines.plan.preflight import check_plan
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import Stage
 from pipelines.recipe import load as recipes
 from pipelines.report import charts
 from pipelines.report.blocks import Dot, DotPlot, LineChart, Table
@@ -129,8 +131,8 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("compare.objectives=[ntp,remt]",), ["'remt'", "rho1"]),
-        (("compare.objectives=[]",), ["no arm"]),
+        (("compare.arms=[ntp,remt]",), ["'remt'", "rho1"]),
+        (("compare.arms=[]",), ["no arm"]),
         (("eval.tasks.world.enabled=false",), ["no task or benchmark"]),
         (("compare.seeds=0",), ["compare.seeds = 0"]),
         (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
@@ -140,7 +142,7 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("points=999999",), ["compare.points = 999999", "2 steps"]),
         (("mid_train.tokens=100", "points=3"), ["mid_train.tokens = 100 is less than one step"]),
-        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.objectives"]),
+        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.arms"]),
         (("post_points=true",), ["compare.post_points=true", "compare.post_train=true"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
         (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
@@ -165,7 +167,7 @@ def planned(tiny_model: Path | None, *overrides: str) -> dict[str, Stage]:
 
 def test_arms_of_equal_flops(tiny_model: Path) -> None:
     stages = planned(
-        tiny_model, "compare.objectives=[ntp,miniplm,rho1,remit]", "compare.budget=flops",
+        tiny_model, "compare.arms=[ntp,miniplm,rho1,remit]", "compare.budget=flops",
         "mid_train.tokens=24576",
     )  # fmt: skip
     tokens = {
@@ -182,31 +184,31 @@ def test_arms_of_equal_flops(tiny_model: Path) -> None:
 def test_equal_flops_that_are_less_than_a_step_name_the_arm(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"arm 'miniplm'.* 585 of .* one step of 1024 tokens"):
         planned(
-            tiny_model, "compare.objectives=[miniplm]", "compare.budget=flops",
+            tiny_model, "compare.arms=[miniplm]", "compare.budget=flops",
             "mid_train.tokens=1024", "compare.points=0",
         )  # fmt: skip
 
 
 def test_points_before_the_last_step(tiny_model: Path) -> None:
     # 20,000 tokens are 20 steps of 1,024, the last of them not full.
-    stages = planned(tiny_model, "compare.objectives=[ntp]", "compare.points=19")
+    stages = planned(tiny_model, "compare.arms=[ntp]", "compare.points=19")
     assert sum(stage.kind == "evaluate" for stage in stages.values()) == 20
     with pytest.raises(UserError, match=r"arm 'ntp': compare.points = 20: .* 20 steps"):
-        planned(tiny_model, "compare.objectives=[ntp]", "compare.points=20")
+        planned(tiny_model, "compare.arms=[ntp]", "compare.points=20")
     # Under equal FLOPs MiniPLM has 14 steps where ReMiT has 24.
     with pytest.raises(UserError, match=r"arm 'miniplm': compare.points = 14: .* 14 steps"):
         planned(
-            tiny_model, "compare.objectives=[remit,miniplm]", "compare.budget=flops",
+            tiny_model, "compare.arms=[remit,miniplm]", "compare.budget=flops",
             "mid_train.tokens=24576", "compare.points=14",
         )  # fmt: skip
 
 
 def test_more_rl_spends_what_the_reference_costs(tiny_model: Path) -> None:
-    own = ("compare.objectives=[ntp,more-rl]", "compare.post_train=true")
+    own = ("compare.arms=[ntp,more-rl]", "compare.post_train=true")
     stages = planned(tiny_model, *own, "mid_train.tokens=65536")
     longer = stages["compare/seed-0/more-rl/40-rlvr"]
     # 2 x 65,536 for the reference; a step is 16 completions of 16 tokens, 14 a token.
-    assert longer.config.rlvr.steps - 4 == round(2 * 65536 / (14 * 16 * 16))
+    assert longer.config.rlvr.max_steps - 4 == round(2 * 65536 / (14 * 16 * 16))
     # The plain pipeline before it is trained once.
     assert longer.inputs == {"model": "compare/seed-0/ntp/30-dpo"}
     assert [s.kind for s in stages.values()].count("mid_train") == 1
@@ -220,7 +222,7 @@ def test_more_rl_spends_what_the_reference_costs(tiny_model: Path) -> None:
 
 def test_a_base_for_every_seed() -> None:
     stages = planned(
-        None, "compare.base_per_seed=true", "compare.seeds=2", "compare.objectives=[sft,remit]"
+        None, "compare.base_per_seed=true", "compare.seeds=2", "compare.arms=[sft,remit]"
     )
     for seed in (0, 1):
         folder = f"compare/seed-{seed}"
@@ -232,15 +234,15 @@ def test_a_base_for_every_seed() -> None:
 
 
 def test_the_small_model_of_miniplm(tiny_model: Path) -> None:
-    stages = planned(tiny_model, "compare.objectives=[miniplm]", f"compare.small={tiny_model}")
+    stages = planned(tiny_model, "compare.arms=[miniplm]", f"compare.small={tiny_model}")
     folder = "compare/seed-0/miniplm/10-mid-train"
     assert stages[folder].inputs["small"] == stages[f"{folder}-score-small"].inputs["model"]
-    assert "small" not in planned(tiny_model, "compare.objectives=[miniplm]")[folder].inputs
+    assert "small" not in planned(tiny_model, "compare.arms=[miniplm]")[folder].inputs
 
 
 def test_only_what_is_not_known_is_needed(tiny_model: Path) -> None:
     stages = planned(
-        tiny_model, "compare.objectives=[ntp,remit]", "compare.post_train=true",
+        tiny_model, "compare.arms=[ntp,remit]", "compare.post_train=true",
         "mid_train.reference=cached", "compare.points=0",
     )  # fmt: skip
     assert needed(list(stages.values()), set()) == list(stages.values())
@@ -259,9 +261,14 @@ def own(*overrides: str, **arms: dict[str, Any]) -> dict[str, Stage]:
 
 
 def test_a_variant_changes_what_it_says_alone() -> None:
-    stages = own(wide={"set": ["mid_train.eps=0.5", "mid_train.center=document"]}, same={})
+    stages = own(
+        wide={"set": ["mid_train.remit.eps=0.5", "mid_train.remit.center=document"]}, same={}
+    )
     wide, same = (stages[f"compare/seed-0/{arm}/10-mid-train"] for arm in ("wide", "same"))
-    assert (wide.config.mid_train.eps, wide.config.mid_train.center) == (0.5, "document")
+    assert (wide.config.mid_train.remit.eps, wide.config.mid_train.remit.center) == (
+        0.5,
+        "document",
+    )
     assert replace(wide.config.mid_train, eps=0.2, center="sequence") == same.config.mid_train
     assert wide.config.mid_train.snapshots == 0
     assert wide.inputs == same.inputs
@@ -361,10 +368,10 @@ def test_a_given_reference_is_used_by_all(tiny_model: Path) -> None:
             {"a": {"set": ["mid_train.sources.world.limit=9"]}},
             ["compare.variants.a.set", "source 'world'", "a name of its own"],
         ),
-        ({"a": {"set": ["sft.steps=3"]}}, ["compare.variants.a.set", "'sft.steps'"]),
+        ({"a": {"set": ["sft.max_steps=3"]}}, ["compare.variants.a.set", "'sft.max_steps'"]),
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
-        ({"a": {"set": ["mid_train.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
-        ({"a": {"set": ["mid_train.eps=7"]}}, ["compare.variants.a.set", "at most 1"]),
+        ({"a": {"set": ["mid_train.remit.epz=1"]}}, ["compare.variants.a.set", "epz", "eps"]),
+        ({"a": {"set": ["mid_train.remit.eps=7"]}}, ["compare.variants.a.set", "at most 1"]),
         ({"a": {"set": ["mid_train.tokens=100"]}}, ["arm 'a'", "100 is less than one step"]),
         ({"a": {"arm": "more-rl"}}, ["compare.variants.a.arm", "more-rl"]),
         ({"a": {"ref": "more-rl"}}, ["more-rl"]),
@@ -387,7 +394,7 @@ def test_variants_it_refuses(arms: dict[str, Any], words: list[str]) -> None:
 
 def test_an_arm_without_its_baseline_is_warned_of() -> None:
     def lone(objectives: list[str], *there: tuple[str, int]) -> list[str]:
-        given = [*variants(a={"against": "remit"}), f"compare.objectives={objectives}"]
+        given = [*variants(a={"against": "remit"}), f"compare.arms={objectives}"]
         found = lone_arms(
             recipes.load("world-tiny", ["compare.seeds=2", "seed=5", *given]), {*there}
         )
@@ -415,7 +422,7 @@ def test_points_after_each_step_of_post_training() -> None:
 
 
 def test_answers_are_drawn_at_the_end_alone() -> None:
-    stages = own("eval.tasks.world.samples=4", "compare.objectives=[ntp]", a={})
+    stages = own("eval.tasks.world.samples=4", "compare.arms=[ntp]", a={})
     drawn = {
         place(s)[2]: s.config.eval.tasks["world"].samples
         for s in stages.values() if s.kind == "evaluate"

@@ -62,12 +62,12 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     ("override", "path", "value"),
     [
         ("seed=7", ("seed",), 7),
-        ("mid_train.eps=0.1", ("mid_train", "eps"), 0.1),
+        ("mid_train.remit.eps=0.1", ("mid_train", "remit", "eps"), 0.1),
         ("mid_train.learning_rate=1e-4", ("mid_train", "learning_rate"), 1e-4),
         ("pretrain.tokens=20_000", ("pretrain", "tokens"), 20_000),
         ("dpo.enabled=false", ("dpo", "enabled"), False),
         ("launch.env.A=b", ("launch", "env"), {"A": "b"}),
-        ("compare.objectives=[ntp,remit]", ("compare", "objectives"), ["ntp", "remit"]),
+        ("compare.arms=[ntp,remit]", ("compare", "arms"), ["ntp", "remit"]),
         ("stage.name=lr1e-4", ("stage", "name"), "lr1e-4"),
     ],
 )
@@ -96,7 +96,11 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
-        ("mid_train: {epss: 0.1}", [], ["mine.yaml", "'mid_train.epss'", "Did you mean 'eps'?"]),
+        (
+            "mid_train: {remit: {epss: 0.1}}",
+            [],
+            ["mine.yaml", "'mid_train.remit.epss'", "Did you mean 'eps'?"],
+        ),
         ("midtrain: {eps: 0.1}", [], ["mine.yaml", "'midtrain'", "Did you mean 'mid_train'?"]),
         ("sft: {sources: {a: {pth: x}}}", [], ["'sft.sources.a.pth'", "'path'"]),
         ("", ["seeed=1"], ["override 'seeed=1'", "Did you mean 'seed'?"]),
@@ -108,13 +112,17 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("- a\n- b", [], ["mine.yaml", "mapping"]),
         ("a: [1", [], ["mine.yaml", "not valid YAML"]),
         ("data_root: ${oc.env:NOT_SET_HERE}", [], ["mine.yaml", "data_root", "NOT_SET_HERE"]),
-        ("mid_train: {eps: 1.5}", [], ["mine.yaml", "mid_train.eps"]),
-        ("sft: {steps: 0}", [], ["sft.steps"]),
+        ("mid_train: {remit: {eps: 1.5}}", [], ["mine.yaml", "mid_train.remit.eps"]),
+        ("sft: {steps: 0}", [], ["sft.max_steps"]),
         ("dpo: {zero_stage: 4}", [], ["dpo.zero_stage"]),
-        ("rlvr: {num_generations: 3, global_batch: 16}", [], ["rlvr.global_batch = 16", "3"]),
+        (
+            "rlvr: {num_generations: 3, global_batch_size: 16}",
+            [],
+            ["rlvr.global_batch_size = 16", "3"],
+        ),
         ("sft: {sources: {a: {hash_range: [0.5, 0.5]}}}", [], ["sft.sources.a.hash_range"]),
         ("flywheel: {iterations: -1}", [], ["flywheel.iterations"]),
-        ("context_length: 4", [], ["context_length"]),
+        ("sequence_length: 4", [], ["sequence_length"]),
         ("mid_train:\n  tokens: ???", [], ["mine.yaml", "mid_train.tokens"]),
     ],
 )
@@ -141,7 +149,7 @@ def test_result_fields_leave_out_what_cannot_change_a_result() -> None:
         stage=replace(loaded.stage, name="other"),
         flywheel=replace(loaded.flywheel, iterations=9),
         mid_train=replace(
-            loaded.mid_train, zero_stage=3, micro_batch=1, keep=7, save_every_steps=3
+            loaded.mid_train, zero_stage=3, micro_batch_size=1, save_total_limit=7, save_steps=3
         ),
     )
     assert recipes.result_fields(elsewhere) == recipes.result_fields(loaded)

@@ -179,7 +179,7 @@ def test_run_again_starts_nothing(tiny_run: Any, copied: Path, remit: Callable[.
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("mid_train.eps=0.1", "mid_train.eps: 0.2 -> 0.1"),
+        ("mid_train.remit.eps=0.1", "mid_train.remit.eps: 0.2 -> 0.1"),
         ("seed=1", "seed: 0 -> 1"),
         ("rlvr.temperature=0.5", "rlvr.temperature: 1.0 -> 0.5"),
     ],
@@ -198,7 +198,7 @@ def test_another_config_is_refused(
 def test_what_cannot_change_a_result_is_not_refused(
     tiny_run: Any, copied: Path, remit: Callable[..., Any]
 ) -> None:
-    overrides = ("mid_train.keep=3", "sft.micro_batch=4", "rlvr.zero_stage=1")
+    overrides = ("mid_train.save_total_limit=3", "sft.micro_batch_size=4", "rlvr.zero_stage=1")
     remit(*tiny_run.args, *overrides, cwd=copied, check=True)
     assert {e["event"] for e in read_ledger(copied / "tiny")[2 * len(STAGES) :]} == {"skip"}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.launch.watch import Watch
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir import heartbeat
-from pipelines.run_dir.heartbeat import Heartbeat, Watch
+from pipelines.run_dir.heartbeat import Heartbeat
 from pipelines.run_dir.paths import StageDir
 
 IN_STEPS, OUTSIDE = 0.3, 0.9

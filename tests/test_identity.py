@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.plan.identity import NUMERICS_VERSION, differing, digest, identity_fields
+from pipelines.plan import kinds
+from pipelines.plan.identity import differing, digest, identity_fields
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import Config
-from pipelines.stages import MODULES
+
+KINDS = [kind.name for kind in kinds.KINDS]
 
 
 @pytest.fixture
@@ -22,8 +24,7 @@ def of(kind: str, config: Config, **inputs: str) -> str:
 
 
 def test_every_kind_of_stage_has_an_identity(config: Config) -> None:
-    assert NUMERICS_VERSION.keys() == MODULES.keys()
-    assert len({of(kind, config) for kind in MODULES}) == len(MODULES)
+    assert len({of(kind, config) for kind in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,11 @@ def test_every_kind_of_stage_has_an_identity(config: Config) -> None:
     [
         "name=other", "data_root=/elsewhere", "launch.gpus=2", "launch.env.A=b", "stage.name=x",
         "flywheel.iterations=9", "flywheel.expectations=true", "mid_train.zero_stage=3",
-        "mid_train.micro_batch=1", "mid_train.keep=3", "mid_train.logging_steps=1",
-        "mid_train.save_every_steps=5", "mid_train.save_every_seconds=1",
+        "mid_train.micro_batch_size=1", "mid_train.save_total_limit=3", "mid_train.logging_steps=1",
+        "mid_train.save_steps=5", "mid_train.save_seconds=1",
         "mid_train.gradient_checkpointing=true", "mid_train.offload_optimizer=true",
         # Of other stages:
-        "pretrain.tokens=40_000", "sft.steps=3", "rlvr.temperature=0.5", "eval.batch_size=1",
+        "pretrain.tokens=40_000", "sft.max_steps=3", "rlvr.temperature=0.5", "eval.batch_size=1",
         "eval.bits_per_byte_tokens=1", "flywheel.baseline=false",
     ],
 )  # fmt: skip
@@ -63,9 +64,9 @@ def test_an_analysis_depends_on_the_tasks_that_it_asks(config: Config) -> None:
 @pytest.mark.parametrize(
     ("override", "same"),
     [
-        ("mid_train.micro_batch=4", False), ("launch.gpus=2", False),
+        ("mid_train.micro_batch_size=4", False), ("launch.gpus=2", False),
         # Four sequences each, on one rank or two.
-        ("mid_train.micro_batch=5", False), ("mid_train.micro_batch=9", True),
+        ("mid_train.micro_batch_size=5", False), ("mid_train.micro_batch_size=9", True),
     ],
 )  # fmt: skip
 def test_the_micro_batch_counts_where_weights_are_taken_over_it(
@@ -83,11 +84,11 @@ def test_the_micro_batch_counts_where_weights_are_taken_over_it(
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "context_length=64", "document_mask=false", "mid_train.eps=0.1",
-        "mid_train.objective=remit", "mid_train.tokens=40_000", "mid_train.global_batch=4",
+        "seed=1", "sequence_length=64", "document_mask=false", "mid_train.remit.eps=0.1",
+        "mid_train.objective=remit", "mid_train.tokens=40_000", "mid_train.global_batch_size=4",
         "mid_train.learning_rate=1e-5", "mid_train.weight_decay=0", "mid_train.adam_beta2=0.9",
-        "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.precision=bf16",
-        "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b", "model.attention=eager",
+        "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.dtype=bf16",
+        "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b", "model.attn_implementation=eager",
         "trust_remote_code=[a]",
     ],
 )  # fmt: skip
@@ -98,11 +99,11 @@ def test_these_can_change_mid_train(config: Config, override: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "override"),
     [
-        ("pretrain", "model.num_layers=3"), ("pretrain", "tokenizer.vocab_size=512"),
-        ("pretrain", "pretrain.tokens=40_000"), ("sft", "sft.steps=3"), ("dpo", "dpo.beta=0.2"),
+        ("pretrain", "model.num_hidden_layers=3"), ("pretrain", "tokenizer.vocab_size=512"),
+        ("pretrain", "pretrain.tokens=40_000"), ("sft", "sft.max_steps=3"), ("dpo", "dpo.beta=0.2"),
         ("rlvr", "rlvr.temperature=0.5"), ("evaluate", "eval.bits_per_byte_tokens=1"),
         ("evaluate", "eval.tasks.world.max_new_tokens=9"),
-        ("evaluate", "eval.contamination=leave_out"), ("contamination", "sft.steps=3"),
+        ("evaluate", "eval.contamination=leave_out"), ("contamination", "sft.max_steps=3"),
         ("contamination", "eval.contamination_ngram=8"), ("contamination", "seed=1"),
         ("contamination", "eval.tasks.world.limit=3"),
     ],
@@ -138,14 +139,17 @@ def test_an_input_counts_by_role_and_content(config: Config) -> None:
 
 
 def test_an_adopted_base_depends_on_nothing_of_training(config: Config) -> None:
-    other = recipes.load("world-tiny", ["seed=3", "pretrain.tokens=40_000", "model.num_layers=3"])
+    other = recipes.load(
+        "world-tiny", ["seed=3", "pretrain.tokens=40_000", "model.num_hidden_layers=3"]
+    )
     assert of("pretrain", other, base="a") == of("pretrain", config, base="a")
     assert of("pretrain", config, base="a") != of("pretrain", config, base="b")
 
 
 def test_numerics_version_counts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     before = of("mid_train", config)
-    monkeypatch.setitem(NUMERICS_VERSION, "mid_train", 99)
+    raised = replace(kinds.kind_of("mid_train"), numerics_version=99)
+    monkeypatch.setitem(kinds._BY_NAME, "mid_train", raised)
     assert of("mid_train", config) != before
 
 
@@ -156,7 +160,7 @@ def test_digest_does_not_depend_on_order() -> None:
 
 def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> None:
     again = recipes.from_dict(recipes.to_dict(config))
-    assert all(of(kind, again) == of(kind, config) for kind in MODULES)
+    assert all(of(kind, again) == of(kind, config) for kind in KINDS)
 
 
 def test_differing_names_key_old_and_new(config: Config) -> None:
@@ -166,7 +170,7 @@ def test_differing_names_key_old_and_new(config: Config) -> None:
     assert found == [
         "input base: a -> (not set)",
         "input ref: (not set) -> b",
-        "mid_train.eps: 0.2 -> 0.1",
+        "mid_train.remit.eps: 0.2 -> 0.1",
         "seed: 0 -> 3",
     ]
     assert differing({"a": "x" * 99}, {"a": 1}) == [f"a: {'x' * 57}... -> 1"]

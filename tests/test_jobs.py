@@ -216,12 +216,12 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
     reach = "import socket; socket.create_connection(('192.0.2.1', 80), 2)"
     refused = subprocess.run([*prefix, sys.executable, "-c", reach], capture_output=True)
     assert b"Network is unreachable" in refused.stderr
-    small = ["--config", "world-tiny", "--run-dir", "run", "context_length=64"]
+    small = ["--config", "world-tiny", "--run-dir", "run", "sequence_length=64"]
     chain = [
         ["pretrain-ckpt", *small, "--base", str(tiny_model)],
         ["mid-train", *small, "--base", "run/base", "mid_train.tokens=1024"],
-        ["post-train", *small, "--base", "run/base", "sft.steps=1", "dpo.steps=1", "rlvr.steps=1",
-         "rlvr.global_batch=4", "dpo.heldout_pairs=1"],
+        ["post-train", *small, "--base", "run/base", "sft.max_steps=1", "dpo.max_steps=1", "rlvr.max_steps=1",
+         "rlvr.global_batch_size=4", "dpo.heldout_pairs=1"],
         ["eval", *small, "--model", "run/mid-train", "eval.tasks.world.limit=10",
          "eval.bits_per_byte_tokens=200"],
         ["plan", *small, "--base", str(tiny_model)], ["status", "run", "--once"],

@@ -10,26 +10,21 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.launch.runner import read_flywheel_plan, write_plan
 from pipelines.models.checkpoint import ModelRef
+from pipelines.plan import commands
 from pipelines.plan.estimate import estimate, num_parameters
-from pipelines.plan.flywheel import (
-    Stage,
-    plan_base,
-    plan_contamination,
-    plan_eval,
-    plan_flywheel,
-    plan_mid_train,
-    plan_post_train_command,
-    plan_rl_tune,
-    sources_of,
-)
+from pipelines.plan.flywheel import plan_base, plan_flywheel
+from pipelines.plan.plan_file import read_flywheel_plan, write_plan
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import Stage
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import Config
 from pipelines.run_dir.paths import RunDir
 
 OUTSIDE = ModelRef("models/base", Path("/models/base"))
 REFERENCE = ModelRef("models/rl", Path("/models/rl"))
+# As a command line names them: models of a hub.
+HUB_BASE, HUB_REFERENCE = "org/base", "org/rl"
 
 
 def recipe(*overrides: str) -> Config:
@@ -121,11 +116,11 @@ def test_contaminated_questions_are_left_out_of_every_eval_or_of_none() -> None:
     assert given("report") == given("none") == {"None"}
     assert "contamination" not in wheel("eval.contamination=none")
     config = recipe("eval.tasks.world.enabled=false")
-    assert len(plan_contamination(config)) == 1
+    assert len(commands.contamination(config)) == 1
     config = replace(config, eval=replace(config.eval, bits_per_byte={}))
     assert all(s.kind != "contamination" for s in plan_flywheel(config, None, None))
     with pytest.raises(UserError, match="nothing to look for"):
-        plan_contamination(config)
+        commands.contamination(config)
 
 
 def test_every_round_starts_from_the_base_with_the_last_rounds_reference() -> None:
@@ -198,34 +193,36 @@ def test_all_steps_off() -> None:
     with pytest.raises(UserError, match=r"sft.enabled, dpo.enabled, rlvr.enabled"):
         wheel(*off)
     with pytest.raises(UserError, match="switched off"):
-        plan_post_train_command(recipe(*off), OUTSIDE)
+        commands.post_train(recipe(*off), HUB_BASE)
 
 
 @pytest.mark.parametrize(
     ("objective", "ref", "decided"),
-    [("auto", None, "ntp"), ("auto", REFERENCE, "remit"), ("ntp", None, "ntp"),
-     ("remit", REFERENCE, "remit")],
+    [("auto", None, "ntp"), ("auto", HUB_REFERENCE, "remit"), ("ntp", None, "ntp"),
+     ("remit", HUB_REFERENCE, "remit")],
 )  # fmt: skip
-def test_objective(objective: str, ref: ModelRef | None, decided: str) -> None:
-    (stage,) = plan_mid_train(recipe(f"mid_train.objective={objective}"), OUTSIDE, ref)
+def test_objective(objective: str, ref: str | None, decided: str) -> None:
+    (stage,) = commands.mid_train(recipe(f"mid_train.objective={objective}"), HUB_BASE, ref)
     assert stage.config.mid_train.objective == decided
-    assert stage.inputs == ({"base": OUTSIDE} | ({"ref": ref} if ref else {}))
+    assert stage.inputs == {
+        "base": ModelRef(HUB_BASE, None), **({"ref": ModelRef(ref, None)} if ref else {})
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(("objective", "ref"), [("remit", None), ("ntp", REFERENCE)])
-def test_objective_against_reference(objective: str, ref: ModelRef | None) -> None:
+@pytest.mark.parametrize(("objective", "ref"), [("remit", None), ("ntp", HUB_REFERENCE)])
+def test_objective_against_reference(objective: str, ref: str | None) -> None:
     with pytest.raises(UserError, match=rf"objective={objective}.*--ref"):
-        plan_mid_train(recipe(f"mid_train.objective={objective}"), OUTSIDE, ref)
+        commands.mid_train(recipe(f"mid_train.objective={objective}"), HUB_BASE, ref)
 
 
 @pytest.mark.parametrize(("name", "tail"), [("", ""), ("lr1e-4", "-lr1e-4")])
 def test_single_stage_folders(name: str, tail: str) -> None:
     config = recipe(*([f"stage.name={name}"] if name else []))
-    assert [s.name for s in plan_mid_train(config, OUTSIDE, None)] == [f"mid-train{tail}"]
-    assert [s.name for s in plan_rl_tune(config, OUTSIDE)] == [f"rl-tune{tail}"]
-    assert [s.name for s in plan_eval(config, OUTSIDE, chat=True)] == [f"eval{tail}"]
+    assert [s.name for s in commands.mid_train(config, HUB_BASE, None)] == [f"mid-train{tail}"]
+    assert [s.name for s in commands.rl_tune(config, HUB_BASE)] == [f"rl-tune{tail}"]
+    assert [s.name for s in commands.evaluate(config, HUB_BASE, chat=True)] == [f"eval{tail}"]
     assert [s.name for s in plan_base(config, None)] == ["base"]
-    post = plan_post_train_command(config, OUTSIDE)
+    post = commands.post_train(config, HUB_BASE)
     assert [s.name for s in post] == [
         f"post-train{tail}/{step}" for step in ("20-sft", "30-dpo", "40-rlvr")
     ]
@@ -241,19 +238,21 @@ def test_parameters_are_those_of_a_real_model(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     monkeypatch.setenv("REMIT_DATA", str(tmp_path))
-    shape = replace(recipes.load(name).model, tie_embeddings=tied, num_kv_heads=kv_heads)
+    shape = replace(
+        recipes.load(name).model, tie_word_embeddings=tied, num_key_value_heads=kv_heads
+    )
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=300, hidden_size=shape.hidden_size, tie_word_embeddings=tied,
-            intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads, num_key_value_heads=kv_heads,
+            intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads, num_key_value_heads=kv_heads,
         )
     )  # fmt: skip
     assert num_parameters(shape, 300) == model.num_parameters()
 
 
 def test_parameters_of_the_world_use_its_own_vocabulary(tmp_path: Path) -> None:
-    from pipelines.models.tokenizer import build_tokenizer
+    from pipelines.data.new_tokenizer import build_tokenizer
 
     config = recipe()
     vocabulary = len(build_tokenizer(config.tokenizer, {}, ".", 0))
@@ -269,7 +268,7 @@ def test_estimate_by_hand(tmp_path: Path) -> None:
     by_name = {stage.stage: stage for stage in found.stages}
     assert list(by_name) == [stage.name for stage in stages]
     # What is asked for is rounded up to whole steps.
-    step = config.pretrain.global_batch * config.context_length
+    step = config.pretrain.global_batch_size * config.sequence_length
     base_tokens, mid_tokens = (
         math.ceil(asked / step) * step
         for asked in (config.pretrain.tokens, config.mid_train.tokens)
@@ -315,24 +314,20 @@ def test_the_command_as_text(remit: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["pretrain-ckpt", "flywheel"])
 def test_the_stage_that_adopts_knows_what(command: str, tiny_model: Path) -> None:
-    from remit_cli.session import Session
-
-    session = Session(command, "world-tiny", None, None, None, json=False, overrides=None)
-    session.load()
     given = str(tiny_model)
     if command == "flywheel":
-        base = session.plan_flywheel(1, given, None)[0]
+        base = commands.whole_flywheel(recipe(), 1, given, None)[0]
     else:
-        (base,) = session.plan_base(given)
+        (base,) = commands.pretrain_ckpt(recipe(), given)
     assert base.inputs == {"base": ModelRef(given, tiny_model.resolve())}
     assert base.config.base == given, "the stage records what it adopted"
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=3", "mid_train.eps=0.6", "mid_train={eps: 0.6}", "mid_train[eps]=0.6",
+    ["seed=3", "mid_train.remit.eps=0.6", "mid_train={remit: {eps: 0.6}}", "mid_train[remit][eps]=0.6",
      "eval.suite=quick", "rlvr.enabled=false", "mid_train.sources.world.weight=2",
-     "context_length=64"],
+     "sequence_length=64"],
 )  # fmt: skip
 def test_an_analysis_cannot_tell_a_training_otherwise(tmp_path: Path, override: str) -> None:
     run = RunDir(tmp_path)

@@ -26,7 +26,7 @@ from pipelines.comparison.rows import (
 )
 from pipelines.comparison.study import Study
 from pipelines.errors import UserError
-from pipelines.plan.flywheel import sources_of
+from pipelines.plan.sources import sources_of
 from pipelines.recipe import load as recipes
 from pipelines.run_dir.paths import RunDir
 
@@ -113,14 +113,14 @@ def test_hashes_of_a_study_tell_references_apart() -> None:
 
 def test_a_study_goes_on_block_by_block(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
+    write_rows(run, rows_of(study_of("compare.arms=[ntp]")))
     for later in (
-        study_of("compare.objectives=[remit,kd]"),
-        study_of("compare.objectives=[ntp,remit]", "compare.post_train=true"),
-        study_of("compare.objectives=[ntp]", "seed=1"),
-        study_of("compare.objectives=[ntp]", "compare.points=0"),
+        study_of("compare.arms=[remit,kd]"),
+        study_of("compare.arms=[ntp,remit]", "compare.post_train=true"),
+        study_of("compare.arms=[ntp]", "seed=1"),
+        study_of("compare.arms=[ntp]", "compare.points=0"),
         study_of(v={"arm": "ntp", "set": ["mid_train.learning_rate=1e-4"]}),
-        study_of("compare.objectives=[kd]", "mid_train.reference=inline"),
+        study_of("compare.arms=[kd]", "mid_train.reference=inline"),
     ):
         check_kept(run, later)
         assert read_rows([], later) == []
@@ -129,18 +129,18 @@ def test_a_study_goes_on_block_by_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("later", "differs"),
     [
-        (("compare.objectives=[remit]", "mid_train.learning_rate=1e-5"), "mid_train"),
-        (("compare.objectives=[ntp]", "seed=1", "mid_train.learning_rate=1e-5"), "mid_train"),
-        (("compare.objectives=[ntp]", "seed=1", "eval.tasks.world.limit=3"), "evaluate"),
-        (("compare.objectives=[remit]", "pretrain.learning_rate=1e-5"), "pretrain"),
-        (("compare.objectives=[remit]", "sft.steps=3"), "sft"),
+        (("compare.arms=[remit]", "mid_train.learning_rate=1e-5"), "mid_train"),
+        (("compare.arms=[ntp]", "seed=1", "mid_train.learning_rate=1e-5"), "mid_train"),
+        (("compare.arms=[ntp]", "seed=1", "eval.tasks.world.limit=3"), "evaluate"),
+        (("compare.arms=[remit]", "pretrain.learning_rate=1e-5"), "pretrain"),
+        (("compare.arms=[remit]", "sft.max_steps=3"), "sft"),
     ],
 )
 def test_rows_of_another_study_are_not_added_to(
     tmp_path: Path, later: tuple[str, ...], differs: str
 ) -> None:
     run = RunDir(tmp_path)
-    path = write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
+    path = write_rows(run, rows_of(study_of("compare.arms=[ntp]")))
     other = study_of(*later)
     wanted = rf"line 1: ntp, seed 0, .* another study: .* {differs}.*another --run-dir"
     with pytest.raises(UserError, match=wanted) as error:
@@ -153,8 +153,8 @@ def test_rows_of_another_study_are_not_added_to(
 
 def test_rows_of_another_text_are_not_added_to(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    write_rows(run, rows_of(study_of("compare.objectives=[ntp]")))
-    other = study_of("compare.objectives=[kd]", v={"set": ["mid_train.sources.world.weight=0.5"]})
+    write_rows(run, rows_of(study_of("compare.arms=[ntp]")))
+    other = study_of("compare.arms=[kd]", v={"set": ["mid_train.sources.world.weight=0.5"]})
     check_kept(run, other)
     other = replace(other, data_sha256=dict.fromkeys(other.data_sha256, "y"))
     with pytest.raises(UserError, match=r"it differs in data mid_train\.sources\.world"):
@@ -162,7 +162,7 @@ def test_rows_of_another_text_are_not_added_to(tmp_path: Path) -> None:
 
 
 def test_rows_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
-    study = study_of("compare.objectives=[ntp]")
+    study = study_of("compare.arms=[ntp]")
     path = tmp_path / "old.jsonl"
     old = [{k: v for k, v in asdict(r).items() if k not in ("shared", "training")}
            for r in rows_of(study)]  # fmt: skip

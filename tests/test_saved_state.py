@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.launch.runner import check_unchanged
 from pipelines.models.checkpoint import file_sha256
-from pipelines.plan.flywheel import Stage, plan_base
-from pipelines.plan.identity import digest, identity_fields
+from pipelines.plan.flywheel import plan_base
+from pipelines.plan.identity import check_unchanged, digest, identity_fields
 from pipelines.plan.preflight import check_splits
+from pipelines.plan.stage import Stage
 from pipelines.recipe.load import load
 from pipelines.run_dir.markers import read_marker
 from pipelines.run_dir.paths import RunDir, StageDir, write_yaml

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.machine.process import free_port
+from pipelines.run_dir import shared_memory
 from pipelines.run_dir.paths import StageDir, read_json, write_json
-from pipelines.training import shared_memory
-from pipelines.training.shared_memory import none_left, own_buffer
+from pipelines.run_dir.shared_memory import none_left, own_buffer
 
 
 def buffer(port: int, rank: int = 0, address: str = "127.0.0.1") -> Path:

@@ -17,15 +17,15 @@ SCRIPT = r"""#!/usr/bin/env bash
 set -euo pipefail
 remit() { "$PYTHON" -m remit_cli "$@"; }
 run=runs/chain
-small=(--config world-tiny --run-dir "$run" context_length=64)
+small=(--config world-tiny --run-dir "$run" sequence_length=64)
 
 remit pretrain-ckpt "${small[@]}" pretrain.tokens=2048
 remit mid-train --base "$run/base" "${small[@]}" mid_train.tokens=2048
-remit post-train --base "$run/mid-train" "${small[@]}" sft.steps=2 dpo.enabled=false \
+remit post-train --base "$run/mid-train" "${small[@]}" sft.max_steps=2 dpo.enabled=false \
     rlvr.enabled=false
-remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.steps=2 rlvr.global_batch=8
+remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.max_steps=2 rlvr.global_batch_size=8
 remit mid-train --base "$run/base" --ref "$run/rl-tune" "${small[@]}" stage.name=remit \
-    mid_train.tokens=1024 mid_train.eps=0.1
+    mid_train.tokens=1024 mid_train.remit.eps=0.1
 remit eval --model "$run/mid-train-remit" "${small[@]}" --json eval.tasks.world.limit=20 \
     eval.tasks.world.max_new_tokens=4 eval.bits_per_byte_tokens=500 > eval.json
 """

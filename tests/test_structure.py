@@ -1,4 +1,4 @@
-"""Structure: layers, import costs, frozen options, sizes, the wheel."""
+"""Structure: import costs, frozen options, sizes, the wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +20,6 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 TOPS = ("remit_cli", "pipelines")
 SOURCES = sorted(path.relative_to(ROOT) for top in TOPS for path in (ROOT / top).rglob("*.py"))
-# Lowest first: a module may import from its own layer and from lower ones. A name stands for the
-# module or package and all below it; the longest name that fits counts.
-LAYERS = [
-    {"pipelines", "pipelines.errors", "pipelines.recipe.schema", "pipelines.recipe.load",
-     "pipelines.machine.process", "pipelines.run_dir.fail_points", "pipelines.run_dir.disk",
-     "pipelines.run_dir.resume_state", "pipelines.run_dir.paths", "pipelines.quantities",
-     "pipelines.run_dir.progress", "pipelines.run_dir.ledger", "pipelines.training.batches", "pipelines.run_dir.heartbeat",
-     "pipelines.machine.signals", "pipelines.launch.stop", "pipelines.launch.memory", "pipelines.run_dir.ownership",
-     "pipelines.recipe.nesting", "pipelines.machine.slurm", "pipelines.run_dir.markers",
-     "pipelines.training.shared_memory", "pipelines.run_dir.stage_result", "pipelines.models.model_shape",
-     "pipelines.recipe.rules"},
-    {"pipelines.objectives", "pipelines.models.checkpoint", "pipelines.evals", "pipelines.rewards",
-     "pipelines.data", "pipelines.analysis"},
-    {"pipelines.training.callbacks", "pipelines.training.engine", "pipelines.training.step_boundary",
-     "pipelines.training.finite_guard"},
-    {"pipelines.stages"},
-    {"pipelines.worker.worker", "pipelines.worker.fork_server", "pipelines.worker.rank"},
-    {"pipelines.plan.identity", "pipelines.plan.flywheel", "pipelines.launch.launcher", "pipelines.plan.estimate",
-     "pipelines.launch.follower", "pipelines.plan.placement", "pipelines.launch.batch_script",
-     "pipelines.plan.selection", "pipelines.launch.doctor",
-     "pipelines.comparison.arms", "pipelines.comparison.arm_rules", "pipelines.comparison.arm_stages", "pipelines.plan.stage_traits",
-     "pipelines.comparison.row", "pipelines.comparison.rows", "pipelines.comparison.study", "pipelines.comparison.tables",
-     "pipelines.report.summary",
-     "pipelines.launch.runner", "pipelines.plan.preflight", "pipelines.report"},
-    {"remit_cli"},
-]  # fmt: skip
-WORKER = next(n for n, names in enumerate(LAYERS) if "pipelines.worker.worker" in names)
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "trl", "accelerate", "tokenizers")
 COMMON = {"--config", "--run-dir", "--gpus", "--hostfile", "--json"}
 OPTIONS = {
@@ -79,28 +51,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in SOURCES}
 
 
-def layer(module: str) -> int | None:
-    """The layer of a module, None for one that no layer but the root package names."""
-    parts = module.split(".")
-    names = {".".join(parts[: i + 1]) for i in range(len(parts))} - {"pipelines"}
-    found = [number for number, layer_names in enumerate(LAYERS) if names & layer_names]
-    return found[0] if found else (0 if module == "pipelines" else None)
-
-
-def imports(module: str) -> Iterator[str]:
-    """Every module of ours that a module imports, wherever in its file, types included."""
-    path = MODULES[module]
-    package = module if path.stem == "__init__" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in TOPS)
-        elif isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            name = importlib.util.resolve_name(name, package)
-            if name.split(".")[0] in TOPS:
-                for alias in node.names:
-                    whole = f"{name}.{alias.name}"
-                    yield whole if whole in MODULES else name
+LAUNCHER = ("remit_cli", *(f"pipelines.{p}" for p in ("plan", "comparison", "launch", "report")))
 
 
 def commands() -> dict[str, Any]:
@@ -115,33 +66,8 @@ def options(command: Any) -> set[str]:
     return {name for p in found for name in [*p.opts, *p.secondary_opts]} - {"--help", "-h"}
 
 
-def test_every_module_has_a_layer() -> None:
-    assert SOURCES and [m for m in MODULES if layer(m) is None] == []
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_layer_imports_an_upper_one(module: str) -> None:
-    own = layer(module)
-    assert own is not None
-    assert [used for used in imports(module) if (layer(used) or 0) > own] == []
-
-
-def test_objectives_know_nothing_of_engine_and_stages() -> None:
-    ours = [m for m in MODULES if m.startswith("pipelines.objectives")]
-    used = {used for module in ours for used in imports(module)} - set(ours)
-    assert used <= {"pipelines.recipe.schema", "pipelines.errors"}
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if (layer(m) or 0) > WORKER])
-def test_the_launcher_side_knows_workers_only_by_their_registry(module: str) -> None:
-    private = ("pipelines.worker.worker", "pipelines.worker.fork_server", "pipelines.worker.rank", "pipelines.stages.",
-               "pipelines.training.engine", "pipelines.training.callbacks", "pipelines.objectives",
-               "pipelines.training.step_boundary", "pipelines.training.finite_guard")  # fmt: skip
-    assert [used for used in imports(module) if used.startswith(private)] == []
-
-
 def test_the_launcher_side_imports_nothing_heavy() -> None:
-    launchers = [m for m in MODULES if (layer(m) or 0) > WORKER and not m.endswith("__main__")]
+    launchers = [m for m in MODULES if m.startswith(LAUNCHER) and not m.endswith("__main__")]
     code = f"import sys\nfor name in {launchers}: __import__(name)\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                             check=True).stdout.split()  # fmt: skip

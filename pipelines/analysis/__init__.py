@@ -1,0 +1,1 @@
+"""What training did: dynamics, token weights, how far a model moved."""

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from pipelines.data.records import Problem
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import macro_average, task_score
-from pipelines.evals.questions import family_of, task_problems
+from pipelines.evals.questions import family_of, prompt_ids, right_answers, task_problems
 from pipelines.recipe.schema import Config, TaskConfig
-from pipelines.stages.task_scores import prompt_ids, right_answers
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ def read_heldout(
     texts: Iterable[str],
     *,
     named: str,
-    context_length: int,
+    sequence_length: int,
     max_tokens: int,
 ) -> HeldOut:
     """The first windows of some texts, to `max_tokens` tokens, the last window whole."""
-    found = cut(tokenizer, texts, named=named, context_length=context_length, max_tokens=max_tokens)
+    found = cut(
+        tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
+    )
     before = np.cumsum([0, *found.counts])[:-1]
     return HeldOut([window for window, start in zip(found.ids, before, strict=True)
                     if start < max_tokens])  # fmt: skip

@@ -17,19 +17,19 @@ def weights_of(
     ref_logprobs: Tensor,
     mask: Tensor,
     documents: Tensor,
-    micro_batch: int,
+    micro_batch_size: int,
 ) -> Tensor:
     """Weights of many sequences as the training would take them, a micro-batch at a time.
 
     Args:
         logprobs, ref_logprobs, mask, documents: [sequences, seq], see `remit_weights`.
-        micro_batch: sequences that `center="batch"` and RHO-1's ranking see together.
+        micro_batch_size: sequences that `center="batch"` and RHO-1's ranking see together.
 
     Returns:
         fp32 [sequences, seq], 0 where the mask is false.
     """
     parts = zip(
-        *(x.split(micro_batch) for x in (logprobs, ref_logprobs, mask, documents)), strict=True
+        *(x.split(micro_batch_size) for x in (logprobs, ref_logprobs, mask, documents)), strict=True
     )
     return torch.cat([objective.weights(*part) for part in parts])
 

@@ -42,14 +42,14 @@ class TrainingText:
         ids: int64 [tokens].
         texts, classes: of each token.
         spans: the documents, in order and without gaps.
-        context_length: tokens of a sequence.
+        sequence_length: tokens of a sequence.
     """
 
     ids: np.ndarray
     texts: list[str]
     classes: list[str]
     spans: list[Span]
-    context_length: int
+    sequence_length: int
 
     @property
     def domains(self) -> list[str]:
@@ -91,7 +91,7 @@ def read_training_text(
         # A special token is none of the text.
         words = zip(own_ids, own, strict=True)
         classes += token_classes(["" if i in text.special else word for i, word in words])
-    return TrainingText(ids, texts, classes, spans, dataset.context_length)
+    return TrainingText(ids, texts, classes, spans, dataset.sequence_length)
 
 
 def read_spans(
@@ -113,7 +113,7 @@ def read_spans(
     return spans
 
 
-def domain_shares(spans: list[Span], chosen: np.ndarray, context_length: int) -> dict[str, Any]:
+def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -> dict[str, Any]:
     """By domain, its share of the tokens of all sequences and of those of the chosen ones.
 
     Args:
@@ -124,7 +124,7 @@ def domain_shares(spans: list[Span], chosen: np.ndarray, context_length: int) ->
     number = {domain: i for i, domain in enumerate(domains)}
     lengths = [span.stop - span.start for span in spans]
     of_token = np.repeat([number[span.domain] for span in spans], lengths)
-    rows = of_token.reshape(-1, context_length)
+    rows = of_token.reshape(-1, sequence_length)
 
     def shares(part: np.ndarray) -> np.ndarray:
         return np.bincount(part.reshape(-1), minlength=len(domains)) / max(1, part.size)
@@ -200,9 +200,9 @@ def _spread(
     by_domain: dict[str, list[tuple[Span, int, int]]] = {}
     for span in text.spans:
         # The part in the sequence where the document begins, or else in the next one.
-        end_of_row = (span.start // text.context_length + 1) * text.context_length
+        end_of_row = (span.start // text.sequence_length + 1) * text.sequence_length
         start = span.start if min(span.stop, end_of_row) - span.start >= shortest else end_of_row
-        stop = min(span.stop, (start // text.context_length + 1) * text.context_length)
+        stop = min(span.stop, (start // text.sequence_length + 1) * text.sequence_length)
         if stop - start >= shortest:
             piece = (span, start, min(stop, start + longest))
             by_domain.setdefault(span.domain, []).append(piece)

@@ -1,0 +1,1 @@
+"""Every objective from one base over seeds: arms, rows, tables."""

@@ -24,7 +24,7 @@ BASE = "base"
 # The plain pipeline of a seed where arm `ntp` has other tokens than it.
 PLAIN = "plain"
 # Of a variant's overrides: what its `arm` says, and what all arms share.
-_NOT_OF_A_VARIANT = ("mid_train.objective", "mid_train.snapshots", "mid_train.keep_points")
+_NOT_OF_A_VARIANT = ("mid_train.objective", "mid_train.snapshots")
 
 
 def variant_of(config: Config, arm: str) -> VariantConfig:
@@ -55,9 +55,9 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
         UserError: an unknown arm, no task, or settings that do not go together.
     """
     given = config.compare
-    if not given.objectives:
-        raise UserError(f"compare.objectives: no arm at all; there are {', '.join(ARMS)}.")
-    _check_arms("compare.objectives", given.objectives, config)
+    if not given.arms:
+        raise UserError(f"compare.arms: no arm at all; there are {', '.join(ARMS)}.")
+    _check_arms("compare.arms", given.arms, config)
     for name, variant in given.variants.items():
         _check_variant(name, variant, config)
     last = config.seed + given.seeds + max(v.ref_seed for v in [*_used(config), VariantConfig()])
@@ -72,7 +72,7 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
     if config.mid_train.objective != "auto":
         raise UserError(
             f"mid_train.objective={config.mid_train.objective}: the arms of a comparison have an "
-            "objective each. Leave it at auto, and name the arms in compare.objectives."
+            "objective each. Leave it at auto, and name the arms in compare.arms."
         )
     if given.post_points and not given.post_train:
         raise UserError(
@@ -81,10 +81,10 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
         )
     if given.post_train and not enabled_post_steps(config):
         raise UserError("compare.post_train: sft, dpo and rlvr are all switched off.")
-    if "more-rl" in given.objectives and not (given.post_train and config.rlvr.enabled):
+    if "more-rl" in given.arms and not (given.post_train and config.rlvr.enabled):
         raise UserError(
             "arm 'more-rl' spends its compute on RLVR: set compare.post_train=true and "
-            "rlvr.enabled=true, or leave it out of compare.objectives."
+            "rlvr.enabled=true, or leave it out of compare.arms."
         )
     if given.base_per_seed:
         _check_own_lineage(config, base, ref)
@@ -98,11 +98,11 @@ def lone_arms(config: Config, there: set[tuple[str, int]]) -> list[str]:
     Args:
         there: arm and seed of the rows that are there already, of earlier blocks or other files.
     """
-    asked = config.compare.objectives
+    asked = config.compare.arms
     seeds = range(config.seed, config.seed + config.compare.seeds)
     return [
         f"arm '{arm}' is held against '{against}', which is neither asked for nor among the rows "
-        "there: the tables have no difference of it before it is. Add it to compare.objectives, or "
+        "there: the tables have no difference of it before it is. Add it to compare.arms, or "
         "compare it later in the same run directory."
         for arm in dict.fromkeys(asked)
         if (against := variant_of(config, arm).against) not in (arm, *asked)
@@ -111,7 +111,7 @@ def lone_arms(config: Config, there: set[tuple[str, int]]) -> list[str]:
 
 
 def _used(config: Config) -> Iterable[VariantConfig]:
-    return (variant_of(config, arm) for arm in config.compare.objectives)
+    return (variant_of(config, arm) for arm in config.compare.arms)
 
 
 def _check_arms(key: str, names: Iterable[str], config: Config) -> None:
@@ -170,7 +170,7 @@ def _check_given(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
             "which trains one for every seed)."
         )
     own = {*WITHOUT_REFERENCE, *(["sft"] if config.compare.sft_ref else [])}
-    for name in config.compare.objectives:
+    for name in config.compare.arms:
         variant = variant_of(config, name)
         if ref is None and not variant.ref and variant.arm not in own:
             raise UserError(f"arm '{name}' needs --ref CKPT, the RL-tuned model.")

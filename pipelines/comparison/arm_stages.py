@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from pipelines.plan.flywheel import CONTAMINATION, Stage
+from pipelines.plan.stage import COMPARISON, CONTAMINATION, Stage
 
-FOLDER = "compare"
+FOLDER = COMPARISON
 CHECK = f"{FOLDER}/{CONTAMINATION}"
 # Where an arm is evaluated besides along its annealing, and after what, in the order of its stages.
 AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}

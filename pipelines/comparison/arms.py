@@ -27,13 +27,8 @@ from pipelines.comparison.arm_stages import CHECK, FOLDER
 from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef, find_checkpoint
 from pipelines.plan.estimate import stage_flops
-from pipelines.plan.flywheel import (
-    Stage,
-    mid_stages,
-    plan_post_train,
-    with_contamination,
-    with_objective,
-)
+from pipelines.plan.flywheel import mid_stages, plan_post_train, with_contamination, with_objective
+from pipelines.plan.stage import Stage
 from pipelines.recipe.load import varied
 from pipelines.recipe.rules import check_one_step, check_points
 from pipelines.recipe.schema import Config
@@ -59,7 +54,7 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
         own = _Seed(config, seed, outside, stages)
         if given.base_per_seed:
             own.reference()
-        for arm in dict.fromkeys(given.objectives):
+        for arm in dict.fromkeys(given.arms):
             own.evaluated(arm)
     # A name of its own: it reads less than that of a flywheel in the same run directory.
     return with_contamination(
@@ -116,7 +111,7 @@ class _Seed:
 
     def __post_init__(self) -> None:
         compare = self.recipe.compare
-        mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points, keep_points=0)
+        mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points)
         self.config = dataclasses.replace(self.recipe, seed=self.seed, mid_train=mid)
         self.folder = f"{FOLDER}/seed-{self.seed}"
         # Under equal FLOPs arm `ntp` trains on more tokens than the plain pipeline.
@@ -134,7 +129,7 @@ class _Seed:
         if not self.recipe.compare.base_per_seed:
             raise UserError(
                 f"arm '{self.making[-1]}' needs --ref CKPT, the RL-tuned model; "
-                f"{' and '.join(self.making[:-1]) or 'compare.objectives'} asked for it."
+                f"{' and '.join(self.making[:-1]) or 'compare.arms'} asked for it."
             )
         return self.post_trained(self.plain)[-1].name
 
@@ -247,7 +242,7 @@ class _Seed:
             raise UserError(
                 f"arm '{arm}': no SFT stage lies beside the reference"
                 f"{f' {ref.location}' if ref else ', which is not given'}. Name the SFT model with "
-                "compare.sft_ref=CKPT, or leave sft out of compare.objectives."
+                "compare.sft_ref=CKPT, or leave sft out of compare.arms."
             )
         return find_checkpoint(str(beside), "compare.sft_ref")
 
@@ -284,8 +279,8 @@ class _Seed:
             mid = dataclasses.replace(own.mid_train, snapshots=0)
             own = dataclasses.replace(own, mid_train=mid)
         try:
-            check_one_step(own.mid_train, own.context_length)
-            check_points(own.mid_train, own.context_length, "compare.points")
+            check_one_step(own.mid_train, own.sequence_length)
+            check_points(own.mid_train, own.sequence_length, "compare.points")
         except UserError as error:
             raise UserError(f"arm '{arm}': {error}") from error
         return own
@@ -313,7 +308,7 @@ class _Seed:
     def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:
         """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
         budget = self._mid_flops(self.config, "remit")
-        step = config.mid_train.global_batch * config.context_length
+        step = config.mid_train.global_batch_size * config.sequence_length
         tokens = config.mid_train.tokens * budget / self._mid_flops(config, arm)
         if tokens < step:
             raise UserError(
@@ -331,8 +326,8 @@ class _Seed:
         start = before[-1].name if before else mid
         rlvr = Stage("rlvr", f"{folder}/40-rlvr", self.config, {"model": start})
         extra = self._mid_flops(self.config, "remit") - self._mid_flops(self.config, "ntp")
-        more = max(1, round(extra * self.config.rlvr.steps / stage_flops(rlvr, 1)))
-        longer = dataclasses.replace(self.config.rlvr, steps=self.config.rlvr.steps + more)
+        more = max(1, round(extra * self.config.rlvr.max_steps / stage_flops(rlvr, 1)))
+        longer = dataclasses.replace(self.config.rlvr, max_steps=self.config.rlvr.max_steps + more)
         rlvr = dataclasses.replace(rlvr, config=dataclasses.replace(self.config, rlvr=longer))
         self._add([rlvr])
         self._post_evaluated([rlvr], folder)

@@ -13,8 +13,10 @@ from pipelines.comparison.arm_stages import behind, place
 from pipelines.comparison.row import Row
 from pipelines.models.checkpoint import ModelRef, content_hash
 from pipelines.plan.estimate import stage_flops
-from pipelines.plan.flywheel import Stage, sources_of
-from pipelines.plan.identity import POST_TRAINING, digest, identity_fields
+from pipelines.plan.flywheel import enabled_post_steps
+from pipelines.plan.identity import digest, identity_fields
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import Stage
 from pipelines.recipe.schema import Config
 from pipelines.run_dir.paths import RunDir
 
@@ -22,7 +24,7 @@ from pipelines.run_dir.paths import RunDir
 _OF_A_SEED = ("seed", "mid_train.snapshots")
 # What the arms of one comparison may differ in besides, before any variant changes more.
 _OF_AN_ARM = (
-    *_OF_A_SEED, "mid_train.objective", "mid_train.reference", "mid_train.keep_points",
+    *_OF_A_SEED, "mid_train.objective", "mid_train.reference",
 )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ class Study:
         """
         kinds = ["mid_train"] if self.base else ["pretrain", "mid_train"]
         if self.config.compare.base_per_seed or self.config.compare.post_train:
-            kinds += [kind for kind in POST_TRAINING if getattr(self.config, kind).enabled]
+            kinds += enabled_post_steps(self.config)
         parts = {}
         for kind in kinds:
             fields = identity_fields(kind, self.config, {})

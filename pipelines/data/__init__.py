@@ -1,0 +1,1 @@
+"""Text: sources, records, packing, the cache of scores."""

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from pipelines.data import templates
 from pipelines.data.sources import (
@@ -26,9 +26,8 @@ from pipelines.data.sources import (
 )
 from pipelines.errors import DamagedFile, UserError, did_you_mean
 from pipelines.recipe.schema import SourceConfig
+from pipelines.recipe.schema.training import Records as RecordKind
 from pipelines.run_dir.markers import read_marker, write_marker
-
-Use = Literal["documents", "conversations", "pairs", "problems"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
@@ -56,7 +55,7 @@ def inspect_source(
     key: str,
     source: SourceConfig,
     data_root: str | Path,
-    use: Use,
+    use: RecordKind,
     cache_path: str | Path | None = None,
     *,
     needs: str = "",
@@ -91,7 +90,7 @@ def _named(name: str) -> SourceFacts:
     return SourceFacts([], 0, hashlib.sha256(name.encode()).hexdigest(), 0)
 
 
-def _inspect_hub(key: str, source: SourceConfig, use: Use, needs: str) -> SourceFacts:
+def _inspect_hub(key: str, source: SourceConfig, use: RecordKind, needs: str) -> SourceFacts:
     # Into the hub's cache on disk, where the stages find it.
     found = open_source(key.rpartition(".")[2], source, "", 0)
     for number, record in enumerate(found, start=1):
@@ -100,10 +99,10 @@ def _inspect_hub(key: str, source: SourceConfig, use: Use, needs: str) -> Source
         )
         if use == "documents" or number == source.limit:
             break
-    return _named(f"hub:{source.path}:{source.subset}:{source.split}")
+    return _named(f"hub:{source.path}:{source.name}:{source.split}")
 
 
-def _inspect_world(source: SourceConfig, use: Use, needs: str) -> SourceFacts:
+def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceFacts:
     from pipelines import world
 
     if source.stream not in world.STREAMS:
@@ -121,7 +120,7 @@ def _inspect_files(
     key: str,
     source: SourceConfig,
     data_root: str | Path,
-    use: Use,
+    use: RecordKind,
     cache_path: str | Path | None,
     needs: str,
 ) -> SourceFacts:
@@ -142,7 +141,7 @@ def _inspect_files(
     return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records)
 
 
-def _check_records(files: list[Path], source: SourceConfig, use: Use, needs: str) -> None:
+def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, needs: str) -> None:
     """Check the records that pass the filters: all of them, for documents the first."""
     first: tuple[Record, str] | None = None
     kept = 0
@@ -163,11 +162,11 @@ def _check_records(files: list[Path], source: SourceConfig, use: Use, needs: str
     if kept:
         return
     assert first is not None, "_scan refuses files without a record"
-    hint = f" The first record is {str(first[0])[:300]}" if source.where else ""
-    raise UserError(f"no record passes where = {dict(source.where)} and hash_range.{hint}")
+    hint = f" The first record is {str(first[0])[:300]}" if source.filter else ""
+    raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
 
 
-def _check_expressions(source: SourceConfig, use: Use) -> None:
+def _check_expressions(source: SourceConfig, use: RecordKind) -> None:
     templates.pattern(source.strip, "strip")
     compiled = templates.pattern(source.answer_pattern, "answer_pattern")
     if source.answer_pattern and not compiled.groups:
@@ -179,7 +178,7 @@ def _check_expressions(source: SourceConfig, use: Use) -> None:
         templates.compiled(_template(source, name))
 
 
-def _parts(source: SourceConfig, use: Use) -> list[str]:
+def _parts(source: SourceConfig, use: RecordKind) -> list[str]:
     if use == "documents":
         return ["text"]
     if use == "pairs" and not source.near_miss:
@@ -198,7 +197,9 @@ def _template(source: SourceConfig, part: str) -> str:
     }[part]
 
 
-def _check_record(record: Record, source: SourceConfig, use: Use, needs: str, where: str) -> None:
+def _check_record(
+    record: Record, source: SourceConfig, use: RecordKind, needs: str, where: str
+) -> None:
     try:
         if needs and needs not in record:
             raise UserError(f"the record has no field '{needs}'; it has {', '.join(record)}")

@@ -16,7 +16,7 @@ MARKER = "complete.json"
 START_TYPE = np.dtype(np.uint64)
 SOURCE_TYPE = np.dtype(np.uint16)
 _TYPES = {
-    "stream": str, "context_length": int, "num_sequences": int, "dtype": str, "sources": dict,
+    "stream": str, "sequence_length": int, "num_sequences": int, "dtype": str, "sources": dict,
     "files": dict,
 }  # fmt: skip
 
@@ -33,7 +33,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         for counts in facts["sources"].values():
             float(counts["share"]), int(counts["epochs"])
         files = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in facts["files"].items()}
-        size = facts["num_sequences"] * facts["context_length"] * np.dtype(facts["dtype"]).itemsize
+        size = facts["num_sequences"] * facts["sequence_length"] * np.dtype(facts["dtype"]).itemsize
         fits = files["tokens.bin"][0] == size and {"starts.bin", "sources.bin"} <= files.keys()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: {error}.") from error
@@ -61,9 +61,9 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         self.facts: dict[str, Any] = read_facts(self.folder)
         self.fingerprint = self.folder.name
         self.stream: str = self.facts["stream"]
-        self.context_length: int = self.facts["context_length"]
+        self.sequence_length: int = self.facts["sequence_length"]
         self.source_names: list[str] = list(self.facts["sources"])
-        shape = (self.facts["num_sequences"], self.context_length)
+        shape = (self.facts["num_sequences"], self.sequence_length)
         kind = np.dtype(self.facts["dtype"])
         self._tokens = np.memmap(self.folder / "tokens.bin", kind, "r", shape=shape)
         self._starts = np.memmap(self.folder / "starts.bin", START_TYPE, "r")
@@ -81,7 +81,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         return len(self._tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`input_ids` and `position_ids` (and `documents`), int64 [context_length] each."""
+        """`input_ids` and `position_ids` (and `documents`), int64 [sequence_length] each."""
         item = {
             "input_ids": self._tokens[index].astype(np.int64),
             "position_ids": self.positions(index),
@@ -91,8 +91,8 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         return item
 
     def documents(self, index: int) -> np.ndarray:
-        """Which document of its sequence each position's target is of, int64 [context_length]."""
-        number = np.zeros(self.context_length + 1, dtype=np.int64)
+        """Which document of its sequence each position's target is of, int64 [sequence_length]."""
+        number = np.zeros(self.sequence_length + 1, dtype=np.int64)
         inside = self._starts_of(index)
         number[inside[inside > 0]] = 1
         return number.cumsum()[1:]
@@ -100,18 +100,18 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
     def num_targets(self, index: int) -> int:
         """Targets of a sequence: all positions but the last, and those before a document."""
         if not self.document_mask:
-            return self.context_length - 1
+            return self.sequence_length - 1
         inside = self._starts_of(index)
-        return self.context_length - 1 - int((inside > 0).sum())
+        return self.sequence_length - 1 - int((inside > 0).sum())
 
     def positions(self, index: int) -> np.ndarray:
-        """Positions of a sequence, int64 [context_length].
+        """Positions of a sequence, int64 [sequence_length].
 
         They restart at its first token and, under the document mask, at each document.
         """
-        positions = np.arange(self.context_length)
+        positions = np.arange(self.sequence_length)
         if self.document_mask:
-            origin = np.zeros(self.context_length, dtype=np.int64)
+            origin = np.zeros(self.sequence_length, dtype=np.int64)
             inside = self._starts_of(index)
             origin[inside] = inside
             positions -= np.maximum.accumulate(origin)
@@ -119,7 +119,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
 
     def source_at_start(self, index: int) -> str:
         """Name of the source of a sequence's first token."""
-        offset = np.array(index * self.context_length, dtype=START_TYPE)
+        offset = np.array(index * self.sequence_length, dtype=START_TYPE)
         first = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return self.source_names[int(self._sources[first])]
 
@@ -128,16 +128,16 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
 
         The last one ends with the sequences, whether or not its text does.
         """
-        end = num_sequences * self.context_length
+        end = num_sequences * self.sequence_length
         count = int(np.searchsorted(self._starts, np.array(end, dtype=START_TYPE)))
         starts = self._starts[:count].astype(np.int64).tolist()
         names = [self.source_names[int(number)] for number in self._sources[:count]]
         return list(zip(starts, [*starts[1:], end], names, strict=True))
 
     def _starts_of(self, index: int) -> np.ndarray:
-        offset = index * self.context_length
+        offset = index * self.sequence_length
         # Bounds of the array's own type keep numpy from converting the whole of it.
-        bounds = np.array([offset, offset + self.context_length], dtype=START_TYPE)
+        bounds = np.array([offset, offset + self.sequence_length], dtype=START_TYPE)
         low, high = np.searchsorted(self._starts, bounds)
         return self._starts[low:high].astype(np.int64) - offset
 

@@ -1,6 +1,6 @@
 """Packing: documents joined by EOS and cut into contexts, on disk and memory-mapped.
 
-A packed set lies in `<out_dir>/<fingerprint>/`: `tokens.bin` [num_sequences, context_length],
+A packed set lies in `<out_dir>/<fingerprint>/`: `tokens.bin` [num_sequences, sequence_length],
 `starts.bin` (offset of every document in the token stream), `sources.bin` (its source), and
 `complete.json`, written last. Positions follow from the starts, so they are not stored.
 """
@@ -69,7 +69,7 @@ def pack(
     sources: Mapping[str, SourceConfig],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    context_length: int,
+    sequence_length: int,
     document_mask: bool,
     num_tokens: int,
     seed: int,
@@ -83,7 +83,7 @@ def pack(
     Args:
         sources: the mixture; sources of weight 0 are left out.
         tokenizer: has an EOS token.
-        context_length: tokens per sequence.
+        sequence_length: tokens per sequence.
         document_mask: whether positions restart at a document (and its first token is no target).
         num_tokens: tokens wanted; rounded up to whole sequences.
         seed: of the data order.
@@ -98,9 +98,9 @@ def pack(
     """
     live = {name: source for name, source in sources.items() if source.weight > 0}
     stream = stream_fingerprint(
-        live, tokenizer, context_length=context_length, seed=seed, data_sha256=data_sha256
+        live, tokenizer, sequence_length=sequence_length, seed=seed, data_sha256=data_sha256
     )
-    folder = Path(out_dir) / packing_fingerprint(stream, context_length, num_tokens)
+    folder = Path(out_dir) / packing_fingerprint(stream, sequence_length, num_tokens)
     if verify:
         _drop_damaged(folder)
     if not _is_complete(folder):
@@ -109,7 +109,7 @@ def pack(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
         try:
-            writer = _Writer(temporary, tokenizer, stream, context_length, num_tokens, list(live))
+            writer = _Writer(temporary, tokenizer, stream, sequence_length, num_tokens, list(live))
             streams = document_streams(live, data_root, seed)
             require_space(folder.parent, writer.total * writer.dtype.itemsize, "the packed data")
             writer.write(streams, {name: source.weight for name, source in live.items()})
@@ -120,16 +120,16 @@ def pack(
     return PackedDataset(folder, document_mask=document_mask)
 
 
-def packing_fingerprint(stream: str, context_length: int, num_tokens: int) -> str:
+def packing_fingerprint(stream: str, sequence_length: int, num_tokens: int) -> str:
     """Name of a packed set: of its stream, and of how much of it is packed."""
-    return _digest([stream, -(-num_tokens // context_length)])
+    return _digest([stream, -(-num_tokens // sequence_length)])
 
 
 def stream_fingerprint(
     sources: Mapping[str, SourceConfig],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    context_length: int,
+    sequence_length: int,
     seed: int,
     data_sha256: Mapping[str, str],
 ) -> str:
@@ -147,7 +147,7 @@ def stream_fingerprint(
         "version": PACKING_VERSION,
         "sources": described,
         "tokenizer": encoding_fingerprint(tokenizer),
-        "context_length": context_length,
+        "sequence_length": sequence_length,
         "seed": seed,
     }
     return _digest(everything)
@@ -176,15 +176,15 @@ class _Writer:
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
         stream: str,
-        context_length: int,
+        sequence_length: int,
         num_tokens: int,
         names: list[str],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
         self.stream = stream
-        self.context_length = context_length
-        self.total = -(-num_tokens // context_length) * context_length
+        self.sequence_length = sequence_length
+        self.total = -(-num_tokens // sequence_length) * sequence_length
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self.names = names
         self.counts = {name: _Count() for name in names}
@@ -263,8 +263,8 @@ class _Writer:
         facts = {
             "packing_version": PACKING_VERSION,
             "stream": self.stream,
-            "context_length": self.context_length,
-            "num_sequences": self.total // self.context_length,
+            "sequence_length": self.sequence_length,
+            "num_sequences": self.total // self.sequence_length,
             "dtype": self.dtype.name,
             "tokens": self.total,
             "documents": sum(count.documents for count in self.counts.values()),

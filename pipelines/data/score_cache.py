@@ -47,16 +47,16 @@ class ScoreKey:
         document_mask: whether attention stays within documents.
         model: content hash of the scoring model.
         num_tokens: size of the base's tokenizer, to which logits are cut.
-        attention: attention backend.
-        precision: of weights and activations.
+        attn_implementation: attention backend.
+        dtype: of weights and activations.
     """
 
     data: str
     document_mask: bool
     model: str
     num_tokens: int
-    attention: str
-    precision: str
+    attn_implementation: str
+    dtype: str
     version: int = SCORE_VERSION
 
     @property

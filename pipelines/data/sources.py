@@ -102,7 +102,7 @@ def prompt_hash(prompt: str) -> float:
 
 def keeps_everything(source: SourceConfig) -> bool:
     """Whether neither `where` nor `hash_range` can leave a record out."""
-    return not source.where and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
+    return not source.filter and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
 
 
 def is_endless(source: SourceConfig) -> bool:
@@ -112,7 +112,7 @@ def is_endless(source: SourceConfig) -> bool:
 
 def is_kept(record: Record, source: SourceConfig) -> bool:
     """Whether a record passes `where` and `hash_range`."""
-    if source.where and not templates.matches(record, source.where):
+    if source.filter and not templates.matches(record, source.filter):
         return False
     low, high = source.hash_range
     if low <= 0 and high >= 1:
@@ -281,9 +281,9 @@ def _load_hub(name: str, source: SourceConfig) -> Any:
         raise UserError(f"source '{name}': kind hub needs the name of a data set as its path")
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(source.path, source.subset or None, split=source.split)
+        return datasets.load_dataset(source.path, source.name or None, split=source.split)
     except Exception as error:  # network, name, subset, split: many types
         raise UserError(
-            f"source '{name}': hub data set {source.path} (subset {source.subset or 'default'}, "
+            f"source '{name}': hub data set {source.path} (name {source.name or 'default'}, "
             f"split {source.split}) cannot be loaded: {error}"
         ) from error

@@ -1,0 +1,1 @@
+"""Questions, answers, benchmarks, intervals, contamination."""

@@ -53,7 +53,7 @@ def cut(
     texts: Iterable[str],
     *,
     named: str,
-    context_length: int,
+    sequence_length: int,
     max_tokens: int,
 ) -> Windows:
     """Every token of a text but its first is predicted once, in a context of what came before it.
@@ -72,7 +72,7 @@ def cut(
     documents: list[int] = []
     text_bytes: list[int] = []
     taken: list[str] = []
-    num_tokens, step = 0, context_length - len(opening(tokenizer))
+    num_tokens, step = 0, sequence_length - len(opening(tokenizer))
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         taken.append(text)
@@ -117,7 +117,7 @@ def bits_per_byte(
     texts: Iterable[str],
     *,
     named: str,
-    context_length: int,
+    sequence_length: int,
     max_tokens: int,
     batch_size: int,
 ) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def bits_per_byte(
         bits_per_byte with half its 95% interval over the blocks (None for one block), tokens and
         bytes; `blocks`: nll in nats and bytes of each block of documents, and the texts' hash.
     """
-    found = cut(tokenizer, texts, named=named, context_length=context_length, max_tokens=max_tokens)
+    found = cut(
+        tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
+    )
     num_bytes = sum(found.text_bytes)
     nll, device = 0.0, scoring_model.device
     block_of = blocks(len(found.text_bytes))

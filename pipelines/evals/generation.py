@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pipelines.training.batches import in_batches
+from pipelines.models.batches import in_batches
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class TransformersModel(SharedRequests, HFLM):
         self.on_share(self.num_answered / max(1, self.num_requests))
 
 
-def vllm_model(model_dir: Path, *, precision: str, max_length: int) -> Any:
+def vllm_model(model_dir: Path, *, dtype: str, max_length: int) -> Any:
     """The same on vLLM, which batches by itself.
 
     Raises:
@@ -111,7 +111,7 @@ def vllm_model(model_dir: Path, *, precision: str, max_length: int) -> Any:
     kind = type("VllmModel", (SharedRequests, VLLM), {})
     return kind(
         pretrained=str(model_dir),
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype],
         max_model_len=max_length or None,
         batch_size="auto",
     )

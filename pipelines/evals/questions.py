@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+from pipelines.data import templates
+from pipelines.data.chat import user
 from pipelines.data.records import Problem, documents, problems
 from pipelines.evals.contamination import Question
 from pipelines.recipe.schema import Config, SourceConfig, TaskConfig
+from pipelines.rewards import judge_all
 
 # The same questions in the same order for every model and every seed of training.
 QUESTION_ORDER_SEED = 0
@@ -33,6 +37,27 @@ def heldout_text(name: str, source: SourceConfig, data_root: str) -> Iterator[st
 def characters_per_token(config: Config, source: SourceConfig) -> int:
     """At least the mean: 1 for the world's text in its own tokenizer, else 8 (our choice)."""
     return 1 if source.kind == config.tokenizer.kind == "world" else 8
+
+
+def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens of a question, through the chat template or through the task's own."""
+    if chat:
+        text = tokenizer.apply_chat_template(
+            user(prompt), tokenize=False, add_generation_prompt=True
+        )
+    else:
+        text = templates.render(task.base_template, {"prompt": prompt})
+    ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
+    return ids
+
+
+def right_answers(
+    task: TaskConfig, answers: list[list[str]], asked: list[Problem]
+) -> list[list[int]]:
+    """1 for each right answer, else 0, in the shape of the answers."""
+    judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
+    bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
+    return [[next(bits) for _ in given] for given in answers]
 
 
 def evaluation_questions(config: Config) -> dict[str, list[Question]]:

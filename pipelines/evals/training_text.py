@@ -73,7 +73,7 @@ def training_source(config: Config, key: str) -> SourceConfig:
 
 def _num_records(settings: PostTrainConfig) -> int:
     """Records that the steps of SFT, DPO or RLVR draw."""
-    count = settings.steps * settings.global_batch
+    count = settings.max_steps * settings.global_batch_size
     if isinstance(settings, RlvrConfig):
         return count // settings.num_generations
     return count + (settings.heldout_pairs if isinstance(settings, DpoConfig) else 0)

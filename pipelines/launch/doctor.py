@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.machine import slurm
-from pipelines.machine.process import free_port, num_cores, num_gpus
+from pipelines.machine.process import cpp_compiler, free_port, num_cores, num_gpus
 from pipelines.plan.placement import environment
-from pipelines.plan.preflight import compiler
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.rewards import sandbox
 
@@ -34,7 +33,7 @@ IMPORT_SECONDS = 120.0
 EXTRAS = {
     "lm_eval": "benchmarks (pip install 'remit-flywheel[eval]')",
     "vllm": "rlvr.use_vllm=true (pip install 'remit-flywheel[vllm]')",
-    "flash_attn": "model.attention=flash_attention_2",
+    "flash_attn": "model.attn_implementation=flash_attention_2",
 }
 # Run by the interpreter that runs ranks. The op is what DeepSpeed compiles at a start on CPU.
 PROBE = """
@@ -77,7 +76,7 @@ def examine(run_dir: Path) -> list[Check]:
     return [
         python(),
         *libraries(),
-        cpp_compiler(),
+        compiler(),
         disk(run_dir),
         port(),
         hub(),
@@ -146,8 +145,8 @@ def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
     return checks
 
 
-def cpp_compiler() -> Check:
-    found = compiler()
+def compiler() -> Check:
+    found = cpp_compiler()
     if found:
         return Check("C++ compiler", "ok", found)
     advice = "install one (apt-get install g++), or name it in CXX"

@@ -12,8 +12,8 @@ import time
 from pipelines.errors import StageFailed
 from pipelines.launch.launcher import POLL_SECONDS, end_group, spawn
 from pipelines.machine.signals import signals_raise
-from pipelines.plan.flywheel import Stage
 from pipelines.plan.placement import command_line, environment
+from pipelines.plan.stage import Stage
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import RunDir, StageDir, read_json
 from pipelines.run_dir.progress import tail

@@ -1,7 +1,7 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked from a
-process that has imported everything.
+`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked
+from a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.errors import Interrupted
-from pipelines.launch.stop import Noted, Stop, block_signals, interruption
-from pipelines.machine.process import die_with_parent, free_port, num_gpus
+from pipelines.launch.stop import Noted, Stop, interruption
+from pipelines.launch.watch import Watch
+from pipelines.machine.process import die_with_parent, free_port
+from pipelines.machine.signals import block_signals
 from pipelines.plan.placement import (
+    FORK_ENVIRONMENT,
     command_line,
     environment,
-    is_spread,
     master_port,
     num_ranks,
     rank_environments,
     write_orders,
 )
 from pipelines.recipe.schema import LaunchConfig
-from pipelines.run_dir.heartbeat import Watch
 from pipelines.run_dir.paths import StageDir
-from pipelines.training.shared_memory import none_left
+from pipelines.run_dir.shared_memory import none_left
 
 POLL_SECONDS = 0.2
 # Of a rank that is ended: it holds nothing that a kill would lose, since a checkpoint counts only
@@ -147,16 +148,20 @@ def _guarded(parent: int) -> Callable[[], None]:
 
 
 class Nursery:
-    """Workers forked from one process that has imported everything (see `pipelines.worker.fork_server`)."""
+    """Forks ranks from one process that has imported everything (`pipelines.worker.fork_server`)."""
 
-    def __init__(self, launch: LaunchConfig, offline: bool, inherited: tuple[int, ...]) -> None:
-        from pipelines.stages import FORK_ENVIRONMENT
-
+    def __init__(
+        self,
+        launch: LaunchConfig,
+        modules: tuple[str, ...],
+        offline: bool,
+        inherited: tuple[int, ...],
+    ) -> None:
         self.launch = launch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         # The group of its own keeps a Ctrl-C in the terminal from it.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker.fork_server"],
+            [sys.executable, "-m", "pipelines.worker.fork_server", *modules],
             # select() must see an answer that readline() has not taken.
             bufsize=0,
             stdin=subprocess.PIPE,
@@ -222,12 +227,6 @@ class ForkedRanks:
             answer = self.nursery.stdout.readline()
             self.returncode = json.loads(answer)["returncode"] if answer else -signal.SIGKILL
         return self.returncode
-
-
-def can_fork(launch: LaunchConfig) -> bool:
-    """Whether ranks may be forked: all on this machine, without lines of a shell before them, and
-    no GPU (CUDA does not survive it)."""
-    return not is_spread(launch) and not launch.prologue and not num_gpus()
 
 
 def end_group(process: Launched) -> None:

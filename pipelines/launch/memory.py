@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pipelines.launch.stop import signal_of
-from pipelines.recipe.schema import Config, TrainConfig
+from pipelines.machine.signals import signal_of
+from pipelines.plan.kinds import kind_of
+from pipelines.recipe.schema import Config, RlvrConfig, TrainConfig
 
 GPU_WORDS = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDNN_STATUS_ALLOC_FAILED")
 CPU_WORDS = re.compile(
@@ -16,7 +17,6 @@ CPU_WORDS = re.compile(
     r"|ArrayMemoryError|mmap .*memory",
     re.MULTILINE,
 )
-SECTIONS = {"evaluate": "eval", "contamination": "eval", "analyze": "analysis"}
 
 
 def kernel_kills() -> int:
@@ -52,12 +52,13 @@ def shortage(returncode: int, log: str, kills: int) -> str:
 
 def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
     """What to set so that a stage takes less memory, with the values it has."""
-    section = SECTIONS.get(kind, kind)
+    row = kind_of(kind)
+    section = "score" if kind == "score" else row.section
     settings: Any = getattr(config, section)
     found = []
     several = config.launch.gpus > 1 or bool(config.launch.hostfile)
     if isinstance(settings, TrainConfig):
-        found.append(f"a smaller {section}.micro_batch (now {settings.micro_batch})")
+        found.append(f"a smaller {section}.micro_batch_size (now {settings.micro_batch_size})")
         if settings.zero_stage < 3 and several:
             found.append(f"a higher {section}.zero_stage (now {settings.zero_stage})")
         if on_gpu and not settings.offload_optimizer:
@@ -68,9 +69,9 @@ def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
             found.append(f"{section}.gradient_checkpointing=true")
     elif kind != "contamination":
         found.append(f"a smaller {section}.batch_size (now {settings.batch_size})")
-    if kind in ("pretrain", "mid_train", "score", "analyze"):
+    if "document_mask" in row.identity and not row.asks:
         found.append(f"a smaller chunk_bytes (now {config.chunk_bytes})")
-    if kind == "rlvr":
+    if isinstance(settings, RlvrConfig):
         found.append(f"a smaller rlvr.max_completion_length (now {settings.max_completion_length})")
     if several and not on_gpu:
         found.append("fewer ranks on a machine (--gpus)")

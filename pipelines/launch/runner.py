@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,15 +17,17 @@ from pipelines.errors import (
 )
 from pipelines.launch import launcher as launch
 from pipelines.launch import memory
-from pipelines.launch.stop import Noted, seconds_of_job, signals_noted
+from pipelines.launch.stop import Noted, signals_noted
 from pipelines.machine.process import num_gpus
-from pipelines.models.checkpoint import ModelRef, check_made_model, content_hash, find_checkpoint
+from pipelines.machine.slurm import seconds_of_job
+from pipelines.models.checkpoint import ModelRef, check_made_model, content_hash
 from pipelines.models.tokenizer import check_tokenizers
-from pipelines.plan.flywheel import CONTAMINATION, Stage, sources_of
-from pipelines.plan.identity import differing, digest, identity_fields
-from pipelines.plan.stage_traits import is_derived, is_made, is_offline, is_remade
-from pipelines.recipe.load import override_keys, resolved, to_dict
-from pipelines.recipe.schema import Config
+from pipelines.plan.identity import digest, is_made, is_remade, refusal, stage_fields
+from pipelines.plan.kinds import kind_of
+from pipelines.plan.placement import can_fork
+from pipelines.plan.sources import is_offline, sources_of
+from pipelines.plan.stage import CONTAMINATION, Stage
+from pipelines.recipe.load import to_dict
 from pipelines.run_dir import disk, ledger
 from pipelines.run_dir.fail_points import fail_point
 from pipelines.run_dir.paths import RunDir, RunLock, StageDir, read_json, write_yaml
@@ -38,12 +39,6 @@ NOT_IN_LEDGER = (
     "stage", "kind", "identity", "tasks", "heldout_blocks", "evals", "rounds", "dynamics",
     "movement", "accuracy",
 )  # fmt: skip
-# Keys that an analysis may set: what it measures, where and how fast, and what it may show.
-OF_ANALYSIS = re.compile(
-    r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"
-    r"|eval\.(bits_per_byte_tokens|batch_size)|chunk_bytes|data_root"
-    r"|mid_train\.sources\.[^.]+\.(licence|publish)"
-)
 
 
 @dataclass(frozen=True)
@@ -54,43 +49,6 @@ class Observer:
     tick: Callable[[Stage], None] = lambda stage: None
     finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
     skipped: Callable[[Stage, dict[str, Any]], None] = lambda stage, result: None
-
-
-def check_unchanged(stages: list[Stage], run: RunDir) -> None:
-    """Refuse, before anything starts, stages whose folder was made with another config.
-
-    Inputs made by earlier stages are compared when their turn comes.
-    """
-    for stage in stages:
-        stage_dir = run.stage(stage.name)
-        made = None if is_remade(stage) else made_with(stage_dir)
-        if made is None:
-            continue
-        old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
-        new = {
-            key: value
-            for key, value in _fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
-            if not key.startswith("input ")
-        }
-        if old != new:
-            raise refusal(stage_dir, old, new)
-
-
-def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
-    changes = "; ".join(differing(old, new))
-    return UserError(
-        f"{stage_dir.root} was made with other settings ({changes}). Ways out: give the old "
-        "values again to go on with it, choose another --run-dir, set stage.name=... for a "
-        "single-stage command, or remove that folder to make it anew."
-    )
-
-
-def _fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
-    fields = identity_fields(stage.kind, stage.config, inputs)
-    fields.update({f"data {key}": value for key, value in data.items()})
-    if stage.kind == "evaluate":
-        fields["chat"] = stage.chat
-    return fields
 
 
 @dataclass
@@ -124,7 +82,7 @@ class Runner:
                 try:
                     results[stage.name] = self.run_one(stage)
                 except (StageFailed, UserError) as error:
-                    if not (is_derived(stage) and results):
+                    if not (kind_of(stage.kind).derived and results):
                         raise
                     self.failure = self._failed(stage, error)
             return results
@@ -146,7 +104,7 @@ class Runner:
             if "base" in inputs and role in inputs:
                 check_tokenizers(Path(inputs["base"]["path"]), Path(inputs[role]["path"]))
         data = {key: self.data_sha256[key] for key in sources_of(stage)}
-        fields = _fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
+        fields = stage_fields(stage, {role: i["sha256"] for role, i in inputs.items()}, data)
         how: Literal["start", "resume"] = "start"
         old = made_with(stage_dir)
         if old is not None:
@@ -162,7 +120,7 @@ class Runner:
                 return result
             else:
                 how = "resume"
-        if seconds_of_job(stage.config.launch) <= 0:
+        if seconds_of_job(stage.config.launch.stop_before_walltime) <= 0:
             raise Interrupted(signal.SIGTERM, why="the end of the SLURM job")
         with signals_noted() as noted:
             stage_dir.root.mkdir(parents=True, exist_ok=True)
@@ -180,14 +138,17 @@ class Runner:
     def _nursery(self, stage: Stage) -> launch.Nursery | None:
         """Where stages are forked from, made when the first one runs; None where they cannot be."""
         # One stage alone would wait for imports that it does not need.
-        if len(self.stages) == 1 or not launch.can_fork(stage.config.launch):
+        if len(self.stages) == 1 or not can_fork(stage.config.launch):
             return None
         if self.nursery is None:
             offline = all(is_offline(s) for s in self.stages)
-            self.nursery = launch.Nursery(stage.config.launch, offline, (self.lock.descriptor,))
+            modules = dict.fromkeys(kind_of(s.kind).module for s in self.stages)
+            self.nursery = launch.Nursery(
+                stage.config.launch, tuple(modules), offline, (self.lock.descriptor,)
+            )
         first, own = self.nursery.launch, stage.config.launch
         # Threads and variables are those of its start; a stage with others cannot come from it.
-        same = first.env == own.env and (first.gpus == own.gpus or is_derived(stage))
+        same = first.env == own.env and (first.gpus == own.gpus or kind_of(stage.kind).derived)
         return self.nursery if same else None
 
     def _launch(
@@ -296,6 +257,7 @@ class Runner:
         return {
             "stage": stage.name,
             "kind": stage.kind,
+            "module": kind_of(stage.kind).module,
             "run_dir": str(self.run.root),
             "identity": digest(fields),
             "inputs": inputs,
@@ -304,68 +266,3 @@ class Runner:
             "identity_fields": fields,
             "config": to_dict(stage.config),
         }
-
-
-def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
-    """Write a plan: the resolved config and every stage with its inputs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_yaml(
-        {
-            "config": to_dict(config),
-            "stages": [
-                {
-                    "name": stage.name,
-                    "kind": stage.kind,
-                    "inputs": {
-                        role: given if isinstance(given, str) else given.location
-                        for role, given in stage.inputs.items()
-                    },
-                }
-                for stage in stages
-            ],
-        },
-        path,
-    )
-
-
-def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
-    """Refuse overrides that would say of a finished training what it was not."""
-    told = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
-    if told:
-        raise UserError(
-            f"analyze {run.root}: {', '.join(told)} is a setting of what was trained or evaluated, "
-            "and the run has it as it is. An analysis takes analysis.*, launch.*, eval.tasks.*, "
-            "eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and licence and publish "
-            "of mid_train.sources."
-        )
-
-
-def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
-    """The config of the flywheel that made a run, with overrides, and its complete stages.
-
-    Raises:
-        UserError: the folder is not the run directory of a flywheel, or an override is wrong.
-    """
-    if not run.flywheel_plan.is_file():
-        raise UserError(
-            f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
-            "Give the folder that `remit flywheel` wrote to with --run-dir."
-        )
-    written = run.read_plan(run.flywheel_plan)
-    # The plan has all that the suite said when it was made.
-    written["config"]["eval"]["suite"] = ""
-    config = resolved(written["config"], overrides, run.flywheel_plan)
-    _check_analysis_keys(overrides, run)
-    names = {entry["name"] for entry in written["stages"]}
-    stages = [
-        Stage(
-            entry["kind"], entry["name"], config,
-            {
-                role: given if given in names else find_checkpoint(given, f"--{role}")
-                for role, given in entry["inputs"].items()
-            },
-        )
-        for entry in written["stages"]
-        if run.stage(entry["name"]).is_complete() and entry["kind"] != "analyze"
-    ]  # fmt: skip
-    return config, stages

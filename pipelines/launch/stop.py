@@ -1,14 +1,13 @@
 """Stopping a stage: who asks, how the ranks hear of it, what they say when they have stopped.
 
 The command notes a signal and writes the file `stop` into the stage's folder. The ranks see it at
-the end of a step (`pipelines.training.step_boundary`), save, and say so in `stopped.json`. A signal that
-reaches a rank itself has the same effect. The processes between the command and the ranks have the
-signals blocked: a launcher that hears one ends its ranks.
+the end of a step (`pipelines.training.step_boundary`), save, and say so in `stopped.json`. A signal
+that reaches a rank itself has the same effect. The processes between the command and the ranks have
+the signals blocked: a launcher that hears one ends its ranks.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,23 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from pipelines.errors import DamagedFile, Interrupted, Stopped, UserError
-from pipelines.machine.signals import SIGNALS
+from pipelines.errors import DamagedFile, Interrupted
+from pipelines.launch.watch import Watch
+from pipelines.machine.signals import SIGNALS, signal_of
+from pipelines.machine.slurm import seconds_of_job
 from pipelines.recipe.schema import LaunchConfig
-from pipelines.run_dir.heartbeat import Watch
 from pipelines.run_dir.paths import StageDir, read_json, write_json
-
-
-def block_signals() -> None:
-    """Keep the signals from this process and from what it starts, until `unblock_signals`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def unblock_signals() -> None:
-    """In a rank: die of the signals, until its training loop handles them."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @dataclass
@@ -93,7 +81,7 @@ class Stop:
 
     def is_overdue(self) -> bool:
         """Pass a request on to the ranks; whether they are to be ended now."""
-        if self.noted.signum is None and seconds_of_job(self.launch) <= 0:
+        if self.noted.signum is None and seconds_of_job(self.launch.stop_before_walltime) <= 0:
             self.noted.why = "the end of the SLURM job"
             self.noted.note(signal.SIGTERM)
         if self.noted.signum is None:
@@ -106,37 +94,6 @@ class Stop:
             return not self.watch.can_stop()
         waited = time.monotonic() - self.asked_at
         return self.noted.insisted or waited > self.launch.grace_seconds
-
-
-def seconds_of_job(launch: LaunchConfig) -> float:
-    """Seconds until a stage has to stop for the end of its SLURM job; infinite where none is told.
-
-    Raises:
-        UserError: the whole job is shorter than what is kept free at its end.
-    """
-    told = os.environ.get("SLURM_JOB_END_TIME", "")
-    if not launch.stop_before_walltime or not told.isdigit():
-        return float("inf")
-    begun = os.environ.get("SLURM_JOB_START_TIME", "")
-    if begun.isdigit() and int(told) - int(begun) <= launch.stop_before_walltime:
-        raise UserError(
-            f"the SLURM job lasts {int(told) - int(begun)} s, and launch.stop_before_walltime = "
-            f"{launch.stop_before_walltime:g} s of it are kept for stopping: nothing would run. "
-            "Give the job more time, or set launch.stop_before_walltime lower (0: never stop)."
-        )
-    return int(told) - launch.stop_before_walltime - time.time()
-
-
-def requested(stage_dir: StageDir) -> int:
-    """The signal in the file `stop`; 0 without the file."""
-    if not stage_dir.stop.is_file():
-        return 0
-    return int(read_json(stage_dir.stop, needs=("signal",))["signal"])
-
-
-def write_stopped(stage_dir: StageDir, stopped: Stopped) -> None:
-    """Say that the ranks have saved and stopped."""
-    write_json(stage_dir.stopped, {"signal": stopped.signum, "step": stopped.step})
 
 
 def interruption(
@@ -157,13 +114,3 @@ def interruption(
         return Interrupted(noted.signum, why=noted.why)
     killed_by = signal_of(returncode)
     return Interrupted(killed_by) if killed_by in SIGNALS else None
-
-
-def signal_of(returncode: int) -> int | None:
-    """The signal that a stage's first failing rank died of.
-
-    Python's exit code of a child that a signal killed is negative, and 256 more once DeepSpeed's
-    launcher has passed it on.
-    """
-    number = -returncode if returncode < 0 else 256 - returncode
-    return number if 0 < number < signal.NSIG else None

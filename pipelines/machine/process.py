@@ -104,3 +104,8 @@ def num_gpus() -> int:
 def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch's extension builder would call."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 
 from pipelines.errors import UserError
@@ -102,3 +103,22 @@ def first_host(nodelist: str) -> str:
     if not found:
         raise UserError(f"SLURM names no machine: {nodelist!r}.")
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])
+
+
+def seconds_of_job(stop_before_walltime: float) -> float:
+    """Seconds until a stage has to stop for the end of its SLURM job; infinite where none is told.
+
+    Raises:
+        UserError: the whole job is shorter than what is kept free at its end.
+    """
+    told = os.environ.get("SLURM_JOB_END_TIME", "")
+    if not stop_before_walltime or not told.isdigit():
+        return float("inf")
+    begun = os.environ.get("SLURM_JOB_START_TIME", "")
+    if begun.isdigit() and int(told) - int(begun) <= stop_before_walltime:
+        raise UserError(
+            f"the SLURM job lasts {int(told) - int(begun)} s, and launch.stop_before_walltime = "
+            f"{stop_before_walltime:g} s of it are kept for stopping: nothing would run. "
+            "Give the job more time, or set launch.stop_before_walltime lower (0: never stop)."
+        )
+    return int(told) - stop_before_walltime - time.time()

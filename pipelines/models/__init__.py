@@ -1,0 +1,1 @@
+"""Checkpoints and tokenizers: find, check, hash, load."""

@@ -62,7 +62,7 @@ def _check_kernels(config: Mapping[str, Any], where: str) -> None:
         elif chooses and isinstance(value, str) and "/" in value:
             raise UserError(
                 f"{where}: {key} = {_shown(value)} names a kernel of the hub, which is code. "
-                "Remove it from the file; model.attention says what is used here."
+                "Remove it from the file; model.attn_implementation says what is used here."
             )
 
 

@@ -1,5 +1,4 @@
-"""Tokenizers: one made for a base trained from scratch, chat tokens for an adopted one, and the
-comparison of two folders.
+"""Tokenizers of model folders: loading, chat tokens, and the comparison of two folders.
 
 `transformers` (and with it torch) is imported only where a tokenizer object is made; comparing
 and fingerprinting folders is free of it.
@@ -9,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.records import documents
 from pipelines.errors import UserError
-from pipelines.recipe.schema import Config, SourceConfig, TokenizerConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -37,103 +33,6 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def build_tokenizer(
-    config: TokenizerConfig,
-    sources: Mapping[str, SourceConfig],
-    data_root: str | Path,
-    seed: int,
-    *,
-    model_max_length: int = 1_000_000,
-) -> PreTrainedTokenizerFast:
-    """The tokenizer of a base that is trained from scratch.
-
-    Kind world: one token per character of the world's alphabet. Kind bpe: byte-level BPE, digits
-    one by one, trained on `config.train_characters` characters of the mixture. No BOS; padding is
-    never EOS.
-
-    Raises:
-        UserError: a vocabulary too small for the bytes, or a source that cannot be read.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=_backend(config, sources, data_root, seed),
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK if config.kind == "world" else None,
-        additional_special_tokens=[USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-        model_max_length=model_max_length,
-        chat_template=config.chat_template or DEFAULT_CHAT_TEMPLATE,
-    )
-
-
-def _backend(
-    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Tokenizer:
-    if config.kind == "world":
-        return _world_backend()
-    return _bpe_backend(config, sources, data_root, seed)
-
-
-def _world_tokens() -> list[str]:
-    from pipelines import world
-
-    return [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
-
-
-def world_vocab_size() -> int:
-    return len(_world_tokens())
-
-
-def _world_backend() -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models
-
-    vocab = {token: i for i, token in enumerate(_world_tokens())}
-    # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
-    backend.decoder = decoders.Fuse()
-    return backend
-
-
-def _bpe_backend(
-    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    specials = [PAD, EOS, USER, ASSISTANT]
-    least = 256 + len(specials)
-    if config.vocab_size < least:
-        raise UserError(f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs {least}")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    texts = _characters(config.train_characters, sources, data_root, seed)
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _characters(
-    count: int, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Iterator[str]:
-    for document in documents(sources, data_root, seed):
-        yield document.text[:count]
-        count -= len(document.text)
-        if count <= 0:
-            return
 
 
 def load_tokenizer(
@@ -162,7 +61,7 @@ def load_tokenizer(
 
 def num_tokens(folder: str | Path) -> int:
     """Ids that a saved tokenizer needs: its largest one, and one more."""
-    text = _saved_rules(folder)
+    text = saved_rules(folder)
     vocab = _made(text, f"{folder}/tokenizer.json").get_vocab(with_added_tokens=True)
     return max(vocab.values(), default=-1) + 1
 
@@ -245,12 +144,12 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
     Raises:
         UserError: a folder without a fast tokenizer.
     """
-    return _difference(
-        _saved_rules(base_folder), _saved_rules(ref_folder), set(added_for_chat(base_folder))
+    return rules_difference(
+        saved_rules(base_folder), saved_rules(ref_folder), set(added_for_chat(base_folder))
     )
 
 
-def _saved_rules(folder: str | Path) -> str:
+def saved_rules(folder: str | Path) -> str:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
@@ -271,7 +170,7 @@ def _made(text: str, where: str) -> Tokenizer:
         raise UserError(f"{where} is no fast tokenizer: {error}.") from error
 
 
-def _difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
+def rules_difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
     base_vocab = _made(base_json, "tokenizer.json of the base").get_vocab(with_added_tokens=True)
     ref_vocab = _made(ref_json, "tokenizer.json of the reference").get_vocab(with_added_tokens=True)
     base, ref = _rules(base_json), _rules(ref_json)
@@ -293,24 +192,10 @@ def check_tokenizers(base: Path, ref: Path) -> None:
     Raises:
         UserError: they differ; the message names the first difference.
     """
-    _refuse(tokenizers_agree(base, ref), str(base), ref)
+    refuse_difference(tokenizers_agree(base, ref), str(base), ref)
 
 
-def check_made_tokenizer(config: Config, ref: Path) -> None:
-    """`check_tokenizers` for a base that is yet to be trained: makes its tokenizer.
-
-    Raises:
-        UserError: they differ, or a source of the tokenizer cannot be read.
-    """
-    made = _backend(config.tokenizer, config.pretrain.sources, config.data_root, config.seed)
-    _refuse(
-        _difference(made.to_str(), _saved_rules(ref), set()),
-        f"with the {config.tokenizer.kind} tokenizer of '{config.name}'",
-        ref,
-    )
-
-
-def _refuse(difference: str | None, base: str, ref: Path) -> None:
+def refuse_difference(difference: str | None, base: str, ref: Path) -> None:
     if difference:
         raise UserError(
             f"base {base} and reference {ref} do not share a tokenizer: "

@@ -1,0 +1,1 @@
+"""The mathematics: token weights and losses as pure functions of tensors."""

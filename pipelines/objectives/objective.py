@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.objectives.losses import distillation, self_normalized_nll, weighted_nll
 from pipelines.objectives.weights import Center, WeightMap, remit_weights, rho1_weights
+from pipelines.recipe.schema import MidTrainConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,24 @@ class Objective:
     scope: Literal["micro_batch", "step"] = "micro_batch"
     keep: float = 0.6
     alpha: float = 0.5
+
+    @classmethod
+    def of(cls, settings: MidTrainConfig) -> Objective:
+        """The objective that a recipe (with `auto` decided) describes."""
+        assert settings.objective != "auto"
+        return cls(
+            # MiniPLM chooses sequences, and trains on them plainly.
+            "ntp" if settings.objective == "miniplm" else settings.objective,
+            eps=settings.remit.eps,
+            center=settings.remit.center,
+            map=settings.remit.map,
+            standardize=settings.remit.standardize,
+            detach=settings.remit.detach,
+            divisor=settings.remit.divisor,
+            scope=settings.scope,
+            keep=settings.rho1.keep,
+            alpha=settings.kd.alpha,
+        )
 
     @property
     def uses_weights(self) -> bool:

@@ -1,0 +1,1 @@
+"""Which stages, in which order, with which identity, at which cost."""

@@ -1,4 +1,4 @@
-"""The flywheel and the single-stage commands as ordered lists of stages. Pure: nothing runs here.
+"""The flywheel as an ordered list of stages. Pure: nothing runs here.
 
     round 0:       mid_0 = mid-train(base, ntp);               post_0 = post-train(mid_0)
     round k >= 1:  mid_k = mid-train(base, remit, post_{k-1});  post_k = post-train(mid_k)
@@ -10,94 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef
-from pipelines.recipe.schema import (
-    AnalysisConfig,
-    Config,
-    EvalConfig,
-    MidTrainConfig,
-    TrainConfig,
-    uses_score_cache,
-)
-
-BASE = "base"
-BASE_EVAL = "base-eval"
-CONTAMINATION = "contamination"
-ANALYSIS = "analysis"
-# Config section of each kind of stage that trains or evaluates on sources.
-SECTION = {
-    "pretrain": "pretrain", "mid_train": "mid_train", "score": "mid_train", "evaluate": "eval",
-    "contamination": "eval", "analyze": "analysis",
-}  # fmt: skip
-POST_STEPS = (("20", "sft"), ("30", "dpo"), ("40", "rlvr"))
-# Their models answer through the chat template.
-CHAT_KINDS = ("sft", "dpo", "rlvr")
-MODEL_KINDS = ("pretrain", "mid_train", *CHAT_KINDS)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a plan.
-
-    Attributes:
-        kind: key of `pipelines.stages.MODULES`.
-        name: folder below the run directory, and name in the ledger.
-        inputs: by role (base, ref, model) the name of an earlier stage (`name@2`: its second
-            snapshot), or a model outside. Of an analysis, every model by the name of its stage.
-        chat: evaluate only: ask through the chat template.
-        reads: contamination only: config keys of the sources that the other stages read.
-    """
-
-    kind: str
-    name: str
-    config: Config
-    inputs: dict[str, str | ModelRef] = field(default_factory=dict)
-    chat: bool = False
-    reads: tuple[str, ...] = ()
-
-
-def sources_of(stage: Stage) -> dict[str, Any]:
-    """The data sources a stage reads, by config key."""
-    if stage.kind == "pretrain" and "base" in stage.inputs:
-        return {}
-    if stage.kind == "contamination":
-        every = _sources_of_recipe(stage.config)
-        return {key: every[key] for key in stage.reads}
-    key = SECTION.get(stage.kind, stage.kind)
-    found: dict[str, Any] = {}
-    if stage.kind == "evaluate" or (
-        stage.kind == "analyze" and stage.config.analysis.accuracy_questions
-    ):
-        tasks = stage.config.eval.tasks
-        found |= {f"eval.tasks.{name}": t.source for name, t in tasks.items() if t.enabled}
-    if stage.kind in ("evaluate", "analyze"):
-        texts = stage.config.eval.bits_per_byte
-        found |= {f"eval.bits_per_byte.{name}": source for name, source in texts.items()}
-    if stage.kind == "analyze":
-        key = "mid_train"
-    if stage.kind != "evaluate":
-        sources = getattr(stage.config, key).sources
-        found |= {f"{key}.sources.{name}": source for name, source in sources.items()}
-    return found
-
-
-def _sources_of_recipe(config: Config) -> dict[str, Any]:
-    kinds = ("pretrain", "mid_train", *(kind for _, kind in POST_STEPS), "evaluate")
-    return {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
-
-
-def settings_of(stage: Stage) -> TrainConfig | EvalConfig | AnalysisConfig:
-    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(
-        stage.config, SECTION.get(stage.kind, stage.kind)
-    )
-    return section
+from pipelines.plan.kinds import POST_STEPS, kind_of
+from pipelines.plan.sources import sources_of
+from pipelines.plan.stage import ANALYSIS, BASE, BASE_EVAL, CONTAMINATION, Stage
+from pipelines.recipe.schema import Config, MidTrainConfig, uses_score_cache
 
 
 def enabled_post_steps(config: Config) -> list[str]:
+    """The steps of post-training that run, in their order."""
     return [kind for _, kind in POST_STEPS if getattr(config, kind).enabled]
 
 
@@ -110,6 +33,12 @@ def reference_kind(config: Config) -> str:
             "take as the reference. Set one of sft.enabled, dpo.enabled, rlvr.enabled to true."
         )
     return steps[-1]
+
+
+def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
+    """`pretrain-ckpt`: train the base, or adopt one."""
+    inputs: dict[str, str | ModelRef] = {"base": base} if base else {}
+    return [Stage("pretrain", BASE, config, inputs)]
 
 
 def with_objective(config: Config, has_ref: bool) -> Config:
@@ -139,28 +68,16 @@ def with_objective(config: Config, has_ref: bool) -> Config:
 
 def _check_switches(mid: MidTrainConfig) -> None:
     """Settings of an objective that do not go together."""
-    if mid.objective == "remit" and mid.scope == "step" and not mid.detach:
+    if mid.objective == "remit" and mid.scope == "step" and not mid.remit.detach:
         raise UserError(
             "mid_train.scope=step takes its weights from a forward without gradient, so "
-            "mid_train.detach=false cannot be had with it. Set one of the two back."
+            "mid_train.remit.detach=false cannot be had with it. Set one of the two back."
         )
     if mid.objective == "kd" and mid.reference == "cached":
         raise UserError(
             "mid_train.objective=kd needs the reference's whole distribution, and the score cache "
             "keeps one number a token. Set mid_train.reference=inline."
         )
-
-
-def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
-    """`pretrain-ckpt`: train the base, or adopt one."""
-    inputs: dict[str, str | ModelRef] = {"base": base} if base else {}
-    return [Stage("pretrain", BASE, config, inputs)]
-
-
-def plan_mid_train(config: Config, base: ModelRef, ref: ModelRef | None) -> list[Stage]:
-    """`mid-train`."""
-    decided = with_objective(config, bool(ref))
-    return mid_stages(decided, _named("mid-train", config), base, ref)
 
 
 def mid_stages(
@@ -188,12 +105,6 @@ def mid_stages(
     ] + [mid]
 
 
-def plan_score(config: Config, model: ModelRef, base: ModelRef | None) -> list[Stage]:
-    """`score`: a model's log-probabilities over the mid-training sequences of a base."""
-    inputs: dict[str, str | ModelRef] = {"model": model, **({"base": base} if base else {})}
-    return [Stage("score", _named("score", config), config, inputs)]
-
-
 def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[Stage]:
     """`post-train`: SFT, DPO, RLVR, each from the one before; steps switched off are left out."""
     stages: list[Stage] = []
@@ -203,42 +114,6 @@ def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[S
             stages.append(Stage(kind, f"{folder}/{number}-{kind}", config, {"model": model}))
             model = stages[-1].name
     return stages
-
-
-def plan_post_train_command(config: Config, base: ModelRef) -> list[Stage]:
-    stages = plan_post_train(config, base, _named("post-train", config))
-    if not stages:
-        raise UserError("post-train: sft, dpo and rlvr are all switched off, nothing to run.")
-    return stages
-
-
-def plan_rl_tune(config: Config, base: ModelRef) -> list[Stage]:
-    """`rl-tune`: the RLVR step alone."""
-    return [Stage("rlvr", _named("rl-tune", config), config, {"model": base})]
-
-
-def plan_eval(config: Config, model: ModelRef, chat: bool) -> list[Stage]:
-    """`eval`; after the contamination check where contaminated questions are left out."""
-    if not has_questions(config):
-        raise UserError(
-            f"eval: the recipe '{config.name}' enables no task and no benchmark of eval, and has "
-            "no eval.bits_per_byte, so there is nothing to measure."
-        )
-    evaluation = Stage("evaluate", _named("eval", config), config, {"model": model}, chat=chat)
-    if config.eval.contamination != "leave_out":
-        return [evaluation]
-    check = _contamination(config, _pipeline(config), _named(CONTAMINATION, config))
-    return [check, _without_contaminated(evaluation, check.name)]
-
-
-def plan_contamination(config: Config) -> list[Stage]:
-    """`contamination`: every source of the recipe's training stages."""
-    if not has_questions(config):
-        raise UserError(
-            f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
-            "and has no eval.bits_per_byte, so there is nothing to look for."
-        )
-    return [_contamination(config, _pipeline(config), _named(CONTAMINATION, config))]
 
 
 def with_contamination(
@@ -253,8 +128,8 @@ def with_contamination(
         return stages
     first = next(i for i, stage in enumerate(stages) if stage.kind == "evaluate")
     if mode == "leave_out":
-        stages = [_without_contaminated(s, name) if s.kind == "evaluate" else s for s in stages]
-    return [*stages[:first], _contamination(config, stages, name), *stages[first:]]
+        stages = [without_contaminated(s, name) if s.kind == "evaluate" else s for s in stages]
+    return [*stages[:first], contamination_check(config, stages, name), *stages[first:]]
 
 
 def has_questions(config: Config) -> bool:
@@ -265,22 +140,14 @@ def has_questions(config: Config) -> bool:
     return tasks or benchmarks or bool(settings.bits_per_byte)
 
 
-def _contamination(config: Config, stages: list[Stage], name: str) -> Stage:
+def contamination_check(config: Config, stages: list[Stage], name: str) -> Stage:
     reads = dict.fromkeys(key for stage in stages for key in sources_of(stage))
     return Stage("contamination", name, config, reads=tuple(reads))
 
 
-def _without_contaminated(evaluation: Stage, check: str) -> Stage:
+def without_contaminated(evaluation: Stage, check: str) -> Stage:
     inputs = evaluation.inputs | {CONTAMINATION: check}
     return dataclasses.replace(evaluation, inputs=inputs)
-
-
-def _pipeline(config: Config) -> list[Stage]:
-    """The stages of the plain pipeline of a recipe, whose base is adopted if it names one."""
-    base: list[Stage] = [] if config.base else plan_base(config, None)
-    mid = Stage("mid_train", "mid-train", config)
-    evaluation = Stage("evaluate", "eval", config)
-    return [*base, mid, *plan_post_train(config, mid.name, ""), evaluation]
 
 
 def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
@@ -325,7 +192,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
         UserError: fewer than two models, or no base among them.
     """
     reference_kind(config)
-    models = [stage.name for stage in stages if stage.kind in MODEL_KINDS]
+    models = [stage.name for stage in stages if kind_of(stage.kind).trains]
     if BASE not in models or len(models) < 2:
         raise UserError(
             "analyze compares the models of a flywheel, and this run has no finished base with a "
@@ -366,7 +233,3 @@ def _round(config: Config, number: int, reference: str | ModelRef | None) -> lis
 
 def _last_post_stage(config: Config, number: int) -> str:
     return plan_post_train(config, BASE, f"round-{number}")[-1].name
-
-
-def _named(command: str, config: Config) -> str:
-    return f"{command}-{config.stage.name}" if config.stage.name else command

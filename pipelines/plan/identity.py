@@ -1,48 +1,26 @@
 """The identity of a stage: what its result depends on, and nothing else.
 
 identity = hash of (the config fields that can change the result, the content hashes of the
-inputs, the stage's NUMERICS_VERSION). The same identity means: complete is complete, skip it.
+inputs, the stage's numerics version). The same identity means: complete is complete, skip it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from pipelines.evals.benchmarks import files_sha256
-from pipelines.plan.placement import num_ranks
+from pipelines.errors import DamagedFile, UserError
+from pipelines.plan.kinds import kind_of
+from pipelines.plan.stage import COMPARISON, CONTAMINATION, Stage
 from pipelines.recipe.load import result_fields
-from pipelines.recipe.schema import Config, micro_batch_rows, sees_micro_batches
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.markers import read_marker
+from pipelines.run_dir.paths import RunDir, StageDir
+from pipelines.run_dir.resume_state import made_with
 
-# Raised by hand when the mathematics of a stage changes.
-NUMERICS_VERSION = {
-    "pretrain": 1, "mid_train": 1, "sft": 1, "dpo": 1, "rlvr": 2, "score": 1, "evaluate": 3,
-    "contamination": 1,
-    "analyze": 2,
-}  # fmt: skip
-
-# Of the mid-training, what decides the sequences and how they are scored.
-SCORE_KEYS = ("tokens", "global_batch", "precision", "sources")
-# Of a contamination check, what decides the questions, and how far endless sources are read.
-TASK_KEYS = ("enabled", "source", "limit", "split_by")
-# Of an analysis, what decides the greedy answers to the tasks.
-ASKED_KEYS = (*TASK_KEYS, "max_new_tokens", "base_template", "stop")
-DRAW_KEYS = ("tokens", "steps", "global_batch", "num_generations", "heldout_pairs", "sources")
-POST_TRAINING = ("sft", "dpo", "rlvr")
-TRAINING = ("pretrain", "mid_train", *POST_TRAINING)
 SHARED_KEYS = ("seed", "trust_remote_code")
-STAGE_KEYS = {
-    "pretrain": ("context_length", "document_mask", "model", "tokenizer", "pretrain"),
-    "mid_train": ("context_length", "document_mask", "mid_train"),
-    "sft": ("context_length", "sft"),
-    "dpo": ("context_length", "dpo"),
-    "rlvr": ("context_length", "rlvr"),
-    "score": ("context_length", "document_mask", "mid_train"),
-    "evaluate": ("context_length", "document_mask", "eval"),
-    "contamination": (),
-    "analyze": ("context_length", "document_mask", "analysis", "mid_train"),
-}
 
 
 def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[str, Any]:
@@ -50,81 +28,83 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
 
     `inputs` maps the name of an input (base, ref, model, data source) to its content hash.
     """
+    row = kind_of(kind)
     # Whether code may run, not which names a model is given by: its code is part of its hash.
     everything = result_fields(config) | {"trust_remote_code": bool(config.trust_remote_code)}
-    kept = {key: everything[key] for key in SHARED_KEYS + STAGE_KEYS[kind]}
-    if kind == "contamination":
-        kept |= _contamination_fields(config, everything)
-    else:
-        kept["model.attention"] = config.model.attention
-    if kind == "evaluate" and config.eval.contamination == "leave_out":
-        kept["eval"] = kept["eval"] | {"contamination": "leave_out"}
-    if kind == "mid_train" and sees_micro_batches(config.mid_train):
-        rows = micro_batch_rows(config.mid_train, num_ranks(config.launch))
-        kept["sequences of a micro-batch (mid_train.scope=step: of no effect)"] = rows
-    if kind == "score":
-        kept["mid_train"] = {key: kept["mid_train"][key] for key in SCORE_KEYS}
-        kept["pool"] = config.mid_train.objective == "miniplm"
-    if kind == "analyze":
-        # They decide which model of a round is the next reference.
-        kept["post_steps"] = [kind for kind in POST_TRAINING if everything[kind]["enabled"]]
-        kept["heldout"] = everything["eval"]["bits_per_byte"]
-        if config.analysis.accuracy_questions:
-            kept["asked"] = {
-                name: {key: task[key] for key in ASKED_KEYS}
-                for name, task in everything["eval"]["tasks"].items()
-            }
-        # They change no training, but they change what an analysis may show.
-        kept["shown"] = {
-            name: [source.licence, source.publish]
-            for name, source in config.mid_train.sources.items()
-        }
     if kind == "pretrain" and "base" in inputs:
         # An adopted base is not trained: nothing else can change it.
-        kept = {key: kept[key] for key in ("tokenizer", "trust_remote_code")}
+        kept = {key: everything[key] for key in ("tokenizer", "trust_remote_code")}
+    else:
+        kept = {key: everything[key] for key in SHARED_KEYS + row.identity}
+        if row.identity:
+            kept["model.attn_implementation"] = config.model.attn_implementation
+        kept |= row.depends(config, everything, inputs)
     fields = dict(_flatten(kept))
-    if kind in ("evaluate", "contamination"):
-        for name, benchmark in config.eval.benchmarks.items():
-            fields[f"files of benchmark {name}"] = files_sha256(benchmark, config.data_root)
     fields.update({f"input {name}": digest for name, digest in inputs.items()})
-    fields["numerics version"] = NUMERICS_VERSION[kind]
+    fields["numerics version"] = row.numerics_version
     return fields
 
 
-# What decides the questions of a benchmark.
-BENCHMARK_KEYS = ("enabled", "task", "limit", "field")
+def stage_fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
+    """The fields of the identity of a stage, with those of its inputs and data."""
+    fields = identity_fields(stage.kind, stage.config, inputs)
+    fields.update({f"data {key}": value for key, value in data.items()})
+    if stage.kind == "evaluate":
+        fields["chat"] = stage.chat
+    return fields
 
 
-def _contamination_fields(config: Config, everything: dict[str, Any]) -> dict[str, Any]:
-    settings = everything["eval"]
-    return {
-        "eval": {
-            "tasks": {
-                name: {key: task[key] for key in TASK_KEYS}
-                for name, task in settings["tasks"].items()
-            },
-            "bits_per_byte": settings["bits_per_byte"],
-            "bits_per_byte_tokens": settings["bits_per_byte_tokens"],
-            "benchmarks": {
-                name: {key: b[key] for key in BENCHMARK_KEYS}
-                | {"publish": config.eval.benchmarks[name].publish}
-                for name, b in settings["benchmarks"].items()
-            },
-            "task_folder": settings["task_folder"],
-            "contamination_ngram": config.eval.contamination_ngram,
-            "publish": {
-                **{name: task.source.publish for name, task in config.eval.tasks.items()},
-                **{name: source.publish for name, source in config.eval.bits_per_byte.items()},
-            },
-        },
-        "tokenizer.kind": config.tokenizer.kind,
-        **{
-            section: {
-                key: everything[section][key] for key in DRAW_KEYS if key in everything[section]
-            }
-            for section in TRAINING
-        },
-    }
+def check_unchanged(stages: list[Stage], run: RunDir) -> None:
+    """Refuse, before anything starts, stages whose folder was made with another config.
+
+    Inputs made by earlier stages are compared when their turn comes.
+    """
+    for stage in stages:
+        stage_dir = run.stage(stage.name)
+        made = None if is_remade(stage) else made_with(stage_dir)
+        if made is None:
+            continue
+        old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
+        new = {
+            key: value
+            for key, value in stage_fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
+            if not key.startswith("input ")
+        }
+        if old != new:
+            raise refusal(stage_dir, old, new)
+
+
+def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
+    changes = "; ".join(differing(old, new))
+    return UserError(
+        f"{stage_dir.root} was made with other settings ({changes}). Ways out: give the old "
+        "values again to go on with it, choose another --run-dir, set stage.name=... for a "
+        "single-stage command, or remove that folder to make it anew."
+    )
+
+
+def is_made(stage_dir: StageDir) -> bool:
+    """Whether a stage is complete, and the scores that a score stage made are still there."""
+    if not stage_dir.is_complete() or not stage_dir.config.is_file():
+        return False
+    result = stage_dir.read_result()
+    if "scores" not in result:
+        return True
+    try:
+        read_marker(Path(result["scores"]) / "complete.json", {})
+    except (FileNotFoundError, DamagedFile):
+        return False
+    return True
+
+
+def is_remade(stage: Stage) -> bool:
+    """Whether a stage is made anew where what it reads has changed: nothing is made of it.
+
+    Comparisons in one run directory, block by block, read more and more sources.
+    """
+    of_comparison = stage.name == f"{COMPARISON}/{CONTAMINATION}"
+    counts = of_comparison and stage.config.eval.contamination == "report"
+    return kind_of(stage.kind).derived or counts
 
 
 def digest(fields: dict[str, Any]) -> str:

@@ -16,14 +16,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.machine import slurm
 from pipelines.machine.process import free_port, num_cores, num_gpus, this_process
-from pipelines.recipe.schema import Config, LaunchConfig, StageSettings
-from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir, write_json
 
 # Set for each rank by what starts it.
@@ -31,25 +29,6 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD
 # Of this process's environment, what DeepSpeed's runner does not carry to other machines.
 CARRIED = ("HF_", "WANDB_", "REMIT_")
 SECRET_MODE = 0o600
-
-
-def stage_launch(config: Config, kind: str) -> LaunchConfig:
-    """`launch` with what `stages` sets for a kind of stage."""
-    names = [name for name, known in STAGE_KINDS.items() if known == kind]
-    own = config.stages.get(names[0], StageSettings()).launch if names else StageSettings().launch
-    launch = config.launch
-    # A number of ranks or machines of its own cannot go with a hostfile that says another.
-    here = own.hostfile == "none" or (not own.hostfile and bool(own.gpus or own.nodes))
-    hostfile = "" if here else own.hostfile or launch.hostfile
-    return replace(
-        launch,
-        gpus=own.gpus or launch.gpus,
-        nodes=0 if hostfile else 1 if own.hostfile == "none" else own.nodes or launch.nodes,
-        hostfile=hostfile,
-        env=launch.env | own.env,
-        prologue=[*launch.prologue, *own.prologue],
-        slurm=replace(launch.slurm, time=own.time or launch.slurm.time),
-    )
 
 
 def hosts(hostfile: str) -> dict[str, int]:
@@ -100,6 +79,12 @@ def through_srun(launch: LaunchConfig) -> bool:
 def is_spread(launch: LaunchConfig) -> bool:
     """Whether ranks run on other machines than this one, or may."""
     return bool(launch.hostfile) or through_srun(launch)
+
+
+def can_fork(launch: LaunchConfig) -> bool:
+    """Whether ranks may be forked: all on this machine, without lines of a shell before them, and
+    no GPU (CUDA does not survive it)."""
+    return not is_spread(launch) and not launch.prologue and not num_gpus()
 
 
 def check_variables(launch: LaunchConfig) -> None:
@@ -164,7 +149,7 @@ def visible_devices(launch: LaunchConfig) -> list[int | str]:
 
 
 def needs_orders(launch: LaunchConfig) -> bool:
-    """Whether ranks start through `pipelines.worker.rank`: on other machines, or after a prologue."""
+    """Whether `pipelines.worker.rank` starts the ranks: on other machines, or after a prologue."""
     return is_spread(launch) or bool(launch.prologue)
 
 
@@ -246,6 +231,12 @@ def _is_carried(name: str, launch: LaunchConfig) -> bool:
     return name in launch.env or name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
+# For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
+FORK_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 CPU_ENVIRONMENT = {
     # Spinning threads on a shared machine cost 4 to 10 times.
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from itertools import product
 from typing import Any
 
-from pipelines.data.inspection import SourceFacts, Use, inspect_source
+from pipelines.data.inspection import SourceFacts, inspect_source
+from pipelines.data.new_tokenizer import check_made_tokenizer
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_available, check_lengths
-from pipelines.launch.runner import check_unchanged
-from pipelines.launch.stop import seconds_of_job
 from pipelines.machine import slurm
-from pipelines.machine.process import num_cores, num_gpus
+from pipelines.machine.process import cpp_compiler, num_cores, num_gpus
+from pipelines.machine.slurm import seconds_of_job
 from pipelines.models.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
-from pipelines.models.tokenizer import check_made_tokenizer, check_tokenizers, num_tokens
+from pipelines.models.tokenizer import check_tokenizers, num_tokens
 from pipelines.plan.estimate import bytes_to_write, estimate
-from pipelines.plan.flywheel import CHAT_KINDS, Stage, settings_of, sources_of
+from pipelines.plan.identity import check_unchanged
+from pipelines.plan.kinds import kind_of
 from pipelines.plan.placement import (
     check_prologue,
     check_variables,
@@ -27,6 +27,8 @@ from pipelines.plan.placement import (
     num_ranks,
     through_srun,
 )
+from pipelines.plan.sources import settings_of, sources_of
+from pipelines.plan.stage import Stage
 from pipelines.quantities import quantity
 from pipelines.recipe.rules import check_one_step, check_points
 from pipelines.recipe.schema import (
@@ -34,23 +36,15 @@ from pipelines.recipe.schema import (
     LaunchConfig,
     MidTrainConfig,
     PretrainConfig,
+    RlvrConfig,
     SourceConfig,
     TrainConfig,
 )
-from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.recipe.schema.training import Records
 from pipelines.rewards import sandbox
 from pipelines.run_dir.disk import free_bytes
 from pipelines.run_dir.paths import RunDir
 from pipelines.run_dir.resume_state import changed_versions, check_split, newest_marker
-
-# By config section.
-USES: dict[str, Use] = {
-    "pretrain": "documents",
-    "mid_train": "documents",
-    "sft": "conversations",
-    "dpo": "pairs",
-    "rlvr": "problems",
-}
 
 
 def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
@@ -68,7 +62,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         _check_batches(stage)
         _check_models(stage)
         _check_packages(stage)
-        if stage.kind in ("evaluate", "contamination"):
+        if kind_of(stage.kind).asks:
             check_available(stage.config.eval, stage.config.data_root)
         if stage.kind == "evaluate":
             asked = asked_here(stage.config.eval, stage.config.data_root)
@@ -87,7 +81,12 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             if key not in facts:
                 cache = run.data / "inspected.json" if run.root.is_dir() else None
                 facts[key] = inspect_source(
-                    key, source, config.data_root, _use(key), cache, needs=_split_field(config, key)
+                    key,
+                    source,
+                    config.data_root,
+                    _use(config, key),
+                    cache,
+                    needs=_split_field(config, key),
                 )
     for key in (key for stage in stages for key in sources_of(stage)):
         facts.setdefault(key, SourceFacts([], 0, "weight 0", 0))
@@ -119,7 +118,7 @@ def check_disk(stages: list[Stage], run: RunDir) -> None:
         raise UserError(
             f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
             f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
-            "room, choose another disk, or keep less (<stage>.keep, keep_points, snapshots); "
+            "room, choose another disk, or keep less (<stage>.save_total_limit, snapshots, snapshots); "
             "`remit plan` shows the bytes of each stage."
         )
 
@@ -141,7 +140,7 @@ def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
 def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
     """The tokens that the model of a stage takes; None where the plan alone does not tell it.
 
-    A base that the plan trains takes its context_length, and what is trained from it too; a given
+    A base that the plan trains takes its sequence_length, and what is trained from it too; a given
     model what its config.json says.
     """
     by_name = {one.name: one for one in stages}
@@ -153,7 +152,7 @@ def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
             found = read_model_config(given.folder, "--model").get("max_position_embeddings")
             return found if isinstance(found, int) else None
         if given is None:
-            return stage.config.context_length if stage.kind == "pretrain" else None
+            return stage.config.sequence_length if stage.kind == "pretrain" else None
         before = by_name.get(given.partition("@")[0])
         if before is None:
             return None
@@ -161,8 +160,9 @@ def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
 
 
 def _needs_sources(stage: Stage) -> bool:
-    reads = stage.kind not in ("evaluate", "contamination")
-    return reads and not (stage.kind == "pretrain" and "base" in stage.inputs)
+    return not kind_of(stage.kind).asks and not (
+        stage.kind == "pretrain" and "base" in stage.inputs
+    )
 
 
 def _split_field(config: Config, key: str) -> str:
@@ -171,11 +171,12 @@ def _split_field(config: Config, key: str) -> str:
     return task.split_by if task is not None else ""
 
 
-def _use(key: str) -> Use:
+def _use(config: Config, key: str) -> Records:
     """What the source at a config key is made of."""
     section = key.split(".")[0]
     if section != "eval":
-        return USES[section]
+        records: Records = getattr(config, section).RECORDS
+        return records
     return "documents" if key.startswith("eval.bits_per_byte.") else "problems"
 
 
@@ -187,7 +188,7 @@ def _check_launches(stages: list[Stage]) -> None:
         if launch in checked:
             continue
         checked.append(launch)
-        own = [name for name in stage.config.stages if STAGE_KINDS[name] == stage.kind]
+        own = [name for name in stage.config.stages if name == kind_of(stage.kind).launch_key]
         try:
             check_launch(launch)
         except UserError as error:
@@ -207,7 +208,7 @@ def check_launch(launch: LaunchConfig) -> None:
         raise UserError(f"--gpus {launch.gpus}: at least 1.")
     check_variables(launch)
     check_prologue(launch)
-    seconds_of_job(launch)
+    seconds_of_job(launch.stop_before_walltime)
     if launch.hostfile:
         hosts(launch.hostfile)
         if launch.nodes:
@@ -224,7 +225,7 @@ def check_launch(launch: LaunchConfig) -> None:
             raise UserError(
                 f"--gpus {launch.gpus}: this machine has {what}; at most {available} ranks."
             )
-    if not num_gpus() and not compiler():
+    if not num_gpus() and not cpp_compiler():
         raise UserError(
             "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
             "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
@@ -249,37 +250,34 @@ def _check_nodes(launch: LaunchConfig) -> None:
         )
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch's extension builder would call."""
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-
-
 def _check_batches(stage: Stage) -> None:
     settings = settings_of(stage)
     ranks = num_ranks(stage.config.launch)
     adopts = stage.kind == "pretrain" and stage.inputs
     if not isinstance(settings, TrainConfig) or adopts:
         return
+    trains = kind_of(stage.kind).trains
     if isinstance(settings, (PretrainConfig, MidTrainConfig)):
-        check_one_step(settings, stage.config.context_length)
-        if stage.kind != "score":
-            check_points(settings, stage.config.context_length)
-    if stage.kind == "score":
+        check_one_step(settings, stage.config.sequence_length)
+        if trains:
+            check_points(settings, stage.config.sequence_length)
+    if not trains:
         return
-    if settings.global_batch % ranks:
+    if settings.global_batch_size % ranks:
         raise UserError(
-            f"{stage.kind}.global_batch = {settings.global_batch} does not divide by {ranks} "
+            f"{stage.kind}.global_batch_size = {settings.global_batch_size} does not divide by {ranks} "
             f"ranks. Choose a multiple of {ranks}, or another --gpus."
         )
 
 
 def _check_packages(stage: Stage) -> None:
     """Optional packages that a setting needs."""
+    settings = settings_of(stage)
     needed = {
-        "vllm": stage.kind == "rlvr" and stage.config.rlvr.use_vllm and "rlvr.use_vllm=true",
-        "flash_attn": stage.config.model.attention == "flash_attention_2"
-        and "model.attention=flash_attention_2",
-        "lm_eval": stage.kind in ("evaluate", "contamination")
+        "vllm": isinstance(settings, RlvrConfig) and settings.use_vllm and "rlvr.use_vllm=true",
+        "flash_attn": stage.config.model.attn_implementation == "flash_attention_2"
+        and "model.attn_implementation=flash_attention_2",
+        "lm_eval": kind_of(stage.kind).asks
         and any(benchmark.enabled for benchmark in stage.config.eval.benchmarks.values())
         and "eval.benchmarks",
         **{name: f"report_to=[{name}]" for name in stage.config.report_to},
@@ -293,7 +291,7 @@ def _check_models(stage: Stage) -> None:
     for role, given in stage.inputs.items():
         if isinstance(given, ModelRef) and given.folder:
             model_config = read_model_config(given.folder, f"--{role}")
-            if stage.kind in CHAT_KINDS and not has_chat_template(given.folder):
+            if kind_of(stage.kind).chat and not has_chat_template(given.folder):
                 raise UserError(
                     f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
                     "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
@@ -301,11 +299,11 @@ def _check_models(stage: Stage) -> None:
             _check_code(given, role, stage.config)
             _check_embeddings(given, model_config)
             longest = model_config.get("max_position_embeddings")
-            if longest and stage.config.context_length > longest:
+            if longest and stage.config.sequence_length > longest:
                 raise UserError(
-                    f"context_length = {stage.config.context_length} is above the "
+                    f"sequence_length = {stage.config.sequence_length} is above the "
                     f"{longest} positions of the model in {given.folder}. "
-                    f"Set context_length={longest} or less."
+                    f"Set sequence_length={longest} or less."
                 )
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
@@ -371,7 +369,8 @@ def _check_separation(config: Config, stages: list[Stage]) -> None:
 def _check_sandbox(stages: list[Stage]) -> None:
     """Generated programs run in the sandbox or not at all."""
     for stage in stages:
-        if USES.get(stage.kind, "problems") != "problems":
+        settings = settings_of(stage)
+        if isinstance(settings, TrainConfig) and settings.RECORDS != "problems":
             continue
         for key, source in sources_of(stage).items():
             reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
@@ -383,10 +382,10 @@ def _check_sandbox(stages: list[Stage]) -> None:
 
 
 def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
-    same: list[Any] = [first.kind, first.path, first.subset, first.split]
+    same: list[Any] = [first.kind, first.path, first.name, first.split]
     if first.kind == "world" or not (first.weight and second.weight):
         return False
-    if same != [second.kind, second.path, second.subset, second.split]:
+    if same != [second.kind, second.path, second.name, second.split]:
         return False
     return max(first.hash_range[0], second.hash_range[0]) < min(
         first.hash_range[1], second.hash_range[1]

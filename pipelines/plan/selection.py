@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef
-from pipelines.plan.flywheel import Stage
+from pipelines.plan.stage import Stage
 from pipelines.run_dir.paths import RunDir
 
 

@@ -1,0 +1,1 @@
+"""Settings: the schema, YAML and overrides made into one checked Config."""

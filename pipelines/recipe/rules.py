@@ -10,8 +10,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from pipelines.errors import UserError, did_you_mean
-from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, num_steps
-from pipelines.recipe.schema.launch import STAGE_KINDS
+from pipelines.recipe.schema import (
+    Config,
+    MidTrainConfig,
+    PretrainConfig,
+    launch_sections,
+    num_steps,
+    trained_sections,
+)
 
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
@@ -55,23 +61,23 @@ def check_values(config: Config, refuse: Refuse) -> None:
         check(config, refuse)
 
 
-def check_one_step(settings: PretrainConfig | MidTrainConfig, context_length: int) -> None:
+def check_one_step(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> None:
     """
     Raises:
         UserError: the tokens are not enough for a step.
     """
     section = _section(settings)
-    one_step = settings.global_batch * context_length
+    one_step = settings.global_batch_size * sequence_length
     if settings.tokens < one_step:
         raise UserError(
             f"{section}.tokens = {settings.tokens} is less than one step of "
-            f"{settings.global_batch} x {context_length} = {one_step} tokens "
-            f"({section}.global_batch sequences of context_length)."
+            f"{settings.global_batch_size} x {sequence_length} = {one_step} tokens "
+            f"({section}.global_batch_size sequences of sequence_length)."
         )
 
 
 def check_points(
-    settings: PretrainConfig | MidTrainConfig, context_length: int, key: str = ""
+    settings: PretrainConfig | MidTrainConfig, sequence_length: int, key: str = ""
 ) -> None:
     """
     Args:
@@ -81,11 +87,10 @@ def check_points(
         UserError: as many as its steps, or more.
     """
     section = _section(settings)
-    snapshots = settings.snapshots if isinstance(settings, MidTrainConfig) else 0
-    points = snapshots or settings.keep_points
-    steps = num_steps(settings, context_length)
+    points = settings.snapshots
+    steps = num_steps(settings, sequence_length)
     if points >= steps:
-        key = key or f"{section}.{'snapshots' if snapshots else 'keep_points'}"
+        key = key or f"{section}.snapshots"
         raise UserError(
             f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
             f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
@@ -113,24 +118,24 @@ def _check_names(config: Config, refuse: Refuse) -> None:
 
 def _check_model(config: Config, refuse: Refuse) -> None:
     shape = config.model
-    if shape.hidden_size % shape.num_heads:
+    if shape.hidden_size % shape.num_attention_heads:
         refuse(
-            "model.num_heads",
-            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_heads = "
-            f"{shape.num_heads}",
+            "model.num_attention_heads",
+            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_attention_heads = "
+            f"{shape.num_attention_heads}",
             "model.hidden_size",
         )
-    if shape.num_heads % shape.num_kv_heads:
+    if shape.num_attention_heads % shape.num_key_value_heads:
         refuse(
-            "model.num_kv_heads",
-            f"model.num_heads = {shape.num_heads} must be a multiple of model.num_kv_heads = "
-            f"{shape.num_kv_heads}",
-            "model.num_heads",
+            "model.num_key_value_heads",
+            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of model.num_key_value_heads = "
+            f"{shape.num_key_value_heads}",
+            "model.num_attention_heads",
         )
 
 
 def _check_sources(config: Config, refuse: Refuse) -> None:
-    for name in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+    for name in trained_sections():
         for source_name, source in getattr(config, name).sources.items():
             key, found = f"{name}.sources.{source_name}.hash_range", source.hash_range
             if not (len(found) == 2 and 0 <= found[0] < found[1] <= 1):
@@ -151,10 +156,10 @@ def _check_tasks(config: Config, refuse: Refuse) -> None:
 
 def _check_rlvr(config: Config, refuse: Refuse) -> None:
     rlvr = config.rlvr
-    if rlvr.global_batch % rlvr.num_generations:
+    if rlvr.global_batch_size % rlvr.num_generations:
         refuse(
-            "rlvr.global_batch",
-            f"rlvr.global_batch = {rlvr.global_batch} (completions per step) must be a multiple of "
+            "rlvr.global_batch_size",
+            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a multiple of "
             f"rlvr.num_generations = {rlvr.num_generations}",
             "rlvr.num_generations",
         )
@@ -163,12 +168,12 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.offload_optimizer",
             "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
         )
-    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.context_length:
+    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.sequence_length:
         refuse(
             "rlvr.max_completion_length",
             f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
-            f"prompt in context_length = {config.context_length}",
-            "context_length",
+            f"prompt in sequence_length = {config.sequence_length}",
+            "sequence_length",
         )
 
 
@@ -193,13 +198,13 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
 
 def _check_launch(config: Config, refuse: Refuse) -> None:
     for name in config.stages:
-        if name not in STAGE_KINDS:
+        if name not in launch_sections():
             refuse(
                 f"stages.{name}",
-                f"stages.{name}: no such kind of stage; choose of {', '.join(STAGE_KINDS)}"
-                + did_you_mean(name, list(STAGE_KINDS)),
+                f"stages.{name}: no such kind of stage; choose of {', '.join(launch_sections())}"
+                + did_you_mean(name, list(launch_sections())),
             )
-    for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr"):
+    for section in trained_sections():
         train = getattr(config, section)
         if train.offload_optimizer and train.zero_stage == 0:
             key = f"{section}.offload_optimizer"

@@ -16,7 +16,7 @@ from pipelines.comparison import rows
 from pipelines.comparison.arm_stages import CHECK, FOLDER
 from pipelines.comparison.row import Row
 from pipelines.errors import UserError
-from pipelines.plan.flywheel import ANALYSIS, CONTAMINATION, Stage
+from pipelines.plan.stage import ANALYSIS, CONTAMINATION, Stage
 from pipelines.recipe.load import from_dict
 from pipelines.recipe.schema import Config
 from pipelines.report import summary

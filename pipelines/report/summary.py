@@ -10,26 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.evals.intervals import paired_difference
+from pipelines.plan.kinds import kind_of
 from pipelines.run_dir.paths import RunDir
-
-# Reported for a stage when its result has them.
-FACTS = {
-    "pretrain": ("parameters", "tokens", "tokens_per_second", "loss_last"),
-    "mid_train": (
-        "objective",
-        "reference",
-        "tokens",
-        "tokens_per_second",
-        "loss_last",
-        "weight_mean",
-        "weight_std",
-    ),
-    "score": ("scores", "tokens", "shards", "tokens_per_second"),
-    "sft": ("loss_first", "loss_last", "token_accuracy_first", "token_accuracy_last"),
-    "dpo": ("loss_first", "loss_last", "heldout_pairs", "heldout_pair_accuracy"),
-    "rlvr": ("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
-    "analyze": ("dynamics_reference", "missing"),
-}
 
 
 @dataclass(frozen=True)
@@ -116,9 +98,9 @@ def score_notes(columns: Sequence[Column]) -> list[str]:
 def stage_facts(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What each gradient stage reports alone, by stage name."""
     return {
-        name: {key: result[key] for key in FACTS[result["kind"]] if key in result}
+        name: {key: result[key] for key in kind_of(result["kind"]).facts if key in result}
         for name, result in results.items()
-        if result["kind"] in FACTS
+        if kind_of(result["kind"]).facts
     }
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.comparison.arm_stages import FOLDER
+from pipelines.plan.kinds import KINDS, Curve
+from pipelines.plan.stage import COMPARISON as FOLDER
 from pipelines.report.blocks import (
     PERCENT,
     Block,
@@ -22,21 +23,6 @@ from pipelines.report.record import Record, StageRecord
 
 MOST_POINTS = 150
 Line = dict[str, Any]
-# Kind of stage, title, unit, and the value of a log line.
-CURVES: tuple[tuple[str, str, str, Callable[[Line], Any]], ...] = (
-    ("pretrain", "Pre-training: loss", "nats per token", lambda x: x.get("loss")),
-    ("mid_train", "Mid-training: loss", "nats per token", lambda x: x.get("loss")),
-    ("mid_train", "Mid-training: learning rate", "learning rate", lambda x: x.get("learning_rate")),
-    ("mid_train", "Token weights: spread", "standard deviation", lambda x: x.get("weight_std")),
-    ("mid_train", "Token weights: at the clip", "percent of tokens", lambda x: _clipped(x)),
-    ("mid_train", "Reference less learner", "mean of d, nats", lambda x: x.get("d_mean")),
-    ("sft", "SFT: loss", "nats per token", lambda x: x.get("loss")),
-    ("dpo", "DPO: loss", "nats", lambda x: x.get("loss")),
-    ("rlvr", "RLVR: reward", "mean reward", lambda x: x.get("reward")),
-    ("rlvr", "RLVR: silent groups", "percent of groups", lambda x: _silent(x)),
-    ("mid_train", "Mid-training: throughput", "tokens per second",
-     lambda x: x.get("tokens_per_second")),
-)  # fmt: skip
 
 
 def section(record: Record) -> Section:
@@ -92,16 +78,6 @@ def _along_annealing(analysis: dict[str, Any] | None) -> Block:
     )  # fmt: skip
 
 
-def _clipped(line: Line) -> float | None:
-    low, high = line.get("weight_at_low"), line.get("weight_at_high")
-    return None if low is None or high is None else 100 * (low + high)
-
-
-def _silent(line: Line) -> float | None:
-    found = line.get("frac_reward_zero_std")
-    return None if found is None else 100 * found
-
-
 def _seed_folder(stages: Sequence[StageRecord]) -> str:
     """`seed 0` of stages in `compare/seed-0/`."""
     return stages[0].name.split("/")[1].replace("-", " ")
@@ -132,28 +108,40 @@ def _charts(
     stages: Sequence[StageRecord], named: Callable[[StageRecord], tuple[str, int]]
 ) -> list[LineChart]:
     found = []
-    for kind, title, unit, value in CURVES:
-        series = [_series(stage, named, value) for stage in stages if stage.kind == kind]
+    for kind, curve in [(row.name, curve) for row in KINDS for curve in row.curves]:
+        series = [_series(stage, named, curve) for stage in stages if stage.kind == kind]
         drawn = [one for one in series if len(one.points) > 1]
         if not drawn:
             continue
         of_arms = named is _arm_series
         where = f", {_seed_folder(stages)}" if of_arms else ""
-        limits = PERCENT if unit.startswith("percent") else None
-        found.append(LineChart(title + where, "step", unit, drawn, limits=limits))
+        limits = PERCENT if curve.unit.startswith("percent") else None
+        found.append(LineChart(curve.title + where, "step", curve.unit, drawn, limits=limits))
     return found
 
 
 def _series(
     stage: StageRecord,
     named: Callable[[StageRecord], tuple[str, int]],
-    value: Callable[[Line], Any],
+    curve: Curve,
 ) -> Series:
     name, colour = named(stage)
     points = [
-        Point(line["step"], number) for line in stage.metrics if (number := value(line)) is not None
+        Point(line["step"], number)
+        for line in stage.metrics
+        if (number := _value(curve, line)) is not None
     ]
     return Series(name, thinned(points), colour)
+
+
+def _value(curve: Curve, line: Line) -> float | None:
+    """The value of a curve in a log line; None where a part of it is missing."""
+    parts = [line.get(key) for key in curve.keys]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    total: float = sum(found)
+    return 100 * total if curve.unit.startswith("percent") else total
 
 
 def thinned(points: list[Point]) -> list[Point]:

@@ -8,7 +8,8 @@ from typing import Any
 from pipelines.comparison import tables as comparison
 from pipelines.comparison.arm_stages import AFTER
 from pipelines.evals.intervals import paired_difference
-from pipelines.plan.flywheel import BASE, BASE_EVAL
+from pipelines.plan.kinds import kind_of
+from pipelines.plan.stage import BASE, BASE_EVAL
 from pipelines.quantities import duration
 from pipelines.report.blocks import (
     Block,
@@ -21,10 +22,6 @@ from pipelines.report.blocks import (
     WheelStage,
 )
 from pipelines.report.record import Record, StageRecord
-
-TITLES = {
-    "pretrain": "base", "mid_train": "mid-train", "sft": "SFT", "dpo": "DPO", "rlvr": "RLVR",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def _round(record: Record, number: int) -> WheelRound:
     return WheelRound(
         number,
         _reference(mid) if mid else "",
-        [_wheel_stage(stage) for stage in own.values() if stage.kind in TITLES],
+        [_wheel_stage(stage) for stage in own.values() if kind_of(stage.kind).title],
         _accuracy(record, f"round-{number}/15-eval"),
         _accuracy(record, f"round-{number}/50-eval"),
     )
@@ -215,7 +212,7 @@ def _reference(mid: StageRecord) -> str:
 
 
 def _wheel_stage(stage: StageRecord) -> WheelStage:
-    title = TITLES[stage.kind]
+    title = kind_of(stage.kind).title
     time = "" if stage.seconds is None else duration(stage.seconds)
     return WheelStage(stage.name, title, stage.state, time, score(stage))
 

@@ -22,7 +22,7 @@ import yaml
 from pipelines.errors import DamagedFile, UserError
 from pipelines.recipe.nesting import values_of
 from pipelines.run_dir.fail_points import fail_point
-from pipelines.run_dir.stage_result import flaw
+from pipelines.run_dir.result_schema import flaw
 
 SNAPSHOT_FACTS = "snapshot.json"
 # End of the name of a file that is being written; what a killed process left has it too.

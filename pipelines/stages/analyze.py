@@ -33,22 +33,20 @@ from pipelines.analysis.training_text import (
 )
 from pipelines.data.packed_set import PackedDataset
 from pipelines.evals.questions import heldout_text
+from pipelines.models.loading import load_frozen, load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
-from pipelines.recipe.schema import Config, pool_factor
-from pipelines.stages import StageJob
-from pipelines.stages.mid_train import objective_of
-from pipelines.stages.packed_data import packed
-from pipelines.stages.score import load_frozen, load_scorer, score
-
-POST_STEPS = ("sft", "dpo", "rlvr")
+from pipelines.recipe.schema import Config, pool_factor, post_training_sections
+from pipelines.run_dir.job import StageJob
+from pipelines.training.packed_data import packed
+from pipelines.training.scoring import score
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """What the models of the run show together; `missing` says what could not be had."""
-    last_step = [step for step in POST_STEPS if getattr(job.config, step).enabled][-1]
+    last_step = [step for step in post_training_sections() if getattr(job.config, step).enabled][-1]
     models = lineage(job.inputs, last_step)
     analysis = Analysis(job, models)
     analysis.score_models()
@@ -120,7 +118,7 @@ class Analysis:
         """What weights the tokens of the rounds; None where nothing does."""
         if not any(number >= 1 for number in self.models.mids):
             return None
-        found = objective_of(self.config.mid_train)
+        found = Objective.of(self.config.mid_train)
         return found if found.uses_weights else None
 
     @property
@@ -143,7 +141,7 @@ class Analysis:
                 self.tokenizer,
                 heldout_text(name, source, self.config.data_root),
                 named=name,
-                context_length=self.config.context_length,
+                sequence_length=self.config.sequence_length,
                 max_tokens=settings.heldout_tokens,
             )
             for name, source in self.config.eval.bits_per_byte.items()
@@ -178,7 +176,7 @@ class Analysis:
 
     @cached_property
     def num_sequences(self) -> int:
-        wanted = -(-self.config.analysis.tokens // self.config.context_length)
+        wanted = -(-self.config.analysis.tokens // self.config.sequence_length)
         return min(len(self.dataset), wanted)
 
     @cached_property
@@ -211,7 +209,7 @@ class Analysis:
         gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
-            model = load_frozen(self.models.folder(name), self.config)
+            model = load_frozen(self.models.folder(name), self.config.mid_train.dtype, self.config)
             if name in on_questions:
                 size = self.config.eval.batch_size
                 self.answered[name] = scores_of(model, self.tokenizer, self.questions, size)
@@ -302,7 +300,7 @@ class Analysis:
         logprobs, ref_logprobs = self.logprobs[learner], self.logprobs[reference]
         weights = weights_of(
             self.objective, logprobs, ref_logprobs, mask, self.batch["documents"],
-            self.config.mid_train.micro_batch,
+            self.config.mid_train.micro_batch_size,
         )  # fmt: skip
         found = {
             "weights": weights,
@@ -313,7 +311,7 @@ class Analysis:
         return {name: target_rows(x.numpy(), mask.numpy()) for name, x in found.items()}
 
     def _groups(self, weights: np.ndarray) -> dict[str, Any]:
-        eps, domains = self.config.mid_train.eps, self.text.domains
+        eps, domains = self.config.mid_train.remit.eps, self.text.domains
         return {
             "domains": by_group(weights, domains, sorted(set(domains)), eps),
             "classes": by_group(weights, self.text.classes, CLASSES, eps),
@@ -339,7 +337,10 @@ class Analysis:
         }
 
     def _load(self, name: str) -> Any:
-        return load_scorer(self.models.folder(name), self.config, len(self.tokenizer))
+        return load_scorer(
+            self.models.folder(name), self.config.mid_train.dtype, self.config,
+            len(self.tokenizer),
+        )  # fmt: skip
 
     def _progress(self, done: int, of: int) -> None:
         with open(self.job.stage_dir.metrics, "a", encoding="utf-8") as stream:

@@ -14,11 +14,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.errors import UserError
-from pipelines.models.tokenizer import build_tokenizer, ensure_chat, load_tokenizer
+from pipelines.models.loading import DTYPES, load_model
+from pipelines.models.tokenizer import ensure_chat, load_tokenizer
 from pipelines.recipe.schema import Config
-from pipelines.stages import StageJob
-from pipelines.training.engine import DTYPES, is_main_rank
+from pipelines.run_dir.job import StageJob
+from pipelines.training.engine import is_main_rank
 
 
 def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
@@ -30,7 +32,7 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
             config.tokenizer, config.pretrain.sources, config.data_root, config.seed
         )
         ensure_chat(tokenizer, config.tokenizer.chat_template)
-        tokenizer.model_max_length = config.context_length
+        tokenizer.model_max_length = config.sequence_length
         temporary = folder.with_name("tokenizer.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         tokenizer.save_pretrained(temporary)
@@ -59,11 +61,11 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         vocab_size=max(shape.vocab_size, len(tokenizer)),
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=config.context_length,
-        tie_word_embeddings=shape.tie_embeddings,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_position_embeddings=config.sequence_length,
+        tie_word_embeddings=shape.tie_word_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -72,8 +74,8 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     torch.manual_seed(config.seed)
     return AutoModelForCausalLM.from_config(
         model_config,
-        dtype=DTYPES[config.pretrain.precision],
-        attn_implementation=shape.attention,
+        dtype=DTYPES[config.pretrain.dtype],
+        attn_implementation=shape.attn_implementation,
     )
 
 
@@ -86,15 +88,10 @@ def adopt(job: StageJob) -> dict[str, Any]:
     config = job.config
     location = job.inputs["base"]
     tokenizer = load_tokenizer(location, trust_remote_code=bool(config.trust_remote_code))
-    model = AutoModelForCausalLM.from_pretrained(
-        location,
-        dtype="auto",
-        # Not what its config.json names, which may be a kernel of the hub: code.
-        attn_implementation=config.model.attention,
+    model = load_model(
+        location, "auto", attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    )  # fmt: skip
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
     if resized:

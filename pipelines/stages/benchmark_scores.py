@@ -17,8 +17,8 @@ from pipelines.evals.sampling import sampled_scores
 from pipelines.evals.tally import Tally
 from pipelines.models.checkpoint import read_model_config
 from pipelines.recipe.schema import BenchmarkConfig
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import read_json, write_text
-from pipelines.stages import StageJob
 from pipelines.stages.contamination import contaminated_bits
 from pipelines.stages.task_scores import clean
 
@@ -167,9 +167,7 @@ def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any
 
     settings = job.config.eval
     if settings.backend == "vllm":
-        return vllm_model(
-            job.inputs["model"], precision=settings.precision, max_length=settings.max_length
-        )
+        return vllm_model(job.inputs["model"], dtype=settings.dtype, max_length=settings.max_length)
     found = TransformersModel(
         pretrained=model,
         tokenizer=tokenizer,

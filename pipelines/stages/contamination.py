@@ -20,8 +20,8 @@ from pipelines.evals.hub_refusal import loaded_or_refused
 from pipelines.evals.questions import evaluation_questions, heldout_documents, unpublished
 from pipelines.evals.training_text import training_passages, training_source
 from pipelines.run_dir import heartbeat
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import read_json
-from pipelines.stages import StageJob
 
 
 def run(job: StageJob) -> dict[str, Any]:

@@ -7,25 +7,25 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from pipelines.data.chat import assistant, user
 from pipelines.data.records import pairs
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import assistant, user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import first_and_last, training_facts
+from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Write the tuned model to `model/`; the reference policy is the model it starts from."""
     config, settings = job.config, job.config.dpo
     arguments = engine.training_arguments(
-        DPOConfig, config, settings, job.stage_dir, steps=settings.steps, schedule="linear",
-        max_length=config.context_length, beta=settings.beta,
-        per_device_eval_batch_size=settings.micro_batch,
+        DPOConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
+        max_length=config.sequence_length, beta=settings.beta,
+        per_device_eval_batch_size=settings.micro_batch_size,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
     train_set, heldout = _preferences(job)
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.dtype)
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=train_set, eval_dataset=heldout,
         processing_class=tokenizer,
@@ -40,14 +40,14 @@ def run(job: StageJob) -> dict[str, Any]:
         "heldout_pairs": len(heldout),
         "heldout_pair_accuracy": measured["eval_rewards/accuracies"],
         "heldout_margin": measured["eval_rewards/margins"],
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }
 
 
 def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
     """Training pairs, and held-out pairs whose prompts are in none of them."""
     config, settings = job.config, job.config.dpo
-    count = settings.steps * settings.global_batch
+    count = settings.max_steps * settings.global_batch_size
     drawn = pairs(
         settings.sources, config.data_root, config.seed, count=count + settings.heldout_pairs
     )  # fmt: skip

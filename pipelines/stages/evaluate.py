@@ -10,9 +10,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
 
 from pipelines.evals.availability import nothing_asked
 from pipelines.evals.bits_per_byte import bits_per_byte
@@ -20,14 +18,13 @@ from pipelines.evals.intervals import macro_average
 from pipelines.evals.kept import kept, kept_path
 from pipelines.evals.questions import heldout_text, task_problems
 from pipelines.evals.tally import Tally
+from pipelines.models.loading import load_frozen
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import remove_parts
-from pipelines.stages import StageJob
 from pipelines.stages.benchmark_scores import benchmark_scores, find_benchmarks
 from pipelines.stages.task_scores import num_answers, task_scores
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -77,23 +74,11 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def _load(job: StageJob) -> tuple[Any, Any]:
-    config = job.config
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    common = {"trust_remote_code": bool(config.trust_remote_code)}
-    tokenizer = load_tokenizer(job.inputs["model"], **common)
+    config, folder = job.config, job.inputs["model"]
+    tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.trust_remote_code))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        job.inputs["model"],
-        dtype=DTYPES[config.eval.precision],
-        attn_implementation=config.model.attention,
-        use_safetensors=True,
-        local_files_only=True,
-        **common,
-    ).to(device)
-    return model.eval(), tokenizer
+    return load_frozen(folder, config.eval.dtype, config), tokenizer
 
 
 def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> dict[str, Any]:
@@ -112,7 +97,7 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> d
                 tokenizer,
                 heldout_text(name, source, config.data_root),
                 named=name,
-                context_length=config.context_length,
+                sequence_length=config.sequence_length,
                 max_tokens=settings.bits_per_byte_tokens,
                 batch_size=settings.batch_size,
             )

@@ -15,18 +15,18 @@ from pipelines.data.score_cache import (
     ScoredSequences,
     open_scores,
 )
+from pipelines.models.loading import load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.selection import difference_score, top_half
-from pipelines.objectives.token_nll import score_tokens_in_forward
-from pipelines.recipe.schema import MidTrainConfig, num_steps, pool_factor, uses_score_cache
-from pipelines.stages import StageJob
-from pipelines.stages.packed_data import packed
-from pipelines.stages.score import score_key
+from pipelines.recipe.schema import num_steps, pool_factor, uses_score_cache
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.callbacks import SnapshotWriter
+from pipelines.training.facts import first_and_last, token_facts, training_facts
 from pipelines.training.mid_trainer import MidTrainer
-from pipelines.training.reported import first_and_last, token_facts, training_facts
+from pipelines.training.packed_data import packed
+from pipelines.training.scoring import score_key
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -37,53 +37,32 @@ def run(job: StageJob) -> dict[str, Any]:
     reference = load_reference(job, num_tokens=len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
-        steps=num_steps(settings, config.context_length), schedule="linear",
+        steps=num_steps(settings, config.sequence_length), schedule="linear",
         # Batches bring what the loss reads, not only what the forward names.
         remove_unused_columns=False,
     )  # fmt: skip
-    if reference is not None:
-        reference.to(arguments.device)
     packed_set = packed(job, "mid_train", settings, tokenizer, factor=pool_factor(settings))
-    packed_set.with_documents = settings.center == "document"
+    packed_set.with_documents = settings.remit.center == "document"
     dataset, collate = with_scores(job, packed_set, len(tokenizer))
-    model = engine.load_model(job.inputs["base"], config, settings.precision)
+    model = engine.load_trained(job, "base", settings.dtype)
     trainer = MidTrainer(
         model, arguments, dataset, collate,
-        num_tokens=len(tokenizer), reference=reference, objective=objective_of(settings),
+        num_tokens=len(tokenizer), reference=reference, objective=Objective.of(settings),
         chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
-    points = settings.snapshots or settings.keep_points
-    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, points))
+    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.snapshots))
     engine.train(trainer, job.stage_dir, settings)
     return {
         "objective": settings.objective,
         **({"reference": str(job.inputs["ref"])} if "ref" in job.inputs else {}),
         **engine.engine_facts(trainer),
         **training_facts(trainer),
-        **token_facts(trainer, len(dataset) * config.context_length),
+        **token_facts(trainer, len(dataset) * config.sequence_length),
         "mixture": packed_set.mixture,
         **_selection(job, dataset),
         **first_and_last(trainer.state.log_history, "loss", "loss"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }
-
-
-def objective_of(settings: MidTrainConfig) -> Objective:
-    """The objective that a config (with `auto` decided) describes."""
-    assert settings.objective != "auto"
-    return Objective(
-        # MiniPLM chooses sequences, and trains on them plainly.
-        "ntp" if settings.objective == "miniplm" else settings.objective,
-        eps=settings.eps,
-        center=settings.center,
-        map=settings.map,
-        standardize=settings.standardize,
-        detach=settings.detach,
-        divisor=settings.divisor,
-        scope=settings.scope,
-        keep=settings.rho1_keep,
-        alpha=settings.kd_alpha,
-    )
 
 
 def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tuple[Any, Any]:
@@ -134,16 +113,14 @@ def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
             "pool_sequences": len(pool),
             "kept_sequences": len(dataset),
             "looked_at": count,
-            "domains": domain_shares(spans, chosen, config.context_length),
+            "domains": domain_shares(spans, chosen, config.sequence_length),
         }
     }
 
 
 def load_reference(job: StageJob, num_tokens: int) -> Any | None:
-    """The frozen reference in eval mode; None without one, or where its scores are kept."""
+    """The frozen reference; None without one, or where its scores are kept."""
     config = job.config
     if "ref" not in job.inputs or uses_score_cache(config.mid_train):
         return None
-    reference = engine.load_model(job.inputs["ref"], config, config.mid_train.precision)
-    score_tokens_in_forward(reference, num_tokens, chunk_bytes=config.chunk_bytes)
-    return reference.eval().requires_grad_(False)
+    return load_scorer(job.inputs["ref"], config.mid_train.dtype, config, num_tokens)

@@ -7,13 +7,13 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pipelines.recipe.schema import num_steps
-from pipelines.stages import StageJob
+from pipelines.run_dir.job import StageJob
 from pipelines.stages.base_model import adopt, new_model, new_tokenizer
-from pipelines.stages.packed_data import packed
 from pipelines.training import engine
 from pipelines.training.callbacks import SnapshotWriter
+from pipelines.training.facts import first_and_last, token_facts, training_facts
 from pipelines.training.mid_trainer import MidTrainer
-from pipelines.training.reported import first_and_last, token_facts, training_facts
+from pipelines.training.packed_data import packed
 
 
 def run(job: StageJob) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def run(job: StageJob) -> dict[str, Any]:
     config, settings = job.config, job.config.pretrain
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
-        steps=num_steps(settings, config.context_length), schedule="constant_with_warmup",
+        steps=num_steps(settings, config.sequence_length), schedule="constant_with_warmup",
     )  # fmt: skip
     tokenizer = new_tokenizer(job)
     dataset = packed(job, "pretrain", settings, tokenizer)
@@ -33,13 +33,13 @@ def run(job: StageJob) -> dict[str, Any]:
         model, arguments, dataset, dataset.collate,
         num_tokens=len(tokenizer), chunk_bytes=config.chunk_bytes,
     )  # fmt: skip
-    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.keep_points))
+    trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.snapshots))
     engine.train(trainer, job.stage_dir, settings)
     return {
         **engine.engine_facts(trainer),
         **training_facts(trainer),
-        **token_facts(trainer, len(dataset) * config.context_length),
+        **token_facts(trainer, len(dataset) * config.sequence_length),
         "mixture": dataset.mixture,
         **first_and_last(trainer.state.log_history, "loss", "loss"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }

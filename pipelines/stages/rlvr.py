@@ -8,27 +8,27 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
+from pipelines.data.chat import user
 from pipelines.data.records import problems
 from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
 from pipelines.models.checkpoint import SPECIAL_IDS
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.rewards import judge_all
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import training_facts
+from pipelines.training.facts import training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Write the RL-tuned model to `model/`."""
     config, settings = job.config, job.config.rlvr
     arguments = engine.training_arguments(
-        GRPOConfig, config, settings, job.stage_dir, steps=settings.steps,
+        GRPOConfig, config, settings, job.stage_dir, steps=settings.max_steps,
         schedule="constant_with_warmup",
         num_generations=settings.num_generations,
         max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature, beta=settings.beta, epsilon=settings.clip_epsilon,
+        temperature=settings.temperature, beta=settings.beta, epsilon=settings.epsilon,
         use_vllm=settings.use_vllm,
         # `problems` has drawn them in a seeded order, pass by pass.
         shuffle_dataset=False,
@@ -37,7 +37,7 @@ def run(job: StageJob) -> dict[str, Any]:
     arguments.logging_steps = 1
     tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.dtype)
     own = model.generation_config
     decode_plainly(model)
     trainer = GRPOTrainer(
@@ -55,25 +55,25 @@ def run(job: StageJob) -> dict[str, Any]:
         **training_facts(trainer),
         **reward_facts(trainer.state.log_history, settings.max_zero_variance),
         "prompts_too_long": num_dropped,
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }
 
 
 def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
     """Prompts with gold answers, without those that leave no room for a completion."""
     config, settings = job.config, job.config.rlvr
-    count = settings.steps * settings.global_batch // settings.num_generations
-    room = config.context_length - settings.max_completion_length
+    count = settings.max_steps * settings.global_batch_size // settings.num_generations
+    room = config.sequence_length - settings.max_completion_length
     drawn = problems(settings.sources, config.data_root, config.seed, count=count)
     rows = [
         {"prompt": user(p.prompt), "answer": p.answer, "reward_kind": p.reward}
         for p in drawn
         if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
     ]
-    if len(rows) * settings.num_generations < settings.global_batch:
+    if len(rows) * settings.num_generations < settings.global_batch_size:
         raise UserError(
-            f"only {len(rows)} RL prompts fit, less than one step needs: context_length "
-            f"{config.context_length} less rlvr.max_completion_length "
+            f"only {len(rows)} RL prompts fit, less than one step needs: sequence_length "
+            f"{config.sequence_length} less rlvr.max_completion_length "
             f"{settings.max_completion_length} leaves {room} tokens"
         )
     return Dataset.from_list(rows), len(drawn) - len(rows)

@@ -7,30 +7,30 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from pipelines.data.chat import assistant, user
 from pipelines.data.records import conversations
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import assistant, user
+from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
-from pipelines.training.reported import first_and_last, training_facts
+from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Write the fine-tuned model to `model/`."""
     config, settings = job.config, job.config.sft
     arguments = engine.training_arguments(
-        SFTConfig, config, settings, job.stage_dir, steps=settings.steps, schedule="linear",
-        max_length=config.context_length, completion_only_loss=True,
+        SFTConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
+        max_length=config.sequence_length, completion_only_loss=True,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
     drawn = conversations(
         settings.sources, config.data_root, config.seed,
-        count=settings.steps * settings.global_batch,
+        count=settings.max_steps * settings.global_batch_size,
     )  # fmt: skip
     dataset = Dataset.from_list(
         [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in drawn]
     )
-    model = engine.load_model(job.inputs["model"], config, settings.precision)
+    model = engine.load_trained(job, "model", settings.dtype)
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
     )
@@ -41,5 +41,5 @@ def run(job: StageJob) -> dict[str, Any]:
         **training_facts(trainer),
         **first_and_last(history, "loss", "loss"),
         **first_and_last(history, "mean_token_accuracy", "token_accuracy"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.precision),
+        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }

@@ -7,19 +7,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipelines.data import templates
 from pipelines.data.records import Problem
 from pipelines.errors import UserError
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import digest_of, task_score
-from pipelines.evals.questions import family_of
+from pipelines.evals.questions import family_of, prompt_ids, right_answers
 from pipelines.evals.sampling import entropy, sampled_scores
 from pipelines.evals.tally import Tally
 from pipelines.recipe.schema import TaskConfig
-from pipelines.rewards import judge_all
 from pipelines.rewards.exact import final_answer, normal_text
-from pipelines.stages import StageJob
-from pipelines.stages.chat_records import user
+from pipelines.run_dir.job import StageJob
 from pipelines.stages.contamination import contaminated_bits
 
 
@@ -118,15 +115,6 @@ def _scores(job: StageJob, task: TaskConfig, rows: dict[str, list[Any]]) -> dict
     return scores
 
 
-def right_answers(
-    task: TaskConfig, answers: list[list[str]], asked: list[Problem]
-) -> list[list[int]]:
-    """1 for each right answer, else 0, in the shape of the answers."""
-    judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
-    bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
-    return [[next(bits) for _ in given] for given in answers]
-
-
 def _answer_entropy(answers: list[str]) -> float:
     """Of the final answers, as the `exact` reward reads them: the way to one does not count."""
     return entropy([normal_text(final_answer(answer)[0]) for answer in answers])
@@ -141,15 +129,3 @@ def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
         score["sampled"] = sampled_scores(correct, task.samples, entropies)
         score["sampled_questions"] = len(drawn)
     return score
-
-
-def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
-    """The tokens of a question, through the chat template or through the task's own."""
-    if chat:
-        text = tokenizer.apply_chat_template(
-            user(prompt), tokenize=False, add_generation_prompt=True
-        )
-    else:
-        text = templates.render(task.base_template, {"prompt": prompt})
-    ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
-    return ids

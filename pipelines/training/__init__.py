@@ -1,0 +1,1 @@
+"""What gradient stages share: engine, trainer, callbacks, packed data."""

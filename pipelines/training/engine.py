@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
     is_deepspeed_zero3_enabled,
@@ -25,10 +25,13 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from pipelines.models.loading import load_model
 from pipelines.recipe.schema import Config, TrainConfig, micro_batch_rows
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import armed, fail_point
+from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.shared_memory import own_buffer
 from pipelines.training.callbacks import (
     CheckpointMarker,
     MetricsWriter,
@@ -37,13 +40,11 @@ from pipelines.training.callbacks import (
     newest_checkpoint,
 )
 from pipelines.training.finite_guard import FiniteGuard
-from pipelines.training.shared_memory import own_buffer
 from pipelines.training.step_boundary import StepBoundary, generation_steps
 
 # Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
 PATIENCE = timedelta(days=7)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Largest difference of logits between the trained and the reloaded model, by precision. The
+# Largest difference of logits between the trained and the reloaded model, by dtype. The
 # reloaded one runs the same weights; only the order of sums may differ.
 LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
 
@@ -61,7 +62,7 @@ class BatchSplit:
 def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
     """How a stage's global batch falls on its ranks; raises as `micro_batch_rows`."""
     micro = micro_batch_rows(train, world_size)
-    return BatchSplit(micro, train.global_batch // (micro * world_size))
+    return BatchSplit(micro, train.global_batch_size // (micro * world_size))
 
 
 def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": train.dtype == "bf16"},
         "steps_per_print": 1_000_000_000,
     }
 
@@ -133,7 +134,7 @@ def training_arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        bf16=train.precision == "bf16",
+        bf16=train.dtype == "bf16",
         gradient_checkpointing=train.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -187,16 +188,13 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
 
 
-def load_model(folder: Path, config: Config, precision: str) -> Any:
-    """A causal language model of a local folder, in the attention backend of the config."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[precision],
-        attn_implementation=config.model.attention,
+def load_trained(job: StageJob, role: str, dtype: str) -> Any:
+    """The model of an input of a stage, to be trained."""
+    config = job.config
+    return load_model(
+        job.inputs[role], dtype, attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    )  # fmt: skip
 
 
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
@@ -206,9 +204,9 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
         Stopped: a signal came; the checkpoint of the last step done is whole.
         FloatingPointError: a loss or a gradient is not finite, before the update.
     """
-    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.keep))
+    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.save_total_limit))
     boundary = StepBoundary(
-        stage_dir, settings.save_every_steps, settings.save_every_seconds, generation_steps(trainer)
+        stage_dir, settings.save_steps, settings.save_seconds, generation_steps(trainer)
     )
     trainer.add_callback(boundary)
     trainer.add_callback(FiniteGuard(trainer, stage_dir))
@@ -244,13 +242,13 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
         "zero_stage": engine.zero_optimization_stage(),
         "offload_optimizer": engine.zero_offload_optimizer() is not None,
         "world_size": engine.dp_world_size,
-        "micro_batch": engine.train_micro_batch_size_per_gpu(),
+        "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
         "accumulation": engine.gradient_accumulation_steps(),
     }
 
 
 def export(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, precision: str
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, dtype: str
 ) -> dict[str, Any]:
     """Write `model/` in Hugging Face format and check that it reloads to the same logits.
 
@@ -272,8 +270,8 @@ def export(
     difference = 0.0
     if is_main_rank():
         tokenizer.save_pretrained(temporary)
-        difference = _reload_difference(trainer, temporary, probe, in_memory, precision)
-        if not difference <= LOGITS_TOLERANCE[precision]:
+        difference = _reload_difference(trainer, temporary, probe, in_memory, dtype)
+        if not difference <= LOGITS_TOLERANCE[dtype]:
             raise RuntimeError(
                 f"the exported model differs from the trained one: logits are off by {difference}"
             )
@@ -288,7 +286,7 @@ def export(
 
 
 def _reload_difference(
-    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, precision: str
+    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, dtype: str
 ) -> float:
     # Out of the engine's ZeRO-3 mode, else the reloaded weights would be sharded over one rank.
     hf_config: HfDeepSpeedConfig | None = None
@@ -296,16 +294,12 @@ def _reload_difference(
         assert trainer.args.hf_deepspeed_config is not None
         hf_config = trainer.args.hf_deepspeed_config
         unset_hf_deepspeed_config()
-    attention = trainer.model.config._attn_implementation
-    reloaded = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[precision],
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
+    attn_implementation = trainer.model.config._attn_implementation
+    reloaded = load_model(
+        folder, dtype, attn_implementation=attn_implementation,
         # A model with code of its own was loaded with leave to run it, or it would not be here.
         trust_remote_code=hasattr(trainer.model.config, "auto_map"),
-    ).to(trainer.args.device)
+    ).to(trainer.args.device)  # fmt: skip
     logits = _logits(reloaded, probe.to(trainer.args.device))
     if hf_config is not None:
         set_hf_deepspeed_config(hf_config)

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from pipelines.errors import Stopped
-from pipelines.launch.stop import requested
 from pipelines.machine.signals import SIGNALS
 from pipelines.run_dir import heartbeat
 from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.stop_files import requested
 
 
 class StepBoundary(TrainerCallback):

@@ -17,10 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipelines.launch.stop import block_signals, unblock_signals
 from pipelines.machine.process import die_with_parent
+from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
-from pipelines.stages import MODULES
 from pipelines.worker.worker import run_rank
 
 # DeepSpeed imports it when it makes the optimizer, and with it torch's compiler: 2 s a stage.
@@ -97,7 +96,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     # Only answers may reach the launcher: imports that print do it on standard error.
     os.dup2(2, 1)
-    for module in ("deepspeed", *MODULES.values(), *LATE_IMPORTS):
+    for module in ("deepspeed", *sys.argv[1:], *LATE_IMPORTS):
         importlib.import_module(module)
     if num_threads() != 1:
         raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")

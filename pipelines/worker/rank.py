@@ -3,8 +3,8 @@ the prologue, become the worker.
 
     python -m pipelines.worker.rank STAGE_DIR TOKEN
 
-`pipelines.plan.placement.write_orders` wrote what it reads. No torch here: the environment has to be
-right before that is loaded.
+`pipelines.plan.placement.write_orders` wrote what it reads. No torch here: the environment has to
+be right before that is loaded.
 """
 
 from __future__ import annotations

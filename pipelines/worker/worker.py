@@ -15,41 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import WRONG_INPUT_CODE, Stopped, UserError
-from pipelines.launch.stop import unblock_signals, write_stopped
 from pipelines.machine.process import die_with_command, die_with_parent
+from pipelines.machine.signals import unblock_signals
 from pipelines.models.checkpoint import content_hash
-from pipelines.recipe.load import from_dict
 from pipelines.run_dir import heartbeat
 from pipelines.run_dir.disk import explains_failed_writes
 from pipelines.run_dir.fail_points import fail_point
-from pipelines.run_dir.paths import RunDir, StageDir, hold_as_rank, write_json
+from pipelines.run_dir.job import read_job
+from pipelines.run_dir.paths import StageDir, hold_as_rank, write_json
 from pipelines.run_dir.resume_state import package_versions
-from pipelines.stages import MODULES, StageJob
-
-
-def read_job(stage_dir: StageDir) -> StageJob:
-    spec = stage_dir.read_config()
-    return StageJob(
-        kind=spec["kind"],
-        name=spec["stage"],
-        config=from_dict(spec["config"]),
-        inputs={role: Path(given["path"]) for role, given in spec["inputs"].items()},
-        hashes={role: given["sha256"] for role, given in spec["inputs"].items()},
-        data_sha256=spec["data_sha256"],
-        chat=spec["chat"],
-        stage_dir=stage_dir,
-        run=RunDir(Path(spec["run_dir"])),
-    )
+from pipelines.run_dir.stop_files import write_stopped
 
 
 @explains_failed_writes
 def run_job(stage_dir: StageDir) -> None:
     """Run this rank's part of a stage to its end."""
-    spec = stage_dir.read_config()
     job = read_job(stage_dir)
     hold_as_rank(job.run)
     started = time.time()
-    result = importlib.import_module(MODULES[job.kind]).run(job)
+    result = importlib.import_module(job.module).run(job)
     if int(os.environ.get("RANK", "0")) == 0:
         if stage_dir.model.is_dir():
             result["model_sha256"] = content_hash(stage_dir.model)
@@ -59,7 +43,7 @@ def run_job(stage_dir: StageDir) -> None:
             {
                 "stage": job.name,
                 "kind": job.kind,
-                "identity": spec["identity"],
+                "identity": job.identity,
                 "seconds": round(time.time() - started, 2),
                 "environment": environment(),
                 **result,

@@ -49,7 +49,7 @@ def naive_logprobs(model: LlamaForCausalLM, window: list[int]) -> torch.Tensor:
 
 def test_log_probabilities_and_divergences(tokenizer: Any, pair: Any) -> None:
     first, second = pair
-    heldout = read_heldout(tokenizer, TEXTS, named="web", context_length=10, max_tokens=10_000)
+    heldout = read_heldout(tokenizer, TEXTS, named="web", sequence_length=10, max_tokens=10_000)
     assert heldout.counts == [6, 3, 10, 10], "in their order, cut to the context"
     expected, expected_kl = [], []
     for window in heldout.windows:
@@ -66,9 +66,9 @@ def test_log_probabilities_and_divergences(tokenizer: Any, pair: Any) -> None:
 
 
 def test_text_is_taken_to_a_number_of_tokens(tokenizer: Any) -> None:
-    heldout = read_heldout(tokenizer, ["a" * 50], named="web", context_length=9, max_tokens=20)
+    heldout = read_heldout(tokenizer, ["a" * 50], named="web", sequence_length=9, max_tokens=20)
     assert heldout.counts == [9, 9, 9]
-    assert read_heldout(tokenizer, TEXTS, named="web", context_length=99, max_tokens=8).counts == [
+    assert read_heldout(tokenizer, TEXTS, named="web", sequence_length=99, max_tokens=8).counts == [
         6,
         3,
     ]

@@ -33,12 +33,12 @@ def test_weights_are_those_of_the_equation() -> None:
     mask = rng.random((5, 9)) > 0.2
     found = weights_of(
         Objective("remit"), torch.tensor(logprobs), torch.tensor(ref), torch.tensor(mask),
-        torch.zeros(5, 9, dtype=torch.long), micro_batch=2,
+        torch.zeros(5, 9, dtype=torch.long), micro_batch_size=2,
     )  # fmt: skip
     np.testing.assert_allclose(found.numpy(), naive_weights(logprobs, ref, mask), atol=1e-6)
     same = weights_of(
         Objective("remit"), torch.tensor(ref), torch.tensor(ref), torch.tensor(mask),
-        torch.zeros(5, 9, dtype=torch.long), micro_batch=2,
+        torch.zeros(5, 9, dtype=torch.long), micro_batch_size=2,
     )  # fmt: skip
     assert torch.equal(same, torch.tensor(mask).float()), "reference = learner: all weights are 1"
 
@@ -47,8 +47,8 @@ def test_a_micro_batch_is_what_the_mean_over_a_batch_sees() -> None:
     logprobs = torch.tensor([[0.0, -0.2], [-0.4, -0.6]])
     given = (logprobs, torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2))
     objective = Objective("remit", center="batch", map="identity")
-    alone = weights_of(objective, *given, micro_batch=1)
-    together = weights_of(objective, *given, micro_batch=2)
+    alone = weights_of(objective, *given, micro_batch_size=1)
+    together = weights_of(objective, *given, micro_batch_size=2)
     torch.testing.assert_close(alone, torch.tensor([[0.9, 1.1], [0.9, 1.1]]))
     torch.testing.assert_close(together, torch.tensor([[0.8, 0.9], [1.1, 1.2]]))
 

@@ -18,8 +18,8 @@ from pipelines.analysis.training_text import (
     excerpts,
     read_training_text,
 )
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = TokenizerConfig(kind="world")
@@ -44,7 +44,7 @@ def sources(tmp_path: Path) -> dict[str, SourceConfig]:
 def read(tmp_path: Path, sources: dict[str, SourceConfig]) -> Any:
     tokenizer = build_tokenizer(WORLD, {}, ".", 0)
     dataset = pack(
-        sources, tokenizer, context_length=32, document_mask=True, num_tokens=32 * 20, seed=3,
+        sources, tokenizer, sequence_length=32, document_mask=True, num_tokens=32 * 20, seed=3,
         data_root=tmp_path, out_dir=tmp_path / "data", data_sha256=dict.fromkeys(sources, ""),
     )  # fmt: skip
     return read_training_text(dataset, 12, TokenText(tokenizer), sources, tmp_path, 3)

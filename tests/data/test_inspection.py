@@ -116,9 +116,9 @@ def test_where_selects_the_checked_record(tmp_path: Path) -> None:
     rows = [{"level": "easy"}, {"level": "hard", "text": "x"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     inspect_source(
-        KEY, SourceConfig(path="a.jsonl", where={"level": "hard"}), tmp_path, "documents"
+        KEY, SourceConfig(path="a.jsonl", filter={"level": "hard"}), tmp_path, "documents"
     )
-    message = refusal(SourceConfig(path="a.jsonl", where={"level": "none"}), tmp_path)
+    message = refusal(SourceConfig(path="a.jsonl", filter={"level": "none"}), tmp_path)
     assert "no record passes where = {'level': 'none'}" in message
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pipelines.data import packing
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.errors import UserError
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 
 WORLD = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
@@ -28,7 +28,7 @@ A, B, C, D, E = (WORLD.convert_tokens_to_ids(c) for c in "abcde")
 def packed(
     root: Path, sources: dict[str, SourceConfig], num_tokens: int, **keys: Any
 ) -> PackedDataset:
-    given = {"context_length": 4, "document_mask": True, "seed": 0, "out_dir": root / "packed"}
+    given = {"sequence_length": 4, "document_mask": True, "seed": 0, "out_dir": root / "packed"}
     given |= {"data_sha256": dict.fromkeys(sources, "0"), "tokenizer": WORLD} | keys
     return pack(sources, num_tokens=num_tokens, data_root=root, **given)
 
@@ -128,7 +128,7 @@ def test_shares_follow_the_weights(tmp_path: Path) -> None:
         "b": SourceConfig(path="b.jsonl", weight=0.2),
         "w": SourceConfig(kind="world", stream="pretrain", weight=0.1),
     }
-    facts = packed(tmp_path, sources, 50_000, context_length=64).facts["sources"]
+    facts = packed(tmp_path, sources, 50_000, sequence_length=64).facts["sources"]
     for name, source in sources.items():
         assert facts[name]["share"] == pytest.approx(source.weight, abs=0.02)
     assert facts["b"]["epochs"] > 1
@@ -160,7 +160,7 @@ def test_fingerprint_follows_what_matters(tmp_path: Path) -> None:
         name(replace(source, limit=3)),
         name(replace(source, text="{{ text }}{{ text }}")),
         name(source, seed=1),
-        name(source, context_length=8),
+        name(source, sequence_length=8),
         name(source, data_sha256={"a": "1"}),
     }
     assert len(others) == 5 and base not in others

@@ -61,7 +61,7 @@ def test_records_keep_their_line_exactly(tmp_path: Path) -> None:
 
 def test_limit_counts_file_order_after_where(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"n": i, "odd": bool(i % 2)} for i in range(100)])
-    source = SourceConfig(path="a.jsonl", where={"odd": "True"}, limit=3)
+    source = SourceConfig(path="a.jsonl", filter={"odd": "True"}, limit=3)
     assert sorted(r["n"] for r in open_source("a", source, tmp_path, 0)) == [1, 3, 5]
     source = SourceConfig(path="a.jsonl", limit=3)
     assert sorted(r["n"] for r in open_source("a", source, tmp_path, 0)) == [0, 1, 2]
@@ -124,7 +124,7 @@ def test_prompt_hash_is_blind_to_case_and_space(text: str) -> None:
 def test_no_record_left(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"k": "x"}])
     with pytest.raises(UserError, match="no record passes its filters"):
-        open_source("a", SourceConfig(path="a.jsonl", where={"k": "y"}), tmp_path, 0)
+        open_source("a", SourceConfig(path="a.jsonl", filter={"k": "y"}), tmp_path, 0)
 
 
 def test_world_limit_repeats_the_same_records_in_a_new_order(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines import world
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.errors import UserError
 from pipelines.models.tokenizer import (
-    build_tokenizer,
     encoding_fingerprint,
     ensure_chat,
     tokenizer_fingerprint,

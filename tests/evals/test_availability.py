@@ -113,7 +113,7 @@ def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
     asks = "eval.benchmarks={sums: {files: {test: sums.jsonl}, max_new_tokens: 128}}"
     (tmp_path / "sums.jsonl").touch()
     loaded = config.load("world-tiny", [asks, f"data_root={tmp_path}"])
-    assert loaded.context_length == 128
+    assert loaded.sequence_length == 128
     stages = flywheel.plan_flywheel(loaded, None, None)
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     assert {longest_context(stage, stages) for stage in evaluated} == {128}

@@ -49,7 +49,7 @@ class Opened(Letters):
 def measured(texts: list[str], max_tokens: int = 1000) -> dict[str, Any]:
     letters: Any = Letters()
     return bits_per_byte(
-        letters, letters, texts, named="web", context_length=4, max_tokens=max_tokens, batch_size=2
+        letters, letters, texts, named="web", sequence_length=4, max_tokens=max_tokens, batch_size=2
     )
 
 
@@ -74,7 +74,7 @@ def test_by_hand() -> None:
 )
 def test_a_text_is_read_as_it_begins(tokenizer: Any, inputs: list[str], labels: list[str]) -> None:
     windows = cut(
-        tokenizer, ["abcdefg", "q", "xyz"], named="web", context_length=4, max_tokens=1000
+        tokenizer, ["abcdefg", "q", "xyz"], named="web", sequence_length=4, max_tokens=1000
     )
     assert windows.documents == [0, 0, 2] and windows.counts == [len(own) for own in labels]
     tokenizer.pad_token_id = ord(".")
@@ -139,7 +139,7 @@ def test_text_is_read_as_masked_training_reads_it(tmp_path: Path, tiny_model: Pa
     num_tokens = sum(len(tokenizer(t).input_ids) + 1 for t in texts)
     packed = pack(
         {"text": SourceConfig(kind="jsonl", path=str(tmp_path / "text.jsonl"))}, tokenizer,
-        context_length=num_tokens, document_mask=True, num_tokens=num_tokens, seed=0,
+        sequence_length=num_tokens, document_mask=True, num_tokens=num_tokens, seed=0,
         data_root=".", out_dir=tmp_path / "packed", data_sha256={"text": "0"},
     )  # fmt: skip
     batch = packed.collate([packed[0]])
@@ -150,7 +150,7 @@ def test_text_is_read_as_masked_training_reads_it(tmp_path: Path, tiny_model: Pa
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], shift_labels=targets
         )["nll"].sum()
     found = bits_per_byte(
-        model, tokenizer, texts, named="web", context_length=64, max_tokens=1000, batch_size=4
+        model, tokenizer, texts, named="web", sequence_length=64, max_tokens=1000, batch_size=4
     )
     assert found["tokens"] == int((targets >= 0).sum())
     assert sum(found["blocks"]["nll"]) == pytest.approx(float(nll), rel=1e-4)

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ARGS = "pretrain-ckpt --config world-tiny --run-dir run pretrain.tokens=200_000 " \
-    "pretrain.save_every_steps=4"  # fmt: skip
+    "pretrain.save_steps=4"  # fmt: skip
 # $REMIT runs the command. The disk is filled to the brim when the first checkpoint is complete,
 # emptied again, and made read-only in the end.
 SCRIPT = f"""

@@ -18,7 +18,7 @@ from held_files import holders
 pytestmark = pytest.mark.slow
 
 # 20 steps in one epoch; the checkpoints are at 5, 10 and 15.
-BASE = ("pretrain-ckpt", "--config", "world-tiny", "pretrain.save_every_steps=5",
+BASE = ("pretrain-ckpt", "--config", "world-tiny", "pretrain.save_steps=5",
         "pretrain.logging_steps=1")  # fmt: skip
 # Where, and what the start after it says: the newest complete checkpoint, whatever was half done.
 KILLS = [
@@ -123,8 +123,8 @@ def test_sft_dpo_and_rlvr_killed_after_a_save(
     run = tmp_path / "run"
     args = (
         "post-train", "--config", "world-tiny", "--run-dir", str(run), "--base",
-        str(tiny_run.root / "round-0" / "10-mid-train"), "sft.save_every_steps=4",
-        "dpo.save_every_steps=2", "rlvr.save_every_steps=1",
+        str(tiny_run.root / "round-0" / "10-mid-train"), "sft.save_steps=4",
+        "dpo.save_steps=2", "rlvr.save_steps=1",
     )  # fmt: skip
     steps = {"20-sft": [8], "30-dpo": [4], "40-rlvr": [2]}
     for name, saved in steps.items():

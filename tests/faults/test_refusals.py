@@ -101,7 +101,11 @@ def test_a_damaged_model_of_a_complete_stage_is_refused_and_can_be_mended(
 
 
 def test_a_plan_that_cannot_fit_is_refused(tmp_path: Path, remit: Remit) -> None:
-    huge = ("model.hidden_size=1048576", "model.intermediate_size=4194304", "model.num_layers=64")
+    huge = (
+        "model.hidden_size=1048576",
+        "model.intermediate_size=4194304",
+        "model.num_hidden_layers=64",
+    )
     done = remit(*BASE, "--run-dir", tmp_path / "run", *huge)
     assert done.returncode == 2
     assert re.search(r"the plan writes up to \d+ bytes more .* has \d+ bytes .* free", done.stderr)
@@ -109,7 +113,7 @@ def test_a_plan_that_cannot_fit_is_refused(tmp_path: Path, remit: Remit) -> None
 
 
 def test_what_is_on_the_disk_already_counts(tiny_run: Any, tmp_path: Path) -> None:
-    config = load("world-tiny", ["pretrain.keep=3"])
+    config = load("world-tiny", ["pretrain.save_total_limit=3"])
     stages, run = plan_base(config, None), RunDir(tmp_path / "run")
     predicted = estimate(stages, run, None)
     (base,) = predicted.stages

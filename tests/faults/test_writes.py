@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipelines.plan.stage_traits import is_made
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
 from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
 from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.models.checkpoint import content_hash
-from pipelines.models.tokenizer import build_tokenizer
-from pipelines.plan.stage_traits import is_made
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.run_dir import fail_points, heartbeat, ledger
 from pipelines.run_dir.disk import explained, require_space, shortage
@@ -268,7 +268,7 @@ def pack_here(tmp_path: Path) -> Callable[[], PackedDataset]:
     def work() -> PackedDataset:
         return pack(
             {"world": SourceConfig(kind="world", stream="mid_train")}, tokenizer,
-            context_length=32, document_mask=True, num_tokens=32 * 20, seed=0, data_root=".",
+            sequence_length=32, document_mask=True, num_tokens=32 * 20, seed=0, data_root=".",
             out_dir=tmp_path / "data", data_sha256={"world": ""},
         )  # fmt: skip
 

@@ -14,8 +14,8 @@ from inputs import HOSTILE
 
 from pipelines.analysis.token_text import TokenText
 from pipelines.analysis.training_text import excerpts, read_training_text
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.report import write_report
 from pipelines.run_dir.paths import RunDir
@@ -183,7 +183,7 @@ def hostile_excerpts(folder: Path) -> list[dict[str, Any]]:
     bpe = TokenizerConfig(kind="bpe", vocab_size=300, train_characters=2_000)
     tokenizer = build_tokenizer(bpe, sources, folder, 0)
     dataset = pack(
-        sources, tokenizer, context_length=64, document_mask=True, num_tokens=64 * 8, seed=0,
+        sources, tokenizer, sequence_length=64, document_mask=True, num_tokens=64 * 8, seed=0,
         data_root=folder, out_dir=folder / "packed", data_sha256={"web": ""},
     )  # fmt: skip
     text = read_training_text(dataset, 8, TokenText(tokenizer), sources, folder, 0)

@@ -16,8 +16,8 @@ from rich.console import Console
 from pipelines.comparison.row import Row
 from pipelines.comparison.rows import write_rows
 from pipelines.errors import UserError
-from pipelines.launch.runner import write_plan
-from pipelines.plan.flywheel import Stage
+from pipelines.plan.plan_file import write_plan
+from pipelines.plan.stage import Stage
 from pipelines.recipe import load as recipes
 from pipelines.report import Wanted, charts, compose, write_report
 from pipelines.report.blocks import (

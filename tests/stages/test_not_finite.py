@@ -86,7 +86,7 @@ def test_poison_on_one_rank_stops_both_before_the_update(
     spec = yaml.safe_load((tiny_run.root / "round-0" / stage / "config.yaml").read_text())
     section = spec["config"][spec["kind"]]
     # Two micro-batches a rank and step; the fourth is the second one of step 2.
-    section |= {"zero_stage": zero, "micro_batch": section["global_batch"] // 4}
+    section |= {"zero_stage": zero, "micro_batch_size": section["global_batch_size"] // 4}
     folder = tmp_path / "stage"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(spec))

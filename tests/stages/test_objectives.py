@@ -118,7 +118,7 @@ def test_kd_from_the_base_itself_is_half_of_plain_training(
 
 
 def test_rho1_trains_on_the_share_it_keeps(mid_train: MidTrain) -> None:
-    stage = mid_train("rho1", "mid_train.objective=rho1", "mid_train.rho1_keep=0.5")
+    stage = mid_train("rho1", "mid_train.objective=rho1", "mid_train.rho1.keep=0.5")
     for mean, low in logged(stage, "weight_mean", "weight_at_low"):
         assert mean == pytest.approx(0.5, abs=1e-3) and low == pytest.approx(0.5, abs=1e-3)
     assert result(stage)["objective"] == "rho1"
@@ -157,8 +157,8 @@ def test_a_pool_that_is_scored_serves_the_arms_that_train_on_its_beginning(
 
 
 EXACT = {
-    "divided by weights": ("mid_train.divisor=weights",),
-    "centred over the batch": ("mid_train.center=batch",),
+    "divided by weights": ("mid_train.remit.divisor=weights",),
+    "centred over the batch": ("mid_train.remit.center=batch",),
     "rho1": ("mid_train.objective=rho1",),
 }
 
@@ -171,9 +171,9 @@ def test_scope_step_is_the_same_over_every_layout(
         pytest.skip("needs 2 cores")
     name = request.node.callspec.id.replace(" ", "-")
     layouts = {
-        "whole": ("mid_train.micro_batch=8",),
+        "whole": ("mid_train.micro_batch_size=8",),
         # Two micro-batches on each of two ranks.
-        "ranks": ("mid_train.micro_batch=2", "--gpus", "2", "mid_train.zero_stage=3"),
+        "ranks": ("mid_train.micro_batch_size=2", "--gpus", "2", "mid_train.zero_stage=3"),
     }
     found = {
         layout: logged(
@@ -189,8 +189,8 @@ def test_scope_step_is_the_same_over_every_layout(
 def test_centring_over_documents_and_gradient_through_the_weights(mid_train: MidTrain) -> None:
     stages = [
         mid_train("plain-remit"),
-        mid_train("documents", "mid_train.center=document"),
-        mid_train("attached", "mid_train.detach=false"),
+        mid_train("documents", "mid_train.remit.center=document"),
+        mid_train("attached", "mid_train.remit.detach=false"),
     ]
     first = [logged(stage, "loss", "weight_std", "grad_norm")[0] for stage in stages]
     assert first[1][1] != pytest.approx(first[0][1], rel=1e-4), "another mean"

@@ -54,7 +54,7 @@ def test_chunks_of_the_loss_inside_gathered_shards(
     ref = str(tiny_run.root / "round-0" / "40-rlvr")
     whole, chunked = (
         logged(mid_train(f"{objective}{chunk_bytes}", "--ref", ref, "--gpus", str(ranks),
-                         "mid_train.micro_batch=4", f"mid_train.zero_stage={zero}",
+                         "mid_train.micro_batch_size=4", f"mid_train.zero_stage={zero}",
                          f"mid_train.objective={objective}", f"chunk_bytes={chunk_bytes}"))
         # 4 x 128 tokens of 57 and more tokens: 100,000 bytes are a chunk of some 400 and the rest.
         for ranks, zero, chunk_bytes in ((1, 2, 1 << 26), (2, 3, 100_000))
@@ -72,7 +72,7 @@ def layouts(mid_train: Callable[..., Path], tiny_run: Any) -> dict[str, Path]:
     return {
         title: mid_train(
             f"layout{number}", "--ref", ref, "--gpus", str(ranks),
-            f"mid_train.micro_batch={micro}", f"mid_train.zero_stage={zero}",
+            f"mid_train.micro_batch_size={micro}", f"mid_train.zero_stage={zero}",
         )
         for number, (title, (ranks, micro, zero)) in enumerate(LAYOUTS.items())
     }  # fmt: skip
@@ -94,7 +94,7 @@ def test_the_layouts_were_what_they_say(layouts: dict[str, Path]) -> None:
     for title, (ranks, micro, zero) in LAYOUTS.items():
         result = json.loads((layouts[title] / "result.json").read_text())
         assert result["engine"] == "DeepSpeedEngine"
-        assert (result["world_size"], result["micro_batch"], result["zero_stage"]) == (
+        assert (result["world_size"], result["micro_batch_size"], result["zero_stage"]) == (
             ranks, micro, zero,
         )  # fmt: skip
         assert ranks * micro * result["accumulation"] == 8
@@ -132,8 +132,8 @@ def test_post_training_runs_sharded_over_two_ranks(
     zero = [f"{kind}.zero_stage=3" for kind in ("sft", "dpo", "rlvr")]
     remit(
         "post-train", "--config", "world-tiny", "--base", tiny_run.root / "base", "--gpus", "2",
-        "--run-dir", tmp_path / "run", *zero, "sft.steps=2", "dpo.steps=2", "rlvr.steps=2",
-        "rlvr.micro_batch=8", check=True,
+        "--run-dir", tmp_path / "run", *zero, "sft.max_steps=2", "dpo.max_steps=2", "rlvr.max_steps=2",
+        "rlvr.micro_batch_size=8", check=True,
     )  # fmt: skip
     for name in ("20-sft", "30-dpo", "40-rlvr"):
         result = json.loads((tmp_path / "run" / "post-train" / name / "result.json").read_text())

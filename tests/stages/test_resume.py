@@ -19,7 +19,7 @@ SAVE_EVERY = 20
 def command(base: Path, run_dir: Path) -> list[str]:
     return [
         "mid-train", "--config", "world-tiny", "--base", str(base), "--run-dir", str(run_dir),
-        f"mid_train.tokens={STEPS * 8 * 128}", f"mid_train.save_every_steps={SAVE_EVERY}",
+        f"mid_train.tokens={STEPS * 8 * 128}", f"mid_train.save_steps={SAVE_EVERY}",
         "mid_train.logging_steps=1",
     ]  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_killed_between_checkpoints_it_ends_with_the_same_weights(
 
 
 def test_a_damaged_checkpoint_is_left_out(remit: Any, tiny_run: Any, tmp_path: Path) -> None:
-    args = [*command(tiny_run.root / "base", tmp_path / "run"), "mid_train.keep=2"]
+    args = [*command(tiny_run.root / "base", tmp_path / "run"), "mid_train.save_total_limit=2"]
     remit(*args, check=True)
     stage = tmp_path / "run" / "mid-train"
     expected = (stage / "model" / "model.safetensors").read_bytes()

@@ -22,7 +22,7 @@ def test_what_a_model_says_of_generation_changes_no_rollout(
     logs = []
     for name, model in (("plain", tiny_model), ("other", steered)):
         stage = tmp_path / name / "rl-tune"
-        remit("rl-tune", "--base", model, "--config", "world-tiny", "rlvr.steps=2",
+        remit("rl-tune", "--base", model, "--config", "world-tiny", "rlvr.max_steps=2",
               "--run-dir", tmp_path / name, check=True)  # fmt: skip
         lines = [json.loads(line) for line in (stage / "metrics.jsonl").open()]
         keys = ("loss", "reward", "entropy", "completions/mean_length", "grad_norm")

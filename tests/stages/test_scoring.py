@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import pack
-from pipelines.models.tokenizer import build_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
-from pipelines.stages.score import score
+from pipelines.training.scoring import score
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def dataset(tmp_path: Path) -> PackedDataset:
     tokenizer = build_tokenizer(TokenizerConfig(kind="world"), {}, ".", 0)
     sources = {"world": SourceConfig(kind="world", stream="mid_train")}
     return pack(
-        sources, tokenizer, context_length=32, document_mask=True, num_tokens=32 * 20, seed=0,
+        sources, tokenizer, sequence_length=32, document_mask=True, num_tokens=32 * 20, seed=0,
         data_root=".", out_dir=tmp_path, data_sha256={"world": ""},
     )  # fmt: skip
 

@@ -25,8 +25,8 @@ Start = Callable[..., subprocess.Popen[bytes]]
 def mid_train(base: Path, run: Path, *args: str) -> list[str]:
     return [
         "mid-train", "--config", "world-tiny", "--base", str(base), "--run-dir", str(run),
-        f"mid_train.tokens={STEPS * 8 * 128}", "mid_train.save_every_seconds=0",
-        "mid_train.keep_points=0", *args,
+        f"mid_train.tokens={STEPS * 8 * 128}", "mid_train.save_seconds=0",
+        "mid_train.snapshots=0", *args,
     ]  # fmt: skip
 
 
@@ -148,8 +148,8 @@ def test_forked_ranks_of_a_plan_stop_and_the_plan_with_them(
 ) -> None:
     def post_train(run: Path) -> list[str]:
         return ["post-train", "--config", "world-tiny", "--base", str(tiny_model), "--run-dir",
-                str(run), "sft.steps=100", "dpo.enabled=false", "rlvr.steps=20",
-                "sft.save_every_seconds=0", "rlvr.save_every_seconds=0"]  # fmt: skip
+                str(run), "sft.max_steps=100", "dpo.enabled=false", "rlvr.max_steps=20",
+                "sft.save_seconds=0", "rlvr.save_seconds=0"]  # fmt: skip
 
     remit(*post_train(tmp_path / "whole"), check=True)
     run = tmp_path / "run"
@@ -261,7 +261,7 @@ def test_a_rank_that_the_kernel_kills_is_told_apart(
     assert process.wait(timeout=60) == 1
     words = said(tmp_path)
     assert "stage mid-train failed (a rank was killed by SIGKILL" in words
-    assert "peak memory rank 0 " in words and "mid_train.micro_batch (now 8)" in words
+    assert "peak memory rank 0 " in words and "mid_train.micro_batch_size (now 8)" in words
     assert "mid_train.gradient_checkpointing=true" in words and "chunk_bytes" in words
 
 
@@ -272,13 +272,13 @@ def test_a_stage_that_gets_no_more_memory_says_what_takes_less(
     limit = 4_500_000_000
     done = subprocess.run(
         [sys.executable, "-m", "remit_cli", "pretrain-ckpt", "--config", "world-tiny", "--run-dir",
-         "run", "pretrain.global_batch=8192", "pretrain.micro_batch=8192",
-         "pretrain.tokens=1048576", "pretrain.keep_points=0", "--json"],
+         "run", "pretrain.global_batch_size=8192", "pretrain.micro_batch_size=8192",
+         "pretrain.tokens=1048576", "pretrain.snapshots=0", "--json"],
         cwd=tmp_path, env=cli_env, capture_output=True, text=True, timeout=200, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1
     reason = json.loads(done.stdout)["reason"]
     assert reason.startswith("out of memory; peak memory rank 0 "), reason
-    assert "pretrain.micro_batch (now 8192)" in reason
+    assert "pretrain.micro_batch_size (now 8192)" in reason
     assert "can't allocate memory" in done.stderr and reason in done.stderr

@@ -7,6 +7,8 @@ a stage computes (launch, logging, paths, checkpoint interval) and is left out o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import get_type_hints
 
 from pipelines.recipe.schema.comparison import CompareConfig, VariantConfig
 from pipelines.recipe.schema.data import ModelConfig, SourceConfig, TokenizerConfig
@@ -41,13 +43,40 @@ from pipelines.recipe.schema.training import (
 )
 
 __all__ = [
-    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
-    "FlywheelConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig",
-    "PretrainConfig", "RlvrConfig", "ScoreConfig", "SftConfig", "SlurmConfig", "SourceConfig",
-    "StageConfig", "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig",
-    "TrainConfig", "VariantConfig", "micro_batch_rows", "num_steps", "pool_factor",
-    "sees_micro_batches", "uses_score_cache", "whole_step_tokens",
-]  # fmt: skip
+    "AnalysisConfig",
+    "BenchmarkConfig",
+    "CompareConfig",
+    "Config",
+    "DpoConfig",
+    "EvalConfig",
+    "FlywheelConfig",
+    "LaunchConfig",
+    "MidTrainConfig",
+    "ModelConfig",
+    "PostTrainConfig",
+    "PretrainConfig",
+    "RlvrConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "SlurmConfig",
+    "SourceConfig",
+    "StageConfig",
+    "StageLaunchConfig",
+    "StageSettings",
+    "TaskConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "VariantConfig",
+    "launch_sections",
+    "micro_batch_rows",
+    "num_steps",
+    "pool_factor",
+    "post_training_sections",
+    "sees_micro_batches",
+    "trained_sections",
+    "uses_score_cache",
+    "whole_step_tokens",
+]
 
 
 @dataclass
@@ -77,7 +106,7 @@ class Config:
     trust_remote_code: list[str] = setting(
         list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
     )
-    context_length: int = setting(128, "tokens per packed training sequence", low=8)
+    sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
     document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
     chunk_bytes: int = setting(
         64 * 2**20,
@@ -108,3 +137,25 @@ class Config:
         result=False,
     )
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
+
+
+@cache
+def _sections(kind: type) -> tuple[str, ...]:
+    """Top-level keys whose section is of this type, in the order of the schema."""
+    hints = get_type_hints(Config).items()
+    return tuple(key for key, of in hints if isinstance(of, type) and issubclass(of, kind))
+
+
+def trained_sections() -> tuple[str, ...]:
+    """Sections of stages that run optimizer steps: pretrain, mid_train, sft, ..."""
+    return _sections(TrainConfig)
+
+
+def post_training_sections() -> tuple[str, ...]:
+    """The steps of post-training, in their order."""
+    return _sections(PostTrainConfig)
+
+
+def launch_sections() -> tuple[str, ...]:
+    """Keys of `stages`: what has ranks of its own."""
+    return (*trained_sections(), "score", "eval", "contamination")

@@ -16,7 +16,7 @@ class VariantConfig:
         "remit", "what it is made from: ntp, kd, miniplm, rho1, sft or remit", result=False
     )
     set: list[str] = setting(
-        list, "overrides of mid_train for this arm alone: [mid_train.eps=0.5]", result=False
+        list, "overrides of mid_train for this arm alone: [mid_train.remit.eps=0.5]", result=False
     )
     base: str = setting(
         "",
@@ -41,7 +41,7 @@ class VariantConfig:
 
 @dataclass
 class CompareConfig:
-    objectives: list[str] = setting(
+    arms: list[str] = setting(
         ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
         "arms, of ntp, kd, miniplm, rho1, sft, remit, more-rl and compare.variants",
         result=False,

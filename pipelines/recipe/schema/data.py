@@ -17,13 +17,13 @@ class SourceConfig:
     )
     path: str = setting("", "file or glob below data_root (or absolute), or the hub data set")
     stream: str = setting("", "kind world: which stream of the world")
-    subset: str = setting("", "kind hub: configuration name")
+    name: str = setting("", "kind hub: configuration name")
     split: str = setting("train", "kind hub: split")
     weight: float = setting(1.0, "share of the mixture; 0 leaves the source out", low=0)
     limit: int = setting(
         0, "use at most this many records; 0: all (world: what the stage needs)", low=0
     )
-    where: dict[str, str] = setting(dict, "keep records whose fields equal these values")
+    filter: dict[str, str] = setting(dict, "keep records whose fields equal these values")
     hash_range: list[float] = setting(
         [0.0, 1.0], "keep records whose prompt hashes into [from, to); separates SFT from RL"
     )
@@ -57,12 +57,12 @@ class ModelConfig:
     vocab_size: int = setting(0, "0: the tokenizer's size", low=0)
     hidden_size: int = setting(96, "width of the residual stream", low=1)
     intermediate_size: int = setting(288, "width of the feed-forward layers", low=1)
-    num_layers: int = setting(4, "number of blocks", low=1)
-    num_heads: int = setting(4, "query heads", low=1)
-    num_kv_heads: int = setting(4, "key and value heads", low=1)
-    tie_embeddings: bool = setting(True, "share the input embedding with the output head")
+    num_hidden_layers: int = setting(4, "number of blocks", low=1)
+    num_attention_heads: int = setting(4, "query heads", low=1)
+    num_key_value_heads: int = setting(4, "key and value heads", low=1)
+    tie_word_embeddings: bool = setting(True, "share the input embedding with the output head")
     rope_theta: float = setting(10000.0, "base of the rotary position embedding", above=0)
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "attention backend, the same for learner and reference"
     )
 

@@ -63,7 +63,7 @@ class BenchmarkConfig:
 
 @dataclass
 class EvalConfig:
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of the weights")
+    dtype: Literal["fp32", "bf16"] = setting("fp32", "of the weights")
     batch_size: int = setting(256, "prompts generated together on one rank", result=False, low=1)
     tasks: dict[str, TaskConfig] = setting(dict, "tasks of the built-in runner")
     bits_per_byte: dict[str, SourceConfig] = setting(dict, "held-out text per domain")

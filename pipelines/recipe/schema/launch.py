@@ -6,12 +6,6 @@ from dataclasses import dataclass
 
 from pipelines.recipe.schema.setting import setting
 
-# Kinds of stages that `stages` may name, by the section of the recipe that they have.
-STAGE_KINDS = {
-    "pretrain": "pretrain", "mid_train": "mid_train", "score": "score", "sft": "sft", "dpo": "dpo",
-    "rlvr": "rlvr", "eval": "evaluate", "contamination": "contamination",
-}  # fmt: skip
-
 
 @dataclass
 class SlurmConfig:

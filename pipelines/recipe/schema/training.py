@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipelines.recipe.schema.data import SourceConfig
 from pipelines.recipe.schema.setting import setting
 
+Records = Literal["documents", "conversations", "pairs", "problems"]
+
 
 @dataclass
 class TrainConfig:
-    """What every gradient stage has."""
+    """What every gradient stage has.
 
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
+    Attributes:
+        RECORDS: what its sources give: documents, conversations, pairs or problems.
+    """
+
+    RECORDS: ClassVar[Records] = "documents"
+
+    dtype: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
     zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
     offload_optimizer: bool = setting(False, "ZeRO: optimizer state in CPU memory", result=False)
     gradient_checkpointing: bool = setting(False, "recompute activations", result=False)
-    global_batch: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
-    micro_batch: int = setting(
+    global_batch_size: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
+    micro_batch_size: int = setting(
         32, "sequences per forward on one rank (at most)", result=False, low=1
     )
     learning_rate: float = setting(1e-3, "peak learning rate", above=0)
@@ -32,22 +40,48 @@ class TrainConfig:
     logging_steps: int = setting(
         10, "steps between two lines of metrics.jsonl", result=False, low=1
     )
-    save_every_steps: int = setting(
-        0, "steps between two checkpoints; 0: by time", result=False, low=0
-    )
-    save_every_seconds: float = setting(
+    save_steps: int = setting(0, "steps between two checkpoints; 0: by time", result=False, low=0)
+    save_seconds: float = setting(
         900.0, "seconds between checkpoints; 0: none", result=False, low=0
     )
-    keep: int = setting(1, "complete checkpoints kept", result=False, low=1)
+    save_total_limit: int = setting(1, "complete checkpoints kept", result=False, low=1)
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
     tokens: int = setting(1_000_000, "training tokens", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "pre-training mixture")
-    keep_points: int = setting(
-        0, "models kept along the training for the analysis, at even steps", result=False, low=0
+    snapshots: int = setting(0, "models kept along the training, at even steps", low=0)
+
+
+@dataclass
+class RemitConfig:
+    """ReMiT's switches; the defaults are the paper's, or our choice where it is silent."""
+
+    eps: float = setting(
+        0.2, "weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
     )
+    center: Literal["none", "sequence", "document", "batch"] = setting(
+        "sequence", "over what the mean of d is taken and subtracted (paper, eq. 4)"
+    )
+    map: Literal["sigmoid", "identity", "tanh"] = setting(
+        "sigmoid", "2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)"
+    )
+    standardize: bool = setting(False, "divide c by the spread of d")
+    detach: bool = setting(True, "no gradient through the weights")
+    divisor: Literal["targets", "weights"] = setting(
+        "targets", "the loss is divided by the number of targets, or by the sum of weights"
+    )
+
+
+@dataclass
+class Rho1Config:
+    keep: float = setting(0.6, "share of the targets that is trained on", above=0, high=1)
+
+
+@dataclass
+class KdConfig:
+    alpha: float = setting(0.5, "share of the KL term", low=0, high=1)
 
 
 @dataclass
@@ -57,37 +91,17 @@ class MidTrainConfig(TrainConfig):
     objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
         "auto", "auto: remit with a reference, ntp without"
     )
-    eps: float = setting(
-        0.2, "ReMiT: weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
-    )
-    center: Literal["none", "sequence", "document", "batch"] = setting(
-        "sequence", "ReMiT: over what the mean of d is taken and subtracted (paper, eq. 4)"
-    )
-    map: Literal["sigmoid", "identity", "tanh"] = setting(
-        "sigmoid", "ReMiT: 2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)"
-    )
-    standardize: bool = setting(False, "ReMiT: divide c by the spread of d")
-    detach: bool = setting(True, "ReMiT: no gradient through the weights")
-    divisor: Literal["targets", "weights"] = setting(
-        "targets", "ReMiT: the loss is divided by the number of targets, or by the sum of weights"
-    )
+    remit: RemitConfig = setting(RemitConfig, "ReMiT's token weights and loss")
+    rho1: Rho1Config = setting(Rho1Config, "RHO-1")
+    kd: KdConfig = setting(KdConfig, "knowledge distillation")
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
-        "what RHO-1's ranking, center=batch, divisor=weights and center=none with standardize see: "
-        "one rank's micro-batch, or exactly the whole step, by one more forward",
+        "what RHO-1's ranking, remit.center=batch, remit.divisor=weights and remit.center=none with "
+        "remit.standardize see: one rank's micro-batch, or exactly the whole step, by one more "
+        "forward",
     )
-    rho1_keep: float = setting(
-        0.6, "RHO-1: share of the targets that is trained on", above=0, high=1
-    )
-    kd_alpha: float = setting(0.5, "KD: share of the KL term", low=0, high=1)
     snapshots: int = setting(
         0, "models kept along the annealing, at even steps before the last", low=0
-    )
-    keep_points: int = setting(
-        0,
-        "the same for the analysis, where `snapshots` keeps none; no part of the identity",
-        result=False,
-        low=0,
     )
     reference: Literal["inline", "cached"] = setting(
         "inline", "reference's forward beside the learner's, or its scores kept by a score stage"
@@ -99,7 +113,7 @@ class PostTrainConfig(TrainConfig):
     """What SFT, DPO and RLVR have in common."""
 
     enabled: bool = setting(True, "run this step of post-training")
-    steps: int = setting(200, "optimizer steps", low=1)
+    max_steps: int = setting(200, "optimizer steps", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "where its records come from")
     weight_decay: float = setting(0.0, "AdamW", low=0)
     adam_beta2: float = setting(0.999, "AdamW", low=0, below=1)
@@ -107,24 +121,27 @@ class PostTrainConfig(TrainConfig):
 
 @dataclass
 class SftConfig(PostTrainConfig):
-    pass
+    RECORDS: ClassVar[Records] = "conversations"
 
 
 @dataclass
 class DpoConfig(PostTrainConfig):
+    RECORDS: ClassVar[Records] = "pairs"
     beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
     heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
 
 
 @dataclass
 class RlvrConfig(PostTrainConfig):
-    """GRPO with verifiable rewards. `global_batch` counts completions."""
+    """GRPO with verifiable rewards. `global_batch_size` counts completions."""
+
+    RECORDS: ClassVar[Records] = "problems"
 
     num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
     max_completion_length: int = setting(64, "new tokens per completion", low=1)
     temperature: float = setting(1.0, "sampling temperature of the rollouts", above=0)
     beta: float = setting(0.0, "weight of the KL term to the starting policy", low=0)
-    clip_epsilon: float = setting(0.2, "PPO clip range", above=0)
+    epsilon: float = setting(0.2, "PPO clip range", above=0)
     max_zero_variance: float = setting(
         0.9,
         "above this share of groups without reward variance the stage ends as 'no signal'",
@@ -146,17 +163,19 @@ class ScoreConfig:
 
 
 def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
-    """Sequences of a forward on one rank: the most up to `micro_batch` that divide its share.
+    """Sequences of a forward on one rank: the most up to `micro_batch_size` that divide its share.
 
     Raises:
         ValueError: the global batch does not divide by the number of ranks.
     """
-    share, rest = divmod(train.global_batch, world_size)
+    share, rest = divmod(train.global_batch_size, world_size)
     if rest or not share:
         raise ValueError(
-            f"a global batch of {train.global_batch} does not divide by {world_size} ranks"
+            f"a global batch of {train.global_batch_size} does not divide by {world_size} ranks"
         )
-    return max(rows for rows in range(1, min(train.micro_batch, share) + 1) if share % rows == 0)
+    return max(
+        rows for rows in range(1, min(train.micro_batch_size, share) + 1) if share % rows == 0
+    )
 
 
 def sees_micro_batches(mid: MidTrainConfig) -> bool:
@@ -164,21 +183,21 @@ def sees_micro_batches(mid: MidTrainConfig) -> bool:
     if mid.scope == "step":
         return False
     over_a_batch = (
-        mid.divisor == "weights"
-        or mid.center == "batch"
-        or (mid.center == "none" and mid.standardize)
+        mid.remit.divisor == "weights"
+        or mid.remit.center == "batch"
+        or (mid.remit.center == "none" and mid.remit.standardize)
     )
     return mid.objective == "rho1" or (mid.objective == "remit" and over_a_batch)
 
 
-def num_steps(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+def num_steps(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> int:
     """Optimizer steps for the tokens asked for, rounded up to whole steps."""
-    return -(-settings.tokens // (settings.global_batch * context_length))
+    return -(-settings.tokens // (settings.global_batch_size * sequence_length))
 
 
-def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, context_length: int) -> int:
+def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> int:
     """The tokens that are trained on: those of all steps."""
-    return num_steps(settings, context_length) * settings.global_batch * context_length
+    return num_steps(settings, sequence_length) * settings.global_batch_size * sequence_length
 
 
 def uses_score_cache(mid: MidTrainConfig) -> bool:

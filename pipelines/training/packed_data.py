@@ -12,7 +12,7 @@ from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
 from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
-from pipelines.stages import StageJob
+from pipelines.run_dir.job import StageJob
 from pipelines.training.engine import is_main_rank
 
 
@@ -29,13 +29,13 @@ def packed(
     The main rank packs, all wait.
     """
     config = job.config
-    budget = whole_step_tokens(settings, config.context_length)
+    budget = whole_step_tokens(settings, config.sequence_length)
 
     def load(verify: bool) -> PackedDataset:
         return pack(
             settings.sources,
             tokenizer,
-            context_length=config.context_length,
+            sequence_length=config.sequence_length,
             document_mask=config.document_mask,
             num_tokens=factor * budget,
             seed=config.seed,

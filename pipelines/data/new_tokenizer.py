@@ -1,0 +1,136 @@
+"""The tokenizer of a base that is trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import world
+from pipelines.data.records import documents
+from pipelines.errors import UserError
+from pipelines.models.tokenizer import (
+    ASSISTANT,
+    DEFAULT_CHAT_TEMPLATE,
+    EOS,
+    PAD,
+    UNK,
+    USER,
+    refuse_difference,
+    rules_difference,
+    saved_rules,
+)
+from pipelines.recipe.schema import Config, SourceConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    sources: Mapping[str, SourceConfig],
+    data_root: str | Path,
+    seed: int,
+    *,
+    model_max_length: int = 1_000_000,
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base that is trained from scratch.
+
+    Kind world: one token per character of the world's alphabet. Kind bpe: byte-level BPE, digits
+    one by one, trained on `config.train_characters` characters of the mixture. No BOS; padding is
+    never EOS.
+
+    Raises:
+        UserError: a vocabulary too small for the bytes, or a source that cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_backend(config, sources, data_root, seed),
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK if config.kind == "world" else None,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=model_max_length,
+        chat_template=config.chat_template or DEFAULT_CHAT_TEMPLATE,
+    )
+
+
+def _backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    if config.kind == "world":
+        return _world_backend()
+    return _bpe_backend(config, sources, data_root, seed)
+
+
+def _world_tokens() -> list[str]:
+    return [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
+
+
+def world_vocab_size() -> int:
+    return len(_world_tokens())
+
+
+def _world_backend() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models
+
+    vocab = {token: i for i, token in enumerate(_world_tokens())}
+    # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _bpe_backend(
+    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    specials = [PAD, EOS, USER, ASSISTANT]
+    least = 256 + len(specials)
+    if config.vocab_size < least:
+        raise UserError(f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs {least}")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = _characters(config.train_characters, sources, data_root, seed)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _characters(
+    count: int, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[str]:
+    for document in documents(sources, data_root, seed):
+        yield document.text[:count]
+        count -= len(document.text)
+        if count <= 0:
+            return
+
+
+def check_made_tokenizer(config: Config, ref: Path) -> None:
+    """`check_tokenizers` for a base that is yet to be trained: makes its tokenizer.
+
+    Raises:
+        UserError: they differ, or a source of the tokenizer cannot be read.
+    """
+    made = _backend(config.tokenizer, config.pretrain.sources, config.data_root, config.seed)
+    refuse_difference(
+        rules_difference(made.to_str(), saved_rules(ref), set()),
+        f"with the {config.tokenizer.kind} tokenizer of '{config.name}'",
+        ref,
+    )

@@ -1,0 +1,57 @@
+"""Causal language models of local folders, as every stage loads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipelines.objectives.token_nll import score_tokens_in_forward
+from pipelines.recipe.schema import Config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(
+    folder: Path, dtype: str, *, attn_implementation: str, trust_remote_code: bool = False
+) -> Any:
+    """A model with the weights of a local folder.
+
+    Args:
+        dtype: `fp32` or `bf16`, or `auto` for that of the folder.
+        attn_implementation: what computes attention. It is always named, since a model's config.json may
+            name a kernel of the hub, which is code.
+        trust_remote_code: whether the model's own code may run.
+    """
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES.get(dtype, "auto"),
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def load_frozen(folder: Path, dtype: str, config: Config) -> Any:
+    """A model in eval mode and without gradients, on this rank's device."""
+    model = load_model(
+        folder, dtype, attn_implementation=config.model.attn_implementation,
+        trust_remote_code=bool(config.trust_remote_code),
+    ).to(rank_device())  # fmt: skip
+    return model.eval().requires_grad_(False)
+
+
+def load_scorer(folder: Path, dtype: str, config: Config, num_tokens: int) -> Any:
+    """A frozen model whose forward gives the loss of each token (`score_tokens_in_forward`)."""
+    model = load_frozen(folder, dtype, config)
+    score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
+    return model
+
+
+def rank_device() -> str:
+    """The GPU of this rank, else the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

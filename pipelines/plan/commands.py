@@ -1,0 +1,125 @@
+"""The commands as ordered lists of stages, from what was given on the command line. Nothing runs
+here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.errors import UserError
+from pipelines.models.checkpoint import ModelRef, find_checkpoint, stage_kind
+from pipelines.plan import flywheel
+from pipelines.plan.flywheel import (
+    contamination_check,
+    has_questions,
+    mid_stages,
+    plan_base,
+    plan_post_train,
+    with_objective,
+    without_contaminated,
+)
+from pipelines.plan.kinds import is_kind, kind_of
+from pipelines.plan.stage import CONTAMINATION, Stage
+from pipelines.recipe.schema import Config
+
+
+def pretrain_ckpt(config: Config, base: str | None) -> list[Stage]:
+    """`pretrain-ckpt`: train the base, or adopt `base`, else the recipe's."""
+    return plan_base(*_with_base(config, base))
+
+
+def mid_train(config: Config, base: str, ref: str | None) -> list[Stage]:
+    """`mid-train`."""
+    decided = with_objective(config, bool(ref))
+    found = find_checkpoint(base, "--base")
+    return mid_stages(decided, _named("mid-train", config), found, _reference(ref))
+
+
+def score(config: Config, model: str, base: str | None) -> list[Stage]:
+    """`score`: a model's log-probabilities over the mid-training sequences of a base."""
+    inputs: dict[str, str | ModelRef] = {"model": find_checkpoint(model, "--model")}
+    if base is not None:
+        inputs["base"] = find_checkpoint(base, "--base")
+    return [Stage("score", _named("score", config), config, inputs)]
+
+
+def post_train(config: Config, base: str) -> list[Stage]:
+    """`post-train`: the steps that are switched on, each from the one before."""
+    found = find_checkpoint(base, "--base")
+    stages = plan_post_train(config, found, _named("post-train", config))
+    if not stages:
+        raise UserError("post-train: sft, dpo and rlvr are all switched off, nothing to run.")
+    return stages
+
+
+def rl_tune(config: Config, base: str) -> list[Stage]:
+    """`rl-tune`: the RLVR step alone."""
+    found = find_checkpoint(base, "--base")
+    return [Stage("rlvr", _named("rl-tune", config), config, {"model": found})]
+
+
+def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
+    """`eval`; after the contamination check where contaminated questions are left out.
+
+    Args:
+        chat: ask through the chat template; None: where a stage made the model that is asked so.
+    """
+    if not has_questions(config):
+        raise UserError(
+            f"eval: the recipe '{config.name}' enables no task and no benchmark of eval, and has "
+            "no eval.bits_per_byte, so there is nothing to measure."
+        )
+    found = find_checkpoint(model, "--model")
+    if chat is None:
+        made_by = stage_kind(found) or ""
+        chat = is_kind(made_by) and kind_of(made_by).chat
+    evaluation = Stage("evaluate", _named("eval", config), config, {"model": found}, chat=chat)
+    if config.eval.contamination != "leave_out":
+        return [evaluation]
+    check = contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))
+    return [check, without_contaminated(evaluation, check.name)]
+
+
+def contamination(config: Config) -> list[Stage]:
+    """`contamination`: every source of the recipe's training stages."""
+    if not has_questions(config):
+        raise UserError(
+            f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
+            "and has no eval.bits_per_byte, so there is nothing to look for."
+        )
+    return [contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))]
+
+
+def whole_flywheel(
+    config: Config, iterations: int | None, base: str | None, ref: str | None
+) -> list[Stage]:
+    """`flywheel` and `plan`."""
+    if iterations is not None:
+        if iterations < 0:
+            raise UserError(f"--iterations {iterations}: must not be negative.")
+        config = replace(config, flywheel=replace(config.flywheel, iterations=iterations))
+    config, found = _with_base(config, base)
+    return flywheel.plan_flywheel(config, found, _reference(ref))
+
+
+def _with_base(config: Config, base: str | None) -> tuple[Config, ModelRef | None]:
+    """`--base`, else the recipe's `base`; the identity names it either way."""
+    given = base if base is not None else config.base or None
+    if given is None:
+        return config, None
+    return replace(config, base=given), find_checkpoint(given, "--base")
+
+
+def _reference(ref: str | None) -> ModelRef | None:
+    return None if ref is None else find_checkpoint(ref, "--ref")
+
+
+def _pipeline(config: Config) -> list[Stage]:
+    """The stages of the plain pipeline of a recipe, whose base is adopted if it names one."""
+    base: list[Stage] = [] if config.base else plan_base(config, None)
+    mid = Stage("mid_train", "mid-train", config)
+    evaluation = Stage("evaluate", "eval", config)
+    return [*base, mid, *plan_post_train(config, mid.name, ""), evaluation]
+
+
+def _named(command: str, config: Config) -> str:
+    return f"{command}-{config.stage.name}" if config.stage.name else command

@@ -1,0 +1,176 @@
+"""The kinds of stages: everything that is particular to one stands in its row.
+
+To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section
+of the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.plan import cost, dependencies, headlines
+from pipelines.plan.stage import Stage
+from pipelines.recipe.schema import Config
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A small chart of the report.
+
+    Attributes:
+        unit: `percent` values are shares in the log, from 0 to 1.
+        keys: of a log line; several are added up.
+    """
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the launcher side has to know of a kind of stage; a rank knows only its module.
+
+    Attributes:
+        title: in the picture of a flywheel; empty: it is not drawn.
+        section: of the recipe, with its settings.
+        identity: keys of the recipe that its result depends on, with all below them.
+        depends: fields of the identity besides those keys.
+        numerics_version: raised by hand when the mathematics of the stage changes.
+        cost: tokens and FLOPs of a stage for a model of so many parameters.
+        headline: a finished stage in a line.
+        facts: keys of its result that `--json` and the report show.
+        curves: of its log, in the report.
+        launch_key: key of the recipe's `stages` that sets its launch; empty: always one rank.
+        trains: it runs optimizer steps, writes checkpoints and makes a model.
+        chat: its model is asked through the chat template.
+        post_step: number of its folder in post-training, which orders its steps; empty: none.
+        asks: it asks questions, so that tasks and benchmarks must be available.
+        derived: it only reads other stages, and is repeated when they change.
+    """
+
+    name: str
+    module: str
+    section: str
+    identity: tuple[str, ...]
+    cost: Callable[[Stage, int], cost.Work]
+    headline: Callable[[Result], str]
+    depends: Callable[[Config, dict[str, Any], dict[str, str]], dict[str, Any]] = (
+        dependencies.nothing_more
+    )
+    numerics_version: int = 1
+    title: str = ""
+    facts: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    launch_key: str = ""
+    trains: bool = False
+    chat: bool = False
+    post_step: str = ""
+    asks: bool = False
+    derived: bool = False
+
+
+KINDS = (
+    Kind(
+        "pretrain", "pipelines.stages.pretrain", "pretrain",
+        identity=("sequence_length", "document_mask", "model", "tokenizer", "pretrain"),
+        cost=cost.pretrain, headline=headlines.training,
+        title="base", launch_key="pretrain", trains=True,
+        facts=("parameters", "tokens", "tokens_per_second", "loss_last"),
+        curves=(Curve("Pre-training: loss", "nats per token", ("loss",)),),
+    ),
+    Kind(
+        "mid_train", "pipelines.stages.mid_train", "mid_train",
+        identity=("sequence_length", "document_mask", "mid_train"), depends=dependencies.mid_train,
+        cost=cost.mid_train, headline=headlines.training,
+        title="mid-train", launch_key="mid_train", trains=True,
+        facts=(
+            "objective", "reference", "tokens", "tokens_per_second", "loss_last", "weight_mean",
+            "weight_std",
+        ),
+        curves=(
+            Curve("Mid-training: loss", "nats per token", ("loss",)),
+            Curve("Mid-training: learning rate", "learning rate", ("learning_rate",)),
+            Curve("Token weights: spread", "standard deviation", ("weight_std",)),
+            Curve("Token weights: at the clip", "percent of tokens",
+                  ("weight_at_low", "weight_at_high")),
+            Curve("Reference less learner", "mean of d, nats", ("d_mean",)),
+            Curve("Mid-training: throughput", "tokens per second", ("tokens_per_second",)),
+        ),
+    ),
+    Kind(
+        "sft", "pipelines.stages.sft", "sft", identity=("sequence_length", "sft"),
+        cost=cost.sft, headline=headlines.training,
+        title="SFT", launch_key="sft", trains=True, chat=True, post_step="20",
+        facts=("loss_first", "loss_last", "token_accuracy_first", "token_accuracy_last"),
+        curves=(Curve("SFT: loss", "nats per token", ("loss",)),),
+    ),
+    Kind(
+        "dpo", "pipelines.stages.dpo", "dpo", identity=("sequence_length", "dpo"),
+        cost=cost.dpo, headline=headlines.dpo,
+        title="DPO", launch_key="dpo", trains=True, chat=True, post_step="30",
+        facts=("loss_first", "loss_last", "heldout_pairs", "heldout_pair_accuracy"),
+        curves=(Curve("DPO: loss", "nats", ("loss",)),),
+    ),
+    Kind(
+        "rlvr", "pipelines.stages.rlvr", "rlvr", identity=("sequence_length", "rlvr"),
+        numerics_version=2, cost=cost.rlvr, headline=headlines.rlvr,
+        title="RLVR", launch_key="rlvr", trains=True, chat=True, post_step="40",
+        facts=("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
+        curves=(
+            Curve("RLVR: reward", "mean reward", ("reward",)),
+            Curve("RLVR: silent groups", "percent of groups", ("frac_reward_zero_std",)),
+        ),
+    ),
+    Kind(
+        "score", "pipelines.stages.score", "mid_train",
+        identity=("sequence_length", "document_mask"), depends=dependencies.score,
+        cost=cost.score, headline=headlines.score, launch_key="score",
+        facts=("scores", "tokens", "shards", "tokens_per_second"),
+    ),
+    Kind(
+        "evaluate", "pipelines.stages.evaluate", "eval",
+        identity=("sequence_length", "document_mask", "eval"), depends=dependencies.evaluate,
+        numerics_version=3, cost=cost.evaluate, headline=headlines.evaluate,
+        launch_key="eval", asks=True,
+    ),
+    Kind(
+        "contamination", "pipelines.stages.contamination", "eval",
+        identity=(), depends=dependencies.contamination,
+        cost=cost.none, headline=headlines.contamination, launch_key="contamination", asks=True,
+    ),
+    Kind(
+        "analyze", "pipelines.stages.analyze", "analysis",
+        identity=("sequence_length", "document_mask", "analysis", "mid_train"),
+        depends=dependencies.analyze, numerics_version=2,
+        cost=cost.analyze, headline=headlines.analyze, derived=True,
+        facts=("dynamics_reference", "missing"),
+    ),
+)  # fmt: skip
+_BY_NAME = {kind.name: kind for kind in KINDS}
+# Post-training in its order: the number of the folder, and the kind.
+POST_STEPS = tuple((kind.post_step, kind.name) for kind in KINDS if kind.post_step)
+
+
+def kind_of(name: str) -> Kind:
+    """The row of a kind; raises KeyError for another name."""
+    return _BY_NAME[name]
+
+
+def is_kind(name: str) -> bool:
+    """Whether there is such a kind; a run directory of another version may have others."""
+    return name in _BY_NAME
+
+
+def by_launch_key() -> dict[str, Kind]:
+    """The kinds that `stages` of a recipe can set a launch for, by their key there."""
+    return {kind.launch_key: kind for kind in KINDS if kind.launch_key}
+
+
+def headline(result: Result) -> str:
+    """A finished stage in a line."""
+    return kind_of(result["kind"]).headline(result)

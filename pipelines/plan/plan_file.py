@@ -1,0 +1,86 @@
+"""The plan of a flywheel or comparison: written to its run directory, read by an analysis."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.models.checkpoint import find_checkpoint
+from pipelines.plan.kinds import kind_of
+from pipelines.plan.stage import Stage
+from pipelines.recipe.load import override_keys, resolved, to_dict
+from pipelines.recipe.schema import Config
+from pipelines.run_dir.paths import RunDir, write_yaml
+
+# Keys that an analysis may set: what it measures, where and how fast, and what it may show.
+OF_ANALYSIS = re.compile(
+    r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"
+    r"|eval\.(bits_per_byte_tokens|batch_size)|chunk_bytes|data_root"
+    r"|mid_train\.sources\.[^.]+\.(licence|publish)"
+)
+
+
+def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
+    """Write a plan: the resolved config and every stage with its inputs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_yaml(
+        {
+            "config": to_dict(config),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "kind": stage.kind,
+                    "inputs": {
+                        role: given if isinstance(given, str) else given.location
+                        for role, given in stage.inputs.items()
+                    },
+                }
+                for stage in stages
+            ],
+        },
+        path,
+    )
+
+
+def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
+    """Refuse overrides that would say of a finished training what it was not."""
+    told = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
+    if told:
+        raise UserError(
+            f"analyze {run.root}: {', '.join(told)} is a setting of what was trained or evaluated, "
+            "and the run has it as it is. An analysis takes analysis.*, launch.*, eval.tasks.*, "
+            "eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and licence and publish "
+            "of mid_train.sources."
+        )
+
+
+def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
+    """The config of the flywheel that made a run, with overrides, and its complete stages.
+
+    Raises:
+        UserError: the folder is not the run directory of a flywheel, or an override is wrong.
+    """
+    if not run.flywheel_plan.is_file():
+        raise UserError(
+            f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
+            "Give the folder that `remit flywheel` wrote to with --run-dir."
+        )
+    written = run.read_plan(run.flywheel_plan)
+    # The plan has all that the suite said when it was made.
+    written["config"]["eval"]["suite"] = ""
+    config = resolved(written["config"], overrides, run.flywheel_plan)
+    _check_analysis_keys(overrides, run)
+    names = {entry["name"] for entry in written["stages"]}
+    stages = [
+        Stage(
+            entry["kind"], entry["name"], config,
+            {
+                role: given if given in names else find_checkpoint(given, f"--{role}")
+                for role, given in entry["inputs"].items()
+            },
+        )
+        for entry in written["stages"]
+        if run.stage(entry["name"]).is_complete() and not kind_of(entry["kind"]).derived
+    ]  # fmt: skip
+    return config, stages

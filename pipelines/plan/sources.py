@@ -1,0 +1,54 @@
+"""What a stage reads: its section of the recipe, its data sources, and whether from a hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.evals.availability import needs_hub
+from pipelines.plan.kinds import KINDS, kind_of
+from pipelines.plan.stage import Stage
+from pipelines.recipe.schema import AnalysisConfig, Config, EvalConfig, TrainConfig
+
+
+def settings_of(stage: Stage) -> TrainConfig | EvalConfig | AnalysisConfig:
+    """The section of the recipe that a stage takes its settings from."""
+    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(
+        stage.config, kind_of(stage.kind).section
+    )
+    return section
+
+
+def sources_of(stage: Stage) -> dict[str, Any]:
+    """The data sources a stage reads, by config key."""
+    config, kind = stage.config, kind_of(stage.kind)
+    if stage.kind == "pretrain" and "base" in stage.inputs:
+        return {}
+    if stage.kind == "contamination":
+        every = _sources_of_recipe(config)
+        return {key: every[key] for key in stage.reads}
+    found: dict[str, Any] = {}
+    if stage.kind == "evaluate" or (stage.kind == "analyze" and config.analysis.accuracy_questions):
+        tasks = config.eval.tasks
+        found |= {f"eval.tasks.{name}": t.source for name, t in tasks.items() if t.enabled}
+    if stage.kind in ("evaluate", "analyze"):
+        texts = config.eval.bits_per_byte
+        found |= {f"eval.bits_per_byte.{name}": source for name, source in texts.items()}
+    if stage.kind != "evaluate":
+        # An analysis reads what the rounds were trained on.
+        key = "mid_train" if stage.kind == "analyze" else kind.section
+        sources = getattr(config, key).sources
+        found |= {f"{key}.sources.{name}": source for name, source in sources.items()}
+    return found
+
+
+def _sources_of_recipe(config: Config) -> dict[str, Any]:
+    kinds = [kind.name for kind in KINDS if kind.trains] + ["evaluate"]
+    return {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
+
+
+def is_offline(stage: Stage) -> bool:
+    """Whether everything a stage reads is local, so that nothing may ask a hub."""
+    hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
+    config = stage.config
+    asks = kind_of(stage.kind).asks
+    return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
