@@ -88,7 +88,8 @@ def test_the_micro_batch_counts_where_weights_are_taken_over_it(
         "mid_train.objective=remit", "mid_train.tokens=40_000", "mid_train.global_batch_size=4",
         "mid_train.learning_rate=1e-5", "mid_train.weight_decay=0", "mid_train.adam_beta2=0.9",
         "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.dtype=bf16",
-        "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b", "model.attn_implementation=eager",
+        "mid_train.sources.world.weight=2", "mid_train.sources.b.path=b",
+        "model.attn_implementation=eager",
         "trust_remote_code=[a]",
     ],
 )  # fmt: skip

@@ -220,7 +220,8 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
     chain = [
         ["pretrain-ckpt", *small, "--base", str(tiny_model)],
         ["mid-train", *small, "--base", "run/base", "mid_train.tokens=1024"],
-        ["post-train", *small, "--base", "run/base", "sft.max_steps=1", "dpo.max_steps=1", "rlvr.max_steps=1",
+        ["post-train", *small, "--base", "run/base", "sft.max_steps=1", "dpo.max_steps=1",
+        "rlvr.max_steps=1",
          "rlvr.global_batch_size=4", "dpo.heldout_pairs=1"],
         ["eval", *small, "--model", "run/mid-train", "eval.tasks.world.limit=10",
          "eval.bits_per_byte_tokens=200"],

@@ -325,7 +325,8 @@ def test_the_stage_that_adopts_knows_what(command: str, tiny_model: Path) -> Non
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=3", "mid_train.remit.eps=0.6", "mid_train={remit: {eps: 0.6}}", "mid_train[remit][eps]=0.6",
+    ["seed=3", "mid_train.remit.eps=0.6", "mid_train={remit: {eps: 0.6}}",
+    "mid_train[remit][eps]=0.6",
      "eval.suite=quick", "rlvr.enabled=false", "mid_train.sources.world.weight=2",
      "sequence_length=64"],
 )  # fmt: skip

@@ -17,15 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from pipelines.errors import Interrupted
 from pipelines.launch.stop import Noted, Stop, interruption
 from pipelines.launch.watch import Watch
-from pipelines.machine.process import die_with_parent, free_port
+from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
 from pipelines.plan.placement import (
-    FORK_ENVIRONMENT,
     command_line,
     environment,
     master_port,
@@ -67,7 +66,7 @@ def run_stage(
     *,
     offline: bool,
     inherited: tuple[int, ...] = (),
-    nursery: Nursery | None = None,
+    nursery: Forks | None = None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run the ranks of a stage to their end; their output goes to the stage's log.
@@ -109,6 +108,14 @@ def run_stage(
     return Ended(returncode, interrupted, hang, watch.memory())
 
 
+class Forks(Protocol):
+    """What forks the ranks of a stage; None where the stage is to be started directly."""
+
+    def start(
+        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
+    ) -> ForkedRanks | None: ...
+
+
 class Launched(Protocol):
     """The first process of a stage, which leads a process group of its own."""
 
@@ -148,7 +155,7 @@ def _guarded(parent: int) -> Callable[[], None]:
 
 
 class Nursery:
-    """Forks ranks from one process that has imported everything (`pipelines.worker.fork_server`)."""
+    """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(
         self,
@@ -203,7 +210,7 @@ class Nursery:
             with open(stage_dir.log, "ab") as log:
                 log.write(self.errors.read() + b"cannot fork this stage: it is started directly\n")
             return None
-        return ForkedRanks(json.loads(answer)["pid"], self.process)
+        return ForkedRanks(json.loads(answer)["pid"], self.process.stdout)
 
     def close(self) -> None:
         """End the process; a rank that still runs dies with it."""
@@ -213,18 +220,21 @@ class Nursery:
 
 
 class ForkedRanks:
-    """The ranks of one stage in the nursery; `pid` is the first one, which leads their group."""
+    """The ranks of one stage that were forked; `pid` is the first one, which leads their group.
 
-    def __init__(self, pid: int, nursery: subprocess.Popen[bytes]) -> None:
+    Args:
+        answers: where what forked them says their exit code; unbuffered.
+    """
+
+    def __init__(self, pid: int, answers: IO[bytes]) -> None:
         self.pid = pid
-        self.nursery = nursery
+        self.answers = answers
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Exit code once all have ended, the first failure's; negative for a signal."""
-        assert self.nursery.stdout is not None
-        if self.returncode is None and select.select([self.nursery.stdout], [], [], 0)[0]:
-            answer = self.nursery.stdout.readline()
+        if self.returncode is None and select.select([self.answers], [], [], 0)[0]:
+            answer = self.answers.readline()
             self.returncode = json.loads(answer)["returncode"] if answer else -signal.SIGKILL
         return self.returncode
 

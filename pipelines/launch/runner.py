@@ -16,7 +16,7 @@ from pipelines.errors import (
     UserError,
 )
 from pipelines.launch import launcher as launch
-from pipelines.launch import memory
+from pipelines.launch import memory, shared_server
 from pipelines.launch.stop import Noted, signals_noted
 from pipelines.machine.process import num_gpus
 from pipelines.machine.slurm import seconds_of_job
@@ -135,10 +135,14 @@ class Runner:
         noted.raise_if_any()
         return result
 
-    def _nursery(self, stage: Stage) -> launch.Nursery | None:
+    def _nursery(self, stage: Stage) -> launch.Forks | None:
         """Where stages are forked from, made when the first one runs; None where they cannot be."""
+        if not can_fork(stage.config.launch):
+            return None
+        if shared_server.named():
+            return shared_server.SharedServer((self.lock.descriptor,))
         # One stage alone would wait for imports that it does not need.
-        if len(self.stages) == 1 or not can_fork(stage.config.launch):
+        if len(self.stages) == 1:
             return None
         if self.nursery is None:
             offline = all(is_offline(s) for s in self.stages)

@@ -14,6 +14,13 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
+# For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
+FORK_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+
 
 def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, whatever the parent died of.

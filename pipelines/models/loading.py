@@ -22,8 +22,8 @@ def load_model(
 
     Args:
         dtype: `fp32` or `bf16`, or `auto` for that of the folder.
-        attn_implementation: what computes attention. It is always named, since a model's config.json may
-            name a kernel of the hub, which is code.
+        attn_implementation: what computes attention. It is always named, since a model's
+            config.json may name a kernel of the hub, which is code.
         trust_remote_code: whether the model's own code may run.
     """
     return AutoModelForCausalLM.from_pretrained(

@@ -231,12 +231,6 @@ def _is_carried(name: str, launch: LaunchConfig) -> bool:
     return name in launch.env or name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-# For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
-FORK_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-}
 CPU_ENVIRONMENT = {
     # Spinning threads on a shared machine cost 4 to 10 times.
     "OMP_WAIT_POLICY": "PASSIVE",

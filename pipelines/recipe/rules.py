@@ -121,15 +121,15 @@ def _check_model(config: Config, refuse: Refuse) -> None:
     if shape.hidden_size % shape.num_attention_heads:
         refuse(
             "model.num_attention_heads",
-            f"model.hidden_size = {shape.hidden_size} must be a multiple of model.num_attention_heads = "
-            f"{shape.num_attention_heads}",
+            f"model.hidden_size = {shape.hidden_size} must be a multiple of "
+            f"model.num_attention_heads = {shape.num_attention_heads}",
             "model.hidden_size",
         )
     if shape.num_attention_heads % shape.num_key_value_heads:
         refuse(
             "model.num_key_value_heads",
-            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of model.num_key_value_heads = "
-            f"{shape.num_key_value_heads}",
+            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of "
+            f"model.num_key_value_heads = {shape.num_key_value_heads}",
             "model.num_attention_heads",
         )
 
@@ -159,8 +159,8 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
     if rlvr.global_batch_size % rlvr.num_generations:
         refuse(
             "rlvr.global_batch_size",
-            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a multiple of "
-            f"rlvr.num_generations = {rlvr.num_generations}",
+            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a "
+            f"multiple of rlvr.num_generations = {rlvr.num_generations}",
             "rlvr.num_generations",
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:

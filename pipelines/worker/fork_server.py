@@ -4,6 +4,9 @@ Importing torch, transformers, TRL and DeepSpeed takes most of a stage's start. 
 without GPUs stages are forked from here instead: each rank is still a process of its own, with its
 own environment, and the ranks of a stage share its log and a process group. Reads one JSON request
 a line, answers one JSON line when the ranks run and one when they have ended.
+
+With the path of a Unix socket it serves one stage of any command that connects there
+(`pipelines.launch.shared_server`), from a process of its own for each.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from pipelines.machine.process import die_with_parent
+from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent
 from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
@@ -28,6 +34,20 @@ LATE_IMPORTS = [
     for name in ("deepspeed.runtime.zero.muon.muon_optimizer",)
     if importlib.util.find_spec(name) is not None
 ]
+
+# What a rank of a shared server may have otherwise than the server: it is read when a stage runs,
+# while libraries read the rest of the environment when they are imported.
+READ_LATE = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "PWD", "OLDPWD", "SHLVL", "_",
+)  # fmt: skip
+READ_LATE_PREFIXES = ("REMIT_", "SLURM_")
+# Bytes of a request, and descriptors that come with it.
+MOST_BYTES, MOST_DESCRIPTORS = 1 << 20, 8
+
+
+# Before the socket of a shared server, the first word of its command.
+LISTEN = "--listen="
 
 
 def num_threads() -> int:
@@ -73,10 +93,16 @@ def fork_ranks(request: dict[str, Any]) -> list[int]:
     return ranks
 
 
-def wait_for(ranks: list[int]) -> int:
-    """Exit code of the first rank that failed, which ends the others; 0 when all went well."""
+def wait_for(ranks: list[int], connection: socket.socket | None = None) -> int:
+    """Exit code of the first rank that failed, which ends the others; 0 when all went well.
+
+    Args:
+        connection: to the command of these ranks, where this process is no child of it.
+    """
     running, failure = set(ranks), 0
     while running:
+        if connection is not None:
+            wait_for_one(running, connection)
         child, status = os.waitpid(-1, 0)
         running.discard(child)
         code = os.waitstatus_to_exitcode(status)
@@ -88,22 +114,121 @@ def wait_for(ranks: list[int]) -> int:
     return failure
 
 
-def main() -> None:
-    """Import, then serve requests until the launcher closes standard input."""
-    die_with_parent()
-    # The launcher ends workers itself; a signal to all must not end this process first.
+def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
+    """Wait until a rank has ended. When the command has, this process ends, and its ranks with it.
+
+    The command says nothing after its request, so all that can come is the end of the connection.
+    """
+    ends = [os.pidfd_open(rank) for rank in ranks]
+    poll = select.poll()
+    for descriptor in (connection.fileno(), *ends):
+        poll.register(descriptor, select.POLLIN)
+    found = [descriptor for descriptor, _ in poll.poll()]
+    for descriptor in ends:
+        os.close(descriptor)
+    if connection.fileno() in found:
+        os._exit(1)
+
+
+def differing(env: dict[str, str]) -> list[str]:
+    """Variables that a rank with this environment would need from its start on, and which this
+    process had otherwise when it imported."""
+    here = {name: value for name, value in os.environ.items() if name not in FORK_ENVIRONMENT}
+    return sorted(
+        name
+        for name in env.keys() | here.keys()
+        if env.get(name) != here.get(name)
+        and name not in READ_LATE
+        and not name.startswith(READ_LATE_PREFIXES)
+    )
+
+
+def serve_connection(connection: socket.socket, server: int) -> None:
+    """In the child of a shared server: run one stage for the command that has connected."""
+    # The command's lock of its run, held here and by the ranks as if they were its children.
+    sent, _, _, _ = socket.recv_fds(connection, MOST_BYTES, MOST_DESCRIPTORS)
+    while not sent.endswith(b"\n"):
+        more = connection.recv(MOST_BYTES)
+        if not more:
+            return
+        sent += more
+    request = json.loads(sent)
+    os.setsid()
+    die_with_parent(server)
     block_signals()
-    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    # Only answers may reach the launcher: imports that print do it on standard error.
-    os.dup2(2, 1)
-    for module in ("deepspeed", *sys.argv[1:], *LATE_IMPORTS):
-        importlib.import_module(module)
-    if num_threads() != 1:
-        raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
-    for line in sys.stdin:
+    if names := sorted({name for env in request["environments"] for name in differing(env)}):
+        connection.sendall(json.dumps({"differing": names}).encode() + b"\n")
+        return
+    for name in [name for name in os.environ if name.startswith(READ_LATE_PREFIXES)]:
+        del os.environ[name]
+    # A rank that is started directly has the command's folder first among those of its modules.
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    ranks = fork_ranks(request)
+    connection.sendall(json.dumps({"pid": ranks[0]}).encode() + b"\n")
+    returncode = wait_for(ranks, connection)
+    connection.sendall(json.dumps({"returncode": returncode}).encode() + b"\n")
+
+
+def serve_commands(path: str) -> None:
+    """Serve every command that connects to a Unix socket, until this process is ended."""
+    server = os.getpid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                code = 1
+                try:
+                    listener.close()
+                    serve_connection(connection, server)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            connection.close()
+            # Children that have ended since the last command.
+            while reaped():
+                pass
+
+
+def reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def serve_launcher(requests: TextIO, answers: TextIO) -> None:
+    """Serve the launcher that started this process, until it closes `requests`."""
+    for line in requests:
         ranks = fork_ranks(json.loads(line))
         answers.write(json.dumps({"pid": ranks[0]}) + "\n")
         answers.write(json.dumps({"returncode": wait_for(ranks)}) + "\n")
+
+
+def main() -> None:
+    """Import, then serve requests: of the launcher, or of those that connect to a socket."""
+    die_with_parent()
+    words = sys.argv[1:]
+    path = words.pop(0).removeprefix(LISTEN) if words[0].startswith(LISTEN) else ""
+    if not path:
+        # The launcher ends workers itself; a signal to all must not end this process first.
+        block_signals()
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    # Only answers may reach the launcher: imports that print do it on standard error.
+    os.dup2(2, 1)
+    for module in ("deepspeed", *words, *LATE_IMPORTS):
+        importlib.import_module(module)
+    if num_threads() != 1:
+        raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
+    if path:
+        serve_commands(path)
+    serve_launcher(sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def sections() -> list[str]:
         ]),
     ),
     st.lists(st.text(max_size=15) | st.tuples(
-        st.sampled_from(["seed", "name", "mid_train.remit.eps", "sft.sources.a", "launch.env", "eval"]),
+        st.sampled_from(["seed", "name", "mid_train.remit.eps", "sft.sources.a", "launch.env",
+        "eval"]),
         st.text(max_size=12),
     ).map("=".join), max_size=2),
 )  # fmt: skip

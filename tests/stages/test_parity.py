@@ -132,7 +132,8 @@ def test_post_training_runs_sharded_over_two_ranks(
     zero = [f"{kind}.zero_stage=3" for kind in ("sft", "dpo", "rlvr")]
     remit(
         "post-train", "--config", "world-tiny", "--base", tiny_run.root / "base", "--gpus", "2",
-        "--run-dir", tmp_path / "run", *zero, "sft.max_steps=2", "dpo.max_steps=2", "rlvr.max_steps=2",
+        "--run-dir", tmp_path / "run", *zero, "sft.max_steps=2", "dpo.max_steps=2",
+        "rlvr.max_steps=2",
         "rlvr.micro_batch_size=8", check=True,
     )  # fmt: skip
     for name in ("20-sft", "30-dpo", "40-rlvr"):

@@ -1,0 +1,92 @@
+"""A fork server for many commands: single-stage commands then start without the imports.
+
+    python -m pipelines.launch.shared_server SOCKET &
+    REMIT_FORK_SERVER=SOCKET remit sft ...
+
+It ends with the shell that started it. Ranks end with their command, as they do without it. A stage
+whose environment is another than the server's is started directly, since libraries read variables
+when they are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+
+from pipelines.errors import UserError
+from pipelines.launch.launcher import ForkedRanks
+from pipelines.machine.process import FORK_ENVIRONMENT, free_port
+from pipelines.plan.kinds import KINDS
+from pipelines.plan.placement import environment
+from pipelines.recipe.schema import LaunchConfig
+from pipelines.run_dir.paths import StageDir
+
+VARIABLE = "REMIT_FORK_SERVER"
+
+
+def named() -> str:
+    """The socket of the server that this command is to use; empty where there is none."""
+    return os.environ.get(VARIABLE, "")
+
+
+class SharedServer:
+    """The server that `REMIT_FORK_SERVER` names.
+
+    Args:
+        inherited: descriptors that what forks and the ranks keep open (the run's lock).
+    """
+
+    def __init__(self, inherited: tuple[int, ...]) -> None:
+        self.inherited = inherited
+
+    def start(
+        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
+    ) -> ForkedRanks | None:
+        """Fork the ranks of a stage; see `Nursery.start`.
+
+        None where the stage needs another environment than the server's; its log says which
+        variables differ.
+
+        Raises:
+            UserError: no server listens at the socket.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(named())
+        except OSError as error:
+            raise UserError(
+                f"{VARIABLE}={named()}: no fork server answers there ({error.strerror or error}). "
+                f"Start one with `python -m {__name__} {named()} &`, or unset {VARIABLE}."
+            ) from error
+        request = {
+            "stage_dir": str(stage_dir.root),
+            "log": str(stage_dir.log),
+            "cwd": os.getcwd(),
+            "environments": [env | rank for rank in ranks],
+        }
+        sent = json.dumps(request).encode() + b"\n"
+        connection.sendall(sent[socket.send_fds(connection, [sent], self.inherited) :])
+        # Closed when this command ends: by that the server sees it.
+        answers = open(connection.detach(), "rb", buffering=0)  # noqa: SIM115
+        answer = json.loads(answers.readline() or "{}")
+        if "pid" in answer:
+            return ForkedRanks(answer["pid"], answers)
+        why = ", ".join(answer.get("differing", [])) or "nothing: it ended"
+        with open(stage_dir.log, "a", encoding="utf-8") as log:
+            log.write(f"{VARIABLE}: the server differs in {why}; this stage is started directly\n")
+        return None
+
+
+def main() -> None:
+    """Become the server, with the environment of a stage of one rank that is started from here."""
+    env = environment(LaunchConfig(), free_port(), offline=False) | FORK_ENVIRONMENT
+    modules = [kind.module for kind in KINDS]
+    listen = f"--listen={sys.argv[1]}"
+    command = [sys.executable, "-m", "pipelines.worker.fork_server", listen, *modules]
+    os.execve(sys.executable, command, env)
+
+
+if __name__ == "__main__":
+    main()
