@@ -153,7 +153,7 @@ KINDS = (
 )  # fmt: skip
 _BY_NAME = {kind.name: kind for kind in KINDS}
 # Post-training in its order: the number of the folder, and the kind.
-POST_STEPS = tuple((kind.post_step, kind.name) for kind in KINDS if kind.post_step)
+POST_STEPS = tuple(sorted((kind.post_step, kind.name) for kind in KINDS if kind.post_step))
 
 
 def kind_of(name: str) -> Kind:

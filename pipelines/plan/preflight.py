@@ -376,7 +376,8 @@ def _check_sandbox(stages: list[Stage]) -> None:
             reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
             if reason:
                 raise UserError(
-                    f"{key}: reward code needs the sandbox, and {reason}. docs/evaluation.md says "
+                    f"{key}: reward code needs the sandbox, and {reason}. "
+                    "docs/guides/evaluation.md says "
                     "what the kernel has to allow. Choose another machine, or leave the source out."
                 )
 
