@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, read_json
 
-BASE, OUTSIDE = "base", "ref"
+BASE, EXTERNAL_REFERENCE = "base", "ref"
 OF_ROUND = re.compile(r"round-(\d+)/\d+-(mid-train|sft|dpo|rlvr)")
 
 
@@ -46,7 +46,7 @@ class Lineage:
     checkpoints: dict[str, Checkpoint]
     mids: dict[int, str]
     posts: dict[int, str]
-    outside: Path | None
+    external_reference: Path | None
 
     def folder(self, name: str) -> Path:
         """The folder of a model by its name, or of the reference from outside by its path."""
@@ -54,8 +54,8 @@ class Lineage:
 
     def reference(self, number: int) -> str | None:
         """What weights the tokens of round `number` from 1 on: a name, or a path outside."""
-        if number == 1 and self.outside is not None:
-            return str(self.outside)
+        if number == 1 and self.external_reference is not None:
+            return str(self.external_reference)
         return self.posts.get(number - 1)
 
 
@@ -83,7 +83,7 @@ def lineage(inputs: Mapping[str, Path], last_step: str) -> Lineage:
             found[name] = Checkpoint(name, inputs[name], "post", number, step, before)
             if made[2] == last_step:
                 posts[number] = name
-    return Lineage(found, mids, posts, inputs.get(OUTSIDE))
+    return Lineage(found, mids, posts, inputs.get(EXTERNAL_REFERENCE))
 
 
 def _order(name: str) -> tuple[int, str]:

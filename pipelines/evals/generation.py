@@ -39,7 +39,7 @@ class Decoding:
     top_p: float = 1.0
 
 
-class SeededDraw(LogitsProcessor):
+class SeededSampler(LogitsProcessor):
     """Leaves of the next token's distribution the one token that a given number draws.
 
     The number is uniform in [0, 1), and the token the first whose cumulated probability is above
@@ -62,7 +62,7 @@ class SeededDraw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
+def _sampler(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
     """Draws of `num_samples` answers to each prompt, from a generator for each answer."""
     uniforms = [
         np.random.default_rng([seed, number]).random(decoding.max_new_tokens)
@@ -72,7 +72,7 @@ def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> Logi
     return LogitsProcessorList([
         TemperatureLogitsWarper(float(decoding.temperature)),
         TopPLogitsWarper(min(1.0, decoding.top_p)),
-        SeededDraw(torch.from_numpy(np.stack(uniforms)), prompt_length),
+        SeededSampler(torch.from_numpy(np.stack(uniforms)), prompt_length),
     ])  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def generate_answers(
         length = batch["input_ids"].shape[1]
         draws = None
         if decoding.num_samples:
-            draws = _draws(decoding, [seeds[i] for i in chosen], length)
+            draws = _sampler(decoding, [seeds[i] for i in chosen], length)
         generated = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
             logits_processor=draws, generation_config=generation_config,

@@ -23,10 +23,10 @@ from lm_eval.tasks import TaskManager
 
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import leaves
+from pipelines.evals.cache import cache_path, cached
 from pipelines.evals.intervals import digest_of, task_score
-from pipelines.evals.kept import kept, kept_path
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.sampling import entropy
-from pipelines.evals.tally import Tally
 from pipelines.recipe.schema import BenchmarkConfig
 
 # After each call the harness describes the machine, which takes it a second or more; a group makes
@@ -81,7 +81,7 @@ def ask(
     *,
     chat: bool,
     folder: Path | None = None,
-    tally: Tally | None = None,
+    progress: EvalProgress | None = None,
 ) -> dict[str, Any]:
     """Ask a model every question of a benchmark, one single task after the other.
 
@@ -90,7 +90,7 @@ def ask(
         tasks: knows the benchmark's task, with its data.
         chat: ask through the model's chat template.
         folder: where each single task of a group is kept when it is done; None: nowhere.
-        tally: told how far the answers are.
+        progress: told how far the answers are.
 
     Returns:
         accuracy, interval, questions and bits as for other tasks; `families` for a group;
@@ -100,7 +100,7 @@ def ask(
     Raises:
         UserError: as `leaves` and `check_fits`.
     """
-    tally = tally or Tally(None, 0)
+    progress = progress or EvalProgress(None, 0)
     # As the harness does before it loads a task: some shuffle their records then.
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
@@ -108,16 +108,16 @@ def ask(
     check_fits(name, benchmark, loaded)
     parts = {}
     for leaf, task in loaded.items():
-        path = folder and kept_path(folder, leaf)
+        path = folder and cache_path(folder, leaf)
         if path is not None and path.is_file():
-            tally.skip(num_answers(benchmark, task))
+            progress.skip(num_answers(benchmark, task))
         # A task of a group has what the group sets for it.
         given = task if len(loaded) > 1 else benchmark.task or name
         asked = _Asked(
             model, name, benchmark, tasks, chat, given, leaf, _num_asked(benchmark, task)
         )
         first = not dist.is_initialized() or dist.get_rank() == 0
-        parts[leaf] = kept(path, partial(asked.answers, tally), writes=first)
+        parts[leaf] = cached(path, partial(asked.answers, progress), writes=first)
     return _score(benchmark, parts)
 
 
@@ -139,11 +139,11 @@ class _Asked:
     leaf: str
     questions: int
 
-    def answers(self, tally: Tally) -> dict[str, Any]:
+    def answers(self, progress: EvalProgress) -> dict[str, Any]:
         """Bits, hashes of the questions and settings of the greedy answers, and what was drawn."""
         benchmark = self.benchmark
         label = self.name if self.name == self.leaf else f"{self.name} ({self.leaf})"
-        tally.begin(label, self.questions)
+        progress.begin(label, self.questions)
         found = self._pass(self._greedy, benchmark.limit, {})
         if not benchmark.samples:
             return found
@@ -151,7 +151,7 @@ class _Asked:
         decoding = {"temperature": benchmark.temperature, "top_p": benchmark.top_p}
         sampled = min(self.questions, benchmark.sampled_questions or self.questions)
         for number in range(benchmark.samples):
-            tally.begin(f"{label}, draw {number + 1} of {benchmark.samples}", sampled)
+            progress.begin(f"{label}, draw {number + 1} of {benchmark.samples}", sampled)
             seed = DEFAULT_OTHER_SEED + 1 + number
             draws.append(self._pass(self._drawn, sampled, {"do_sample": True, **decoding}, seed))
         found["drawn"] = _by_question(draws, self.questions)

@@ -127,13 +127,13 @@ def t_test(values: Sequence[float]) -> float | None:
     return float(_stats().ttest_1samp(values, 0.0).pvalue)
 
 
-def holm(chances: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Each p as it stands among the others (Holm, Scandinavian Journal of Statistics 6, 1979).
 
     None stays None and is not counted.
     """
-    order = sorted((p, i) for i, p in enumerate(chances) if p is not None)
-    adjusted: list[float | None] = [None] * len(chances)
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
     least = 0.0
     for rank, (p, i) in enumerate(order):
         least = max(least, min(1.0, p * (len(order) - rank)))

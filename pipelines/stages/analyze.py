@@ -200,8 +200,8 @@ class Analysis:
         on_heldout: set[str] = set()
         if self.rl_model and self.heldout:
             on_heldout = {*self.models.checkpoints, self.rl_model}
-        order = [*self.models.checkpoints, *([str(self.models.outside)] if self.models.outside
-                                             else [])]  # fmt: skip
+        external = self.models.external_reference
+        order = [*self.models.checkpoints, *([str(external)] if external else [])]
         on_questions = {made.name for made in self.along_annealing} if self.questions else set()
         wanted = on_heldout | on_training_text | on_questions
         needed = [name for name in order if name in wanted]

@@ -79,7 +79,7 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
 
 
-def adopt(job: StageJob) -> dict[str, Any]:
+def import_checkpoint(job: StageJob) -> dict[str, Any]:
     """Copy an existing checkpoint to `model/`, with chat tokens, after checking that it works.
 
     Raises:
@@ -113,7 +113,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
         shutil.rmtree(job.stage_dir.model, ignore_errors=True)
         temporary.rename(job.stage_dir.model)
     return {
-        "adopted": config.base,
+        "imported": config.base,
         "parameters": model.num_parameters(),
         "chat_tokens_added": added,
         "embeddings_resized": resized,

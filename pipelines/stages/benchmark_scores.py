@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_lengths, unavailable
+from pipelines.evals.cache import cache_path
 from pipelines.evals.intervals import digest_of, task_score
-from pipelines.evals.kept import kept_path
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.sampling import sampled_scores
-from pipelines.evals.tally import Tally
 from pipelines.models.checkpoint import read_model_config
 from pipelines.recipe.schema import BenchmarkConfig
 from pipelines.run_dir.job import StageJob
@@ -60,9 +60,9 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
     rank = dist.get_rank() if dist.is_initialized() else 0
     found.tasks = task_manager(settings, root, found.folder / f"tasks-{rank}")
     for name, benchmark in asked.items():
-        done = kept_path(found.folder, name)
+        done = cache_path(found.folder, name)
         if done.is_file():
-            found.answers[name] = _num_kept(read_json(done), benchmark)
+            found.answers[name] = _num_cached(read_json(done), benchmark)
             continue
         loaded, own = loaded_or_refused(name, benchmark, found.tasks, settings, root)
         if reason := _of_any_rank(own):
@@ -74,7 +74,7 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
 
 
 def benchmark_scores(
-    job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, tally: Tally
+    job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, progress: EvalProgress
 ) -> dict[str, Any]:
     """Scores by benchmark."""
     from pipelines.evals import harness
@@ -82,16 +82,16 @@ def benchmark_scores(
     asked_model: Any = None
     scores: dict[str, Any] = {}
     for name, answers in found.answers.items():
-        benchmark, path = job.config.eval.benchmarks[name], kept_path(found.folder, name)
+        benchmark, path = job.config.eval.benchmarks[name], cache_path(found.folder, name)
         if path.is_file():
             scores[name] = read_json(path)
-            tally.skip(answers)
+            progress.skip(answers)
             continue
         if asked_model is None:
-            asked_model = _asked_model(job, model, tokenizer, tally)
+            asked_model = _asked_model(job, model, tokenizer, progress)
         scores[name] = harness.ask(
             asked_model, name, benchmark, found.tasks, chat=job.chat,
-            folder=found.folder / path.stem, tally=tally,
+            folder=found.folder / path.stem, progress=progress,
         )  # fmt: skip
         if not dist.is_initialized() or dist.get_rank() == 0:
             write_text(path, json.dumps(scores[name]))
@@ -129,7 +129,7 @@ def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str,
     return score
 
 
-def _num_kept(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
+def _num_cached(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
     drawn = sum(one is not None for one in score.get("drawn", []))
     return int(score["questions"]) + benchmark.samples * drawn
 
@@ -162,7 +162,7 @@ def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, A
     return cleaned
 
 
-def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any:
+def _asked_model(job: StageJob, model: Any, tokenizer: Any, progress: EvalProgress) -> Any:
     from pipelines.evals.harness_models import TransformersModel, vllm_model
 
     settings = job.config.eval
@@ -174,5 +174,5 @@ def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any
         batch_size=settings.batch_size,
         max_length=settings.max_length or None,
     )
-    found.on_share = tally.reached
+    found.on_share = progress.reached
     return found

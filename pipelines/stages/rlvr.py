@@ -98,9 +98,11 @@ def verified_answer(
 def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dict[str, Any]:
     """Mean reward of the first and the last quarter, and how many groups gave no signal."""
     rewards = [line["reward"] for line in history if "reward" in line]
-    silent = [line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line]
+    zero_variance = [
+        line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line
+    ]
     quarter = max(1, len(rewards) // 4)
-    share = sum(silent) / len(silent)
+    share = sum(zero_variance) / len(zero_variance)
     return {
         "status": "no signal" if share > max_zero_variance else "ok",
         "reward_first_quarter": sum(rewards[:quarter]) / quarter,

@@ -11,9 +11,9 @@ from pipelines.data.records import Problem
 from pipelines.errors import UserError
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import digest_of, task_score
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.questions import family_of, prompt_ids, right_answers
 from pipelines.evals.sampling import entropy, sampled_scores
-from pipelines.evals.tally import Tally
 from pipelines.recipe.schema import TaskConfig
 from pipelines.rewards.exact import final_answer, normal_text
 from pipelines.run_dir.job import StageJob
@@ -31,7 +31,7 @@ def task_scores(
     asked: list[Problem],
     model: Any,
     tokenizer: Any,
-    tally: Tally,
+    progress: EvalProgress,
 ) -> dict[str, Any]:
     """Scores by family (or by task), with the bits of all questions in their order."""
     task = job.config.eval.tasks[name]
@@ -40,15 +40,15 @@ def task_scores(
     prompts = [prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
     batch_size = job.config.eval.batch_size
     decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
-    tally.begin(name, len(asked))
+    progress.begin(name, len(asked))
     answers = generate_answers(
-        model, tokenizer, prompts, decoding, batch_size=batch_size, on_share=tally.reached
+        model, tokenizer, prompts, decoding, batch_size=batch_size, on_share=progress.reached
     )
     found: list[Any] = [(*bit, None, None) for bit in right_answers(task, answers, mine)]
     families = _families(name, task, asked)
     if task.samples:
         numbers = _sampled(task, families)
-        tally.begin(f"{name}, drawn answers", task.samples * len(numbers))
+        progress.begin(f"{name}, drawn answers", task.samples * len(numbers))
         places = sorted(i // world for i in numbers if i % world == rank)
         drawn = generate_answers(
             model, tokenizer, [prompts[place] for place in places],
@@ -56,7 +56,7 @@ def task_scores(
                 decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
             ),
             batch_size=batch_size, seeds=[rank + place * world for place in places],
-            on_share=tally.reached,
+            on_share=progress.reached,
         )  # fmt: skip
         right = right_answers(task, drawn, [mine[place] for place in places])
         for place, correct, given in zip(places, right, drawn, strict=True):

@@ -36,7 +36,7 @@ OWNERS: dict[str, tuple[int, int]] = {
 # The accuracy of the best constant answer to problems of each family, worked out from the way
 # they are drawn: the first digits and days are even, so a remainder favours no answer beyond the
 # bases that hold it, and a list favours the shortest answer there is.
-CHANCE: dict[str, float] = {
+CONSTANT_ANSWER_ACCURACY: dict[str, float] = {
     "lookup": 1 / 10,
     "modular": 0.1226,
     "maximum": 0.0489,

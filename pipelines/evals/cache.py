@@ -11,12 +11,12 @@ from urllib.parse import quote
 from pipelines.run_dir.paths import write_text
 
 
-def kept_path(folder: Path, name: str) -> Path:
+def cache_path(folder: Path, name: str) -> Path:
     """The file of a part, whatever signs its name has."""
     return folder / f"{quote(name, safe='')}.json"
 
 
-def kept(path: Path | None, make: Callable[[], Any], *, writes: bool) -> Any:
+def cached(path: Path | None, make: Callable[[], Any], *, writes: bool) -> Any:
     """What a file holds; else what is made, as JSON gives it back, and kept there from now on.
 
     Args:

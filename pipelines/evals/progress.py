@@ -10,7 +10,7 @@ from pathlib import Path
 LINE_SECONDS = 5.0
 
 
-class Tally:
+class EvalProgress:
     """Answers given, of all that are asked for; a domain of held-out text counts as one.
 
     Args:
