@@ -118,8 +118,8 @@ def check_disk(stages: list[Stage], run: RunDir) -> None:
         raise UserError(
             f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
             f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
-            "room, choose another disk, or keep less (<stage>.save_total_limit, <stage>.snapshots); "
-            "`remit plan` shows the bytes of each stage."
+            "room, choose another disk, or keep less (<stage>.save_total_limit, "
+            "<stage>.snapshots); `remit plan` shows the bytes of each stage."
         )
 
 
