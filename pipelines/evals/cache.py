@@ -1,4 +1,4 @@
-"""Parts of an evaluation that are done, each in a file of its own: a start after a kill goes on."""
+"""Cache of finished parts of an evaluation, one file each, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pipelines.run_dir.paths import write_text
 
 
 def cache_path(folder: Path, name: str) -> Path:
-    """The file of a part, whatever signs its name has."""
+    """The cache file of a part; its name may contain any character."""
     return folder / f"{quote(name, safe='')}.json"
 
 
 def cached(path: Path | None, make: Callable[[], Any], *, writes: bool) -> Any:
-    """What a file holds; else what is made, as JSON gives it back, and kept there from now on.
+    """Return the content of a cache file, or call `make` and cache its value.
+
+    The value passes through JSON either way, so a fresh value equals one read from the file.
 
     Args:
-        path: None: nothing is kept.
-        writes: whether this rank is the one that writes. All ranks read.
+        path: the cache file; None turns the cache off.
+        writes: whether this rank writes the file. All ranks read it.
     """
     if path is not None and path.is_file():
         return json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Benchmarks of an evaluation: found to fit before anything is asked, then asked one by one."""
+"""Benchmarks of an evaluation: all settings are checked first, then each benchmark runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pipelines.stages.task_scores import clean
 
 @dataclass
 class Benchmarks:
-    """What an evaluation asks of benchmarks.
+    """The benchmarks of an evaluation.
 
     Attributes:
-        folder: where finished ones are kept.
-        answers: by benchmark that can be asked, the answers it takes.
-        not_asked: the others, with the reason.
-        tasks: the harness's tasks; None where nothing is to be asked.
+        folder: where the scores of finished benchmarks are cached.
+        answers: by benchmark that can run, its number of answers.
+        not_asked: the other benchmarks, with the reason.
+        tasks: the harness's task index; None if no benchmark can run.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Benchmarks:
 
 
 def find_benchmarks(job: StageJob) -> Benchmarks:
-    """Load every benchmark that is not kept yet, and check its settings against its tasks.
+    """Load every benchmark that is not cached yet, and check its settings against its tasks.
 
     Raises:
         UserError: a task, version, metric or length does not fit, or the hub cannot be reached.
@@ -76,7 +76,7 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
 def benchmark_scores(
     job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, progress: EvalProgress
 ) -> dict[str, Any]:
-    """Scores by benchmark."""
+    """Run the benchmarks, and return their scores by name."""
     from pipelines.evals import harness
 
     asked_model: Any = None
@@ -99,43 +99,44 @@ def benchmark_scores(
 
 
 def _finished(job: StageJob, scores: dict[str, Any]) -> dict[str, Any]:
-    """Without contaminated questions where these are left out, what was drawn summed up."""
+    """Leave out contaminated questions if the recipe says so, and summarize the samples."""
     benchmarks = job.config.eval.benchmarks
     if "contamination" in job.inputs:
         contaminated = contaminated_bits(job.inputs["contamination"])
         unchecked = scores.keys() - contaminated.keys()
         if unchecked:
             raise UserError(
-                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} could not be asked "
-                "when the check ran, and can now. Remove the folder of the check, and run again."
+                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} can run now, but "
+                "could not when the contamination check ran. Remove the folder of the check, and "
+                "run the command again."
             )
         scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
     return {name: with_sampled(score, benchmarks[name]) for name, score in scores.items()}
 
 
 def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """A score as results have it: what was drawn to each question summed up.
+    """Replace the samples of a score by their summary, as results store it.
 
     Args:
-        score: `drawn`, if it has it, is for each question the right answers among those drawn and
-            their entropy, or null.
+        score: its `samples`, if present, has for each question the number of correct samples and
+            their entropy, or None.
     """
     score = dict(score)
-    drawn = [one for one in score.pop("drawn", []) if one is not None]
-    if drawn:
-        entropies = [spread for _, spread in drawn if spread is not None]
-        score["sampled"] = sampled_scores([c for c, _ in drawn], benchmark.samples, entropies)
-        score["sampled_questions"] = len(drawn)
+    samples = [one for one in score.pop("samples", []) if one is not None]
+    if samples:
+        entropies = [spread for _, spread in samples if spread is not None]
+        score["sampled"] = sampled_scores([c for c, _ in samples], benchmark.samples, entropies)
+        score["sampled_questions"] = len(samples)
     return score
 
 
 def _num_cached(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
-    drawn = sum(one is not None for one in score.get("drawn", []))
-    return int(score["questions"]) + benchmark.samples * drawn
+    sampled = sum(one is not None for one in score.get("samples", []))
+    return int(score["questions"]) + benchmark.samples * sampled
 
 
 def _of_any_rank(own: str) -> str:
-    """What the hub told any rank: all ask a benchmark, or none."""
+    """The first refusal on any rank, so that either all ranks run a benchmark or none does."""
     reasons = [own]
     if dist.is_initialized():
         reasons = [""] * dist.get_world_size()
@@ -144,20 +145,20 @@ def _of_any_rank(own: str) -> str:
 
 
 def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
-    """The score of a benchmark on the questions that do not stand in training text."""
+    """The score of a benchmark on the questions that do not occur in training text."""
     bits = [int(bit) for bit in score["bits"]]
     left = clean(name, bits, contaminated)
     cleaned = {**score, **task_score(left), "left_out": len(bits) - len(left)}
     cleaned["questions_sha256"] = digest_of([score["questions_sha256"], contaminated])
-    if "drawn" in score:
-        cleaned["drawn"] = clean(name, score["drawn"], contaminated)
+    if "samples" in score:
+        cleaned["samples"] = clean(name, score["samples"], contaminated)
     if "families" in score:
         start, families = 0, {}
         for family, whole in score["families"].items():
             own = range(start, start := start + whole["questions"])
-            kept_bits = [bits[i] for i in own if contaminated[i] == "0"]
-            accuracy = sum(kept_bits) / len(kept_bits) if kept_bits else None
-            families[family] = {"accuracy": accuracy, "questions": len(kept_bits)}
+            clean_bits = [bits[i] for i in own if contaminated[i] == "0"]
+            accuracy = sum(clean_bits) / len(clean_bits) if clean_bits else None
+            families[family] = {"accuracy": accuracy, "questions": len(clean_bits)}
         cleaned["families"] = families
     return cleaned
 

@@ -1,7 +1,7 @@
-"""Stage eval: accuracy per task and benchmark, held-out bits per byte per domain.
+"""Stage eval: accuracy by task and benchmark, and held-out bits per byte by domain.
 
-Whole weights on each rank; the ranks split the questions. No DeepSpeed engine. What is done is kept
-in files of its own, so that a start after a kill goes on with the next.
+Each rank loads the whole model, without a DeepSpeed engine, and the ranks split the questions.
+Finished parts are cached in files, so that a killed evaluation resumes with the next part.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipelines.stages.task_scores import num_answers, task_scores
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Scores of one model; written to the result, with one bit per question."""
+    """Evaluate one model; the result has scores and one bit per question."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        # Ranks wait for the slowest as long as it takes.
+        # Ranks may have to wait for the slowest one for hours.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     settings, root = job.config.eval, job.config.data_root
     folders = {part: job.stage_dir.root / part for part in ("tasks", "benchmarks", "bits_per_byte")}

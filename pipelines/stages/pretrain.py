@@ -1,4 +1,7 @@
-"""Stage pretrain-ckpt: train a base from scratch (the stable phase of WSD), or import one."""
+"""Stage pretrain-ckpt: train a base from scratch (the stable phase of WSD), or import one.
+
+WSD is the warmup-stable-decay schedule; mid-training is its decay phase.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from pipelines.training.packed_data import packed
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the base to `model/`."""
+    """Train or import the base, and write it to `model/`."""
     if "base" in job.inputs:
         return import_checkpoint(job)
     config, settings = job.config, job.config.pretrain

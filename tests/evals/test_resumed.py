@@ -95,14 +95,14 @@ def test_answers_are_drawn(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "choice", lambda _: next(drawn))
     model = Answers()
     raw = harness.ask(model, "both", benchmark, own, chat=False)
-    (one, two, *rest) = raw["drawn"][:5]
+    (one, two, *rest) = raw["samples"][:5]
     assert one == [0, pytest.approx(math.log(2))] and two == [4, 0.0] and rest == [None] * 3
     asked = [kwargs for _, kwargs in model.asked]
     assert [kwargs["do_sample"] for kwargs in asked].count(True) == 2 * 4 * 2
     last = asked[-1]
     assert (last["temperature"], last["top_p"], last["max_gen_toks"]) == (0.5, 0.9, 7)
     score = with_sampled(raw, benchmark)
-    assert "drawn" not in score and score["sampled_questions"] == 4 and score["bits"] == "1" * 10
+    assert "samples" not in score and score["sampled_questions"] == 4 and score["bits"] == "1" * 10
     assert score["sampled"]["mean@4"]["mean"] == 0.5 == score["sampled"]["pass@4"]["mean"]
     assert score["sampled"]["entropy"]["mean"] == pytest.approx(math.log(2) / 2)
 
@@ -136,7 +136,7 @@ def test_settings_are_compared_before_a_question_is_asked(
 
 
 def test_without_known_answers_there_is_no_entropy() -> None:
-    score = {"accuracy": 1.0, "questions": 1, "drawn": [[1, None]]}
+    score = {"accuracy": 1.0, "questions": 1, "samples": [[1, None]]}
     found = with_sampled(score, BenchmarkConfig(samples=2))
     assert list(found["sampled"]) == ["mean@2", "pass@1", "pass@2"]
 
