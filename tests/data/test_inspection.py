@@ -119,7 +119,7 @@ def test_where_selects_the_checked_record(tmp_path: Path) -> None:
         KEY, SourceConfig(path="a.jsonl", filter={"level": "hard"}), tmp_path, "documents"
     )
     message = refusal(SourceConfig(path="a.jsonl", filter={"level": "none"}), tmp_path)
-    assert "no record passes where = {'level': 'none'}" in message
+    assert "no record passes filter = {'level': 'none'}" in message
 
 
 def test_world(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_answers_are_drawn(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"task": "arc_challenge", "metric": "acc", "samples": 2}, "samples = 2: arc_challenge"),
-        ({"metric": "exact_match,last"}, "the task has exact_match,number"),
+        ({"metric": "exact_match,last"}, "Choose from exact_match,number"),
         ({"version": "9"}, "in version"),
     ],
 )
