@@ -246,9 +246,9 @@ def _show_results(
     checks: list[summary.Expectation] = []
     part = session.until is not None or session.only is not None
     if session.command == "flywheel" and session.config.flywheel.expectations and not part:
-        from pipelines.world import CHANCE
+        from pipelines.world import CONSTANT_ANSWER_ACCURACY
 
-        checks = summary.expectations(results, CHANCE)
+        checks = summary.expectations(results, CONSTANT_ANSWER_ACCURACY)
         values["expectations"] = [vars(check) for check in checks]
     screen.results(results, checks, session.run, values)
 

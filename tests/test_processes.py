@@ -225,7 +225,7 @@ def test_adopting_survives_a_kill_before_its_result(
             "--gpus", str(gpus))  # fmt: skip
     remit(*args, check=True)
     first = json.loads((run / "base" / "result.json").read_text())
-    assert first["adopted"] == str(tiny_model) and first["chat_tokens_added"] == []
+    assert first["imported"] == str(tiny_model) and first["chat_tokens_added"] == []
     # As if the kill had come after the model was in its place.
     (run / "base" / "result.json").unlink()
     remit(*args, check=True)

@@ -9,8 +9,8 @@ from pipelines.quantities import quantity
 
 def training(result: dict[str, Any]) -> str:
     """First and last loss, speed, and the spread of token weights where there are some."""
-    if "adopted" in result:
-        return f"adopted {result['adopted']}, {quantity(result['parameters'])} parameters"
+    if "imported" in result:
+        return f"imported {result['imported']}, {quantity(result['parameters'])} parameters"
     words = f"loss {result['loss_first']:.3f} to {result['loss_last']:.3f}"
     if "tokens_per_second" in result:
         words += f", {quantity(result['tokens_per_second'])} tokens/s"

@@ -101,7 +101,7 @@ def test_scores_of_another_kind_are_refused_by_name(
 
     scores = Path(result(run_dir / "mid-train-cached-score")["scores"])
     key = json.loads((scores / "complete.json").read_text())["key"]
-    with pytest.raises(UserError, match="document_mask: True there, False here"):
+    with pytest.raises(UserError, match="document_mask: True instead of False"):
         open_scores(
             scores.parent, ScoreKey(**(key | {"document_mask": False})), "", 32, "the reference"
         )

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_left_out(remit: Any, tiny_run: Any, tmp_path: P
     remit(*args, check=True)
 
     log = (stage / "log.txt").read_text()
-    assert "is damaged and is left out" in log
+    assert "removing checkpoint" in log and "it is damaged" in log
     assert f"resuming from {stage / 'checkpoints' / f'checkpoint-{SAVE_EVERY}'}" in log
     assert (stage / "model" / "model.safetensors").read_bytes() == expected
 
