@@ -20,7 +20,7 @@ from pipelines.comparison.rows import (
     check_kept,
     collected,
     read_rows,
-    rows_there,
+    existing_rows,
     shown,
     write_rows,
 )
@@ -31,7 +31,7 @@ from pipelines.recipe import load as recipes
 from pipelines.run_dir.paths import RunDir
 
 GOOD_ROW: dict[str, Any] = {
-    "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "drawn": {}, "identity": "id",
+    "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "sampled": {}, "identity": "id",
     "study": {"base": "ab"},
     "average": 0.5, "tasks": {"t": {"accuracy": 0.5, "questions": 2, "bits": "10"}},
     "bits_per_byte": {"web": 1.5}, "tokens": 100, "steps": 4, "passes": 1, "flops": 1e9,
@@ -215,7 +215,7 @@ def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write_rows(run, [row("ntp", 0), row("remit", 0)])
     write_rows(run, [row("kd", 0), replace(row("remit", 0), seconds=9.0)])
-    kept = [(r.arm, r.seconds) for r in rows_there(run)]
+    kept = [(r.arm, r.seconds) for r in existing_rows(run)]
     assert kept == [("ntp", 2.0), ("kd", 2.0), ("remit", 9.0)]
 
 

@@ -156,7 +156,7 @@ def read_record(run: RunDir) -> Record:
     configs = [plan["config"] for plan in plans]
     configs += [stage.spec["config"] for stage in stages.values() if stage.spec]
     return Record(
-        run, stages, entries, configs[0] if configs else {}, rows.rows_there(run),
+        run, stages, entries, configs[0] if configs else {}, rows.existing_rows(run),
         _result(run, ANALYSIS), _result(run, CONTAMINATION) or _result(run, CHECK),
     )  # fmt: skip
 
