@@ -47,8 +47,8 @@ def _gaps(dynamics: list[dict[str, Any]], reference: str) -> Table:
 def _accuracy(along: list[dict[str, Any]]) -> Table:
     questions = sum(task["questions"] for task in along[0]["tasks"].values())
     table = _table(
-        f"average accuracy in percent on {questions:,} questions", "checkpoint", "mid-training done",
-        "accuracy",
+        f"average accuracy in percent on {questions:,} questions", "checkpoint",
+        "mid-training done", "accuracy",
     )  # fmt: skip
     for entry in along:
         table.add_row(
@@ -60,7 +60,7 @@ def _accuracy(along: list[dict[str, Any]]) -> Table:
 
 def _weights(entry: dict[str, Any]) -> Table:
     table = _table(
-        f"token weights at the start of {escape(entry['mid'])}, reference {escape(entry['reference'])}",
+        f"weights at the start of {escape(entry['mid'])}, reference {escape(entry['reference'])}",
         "group", "tokens", "mean weight", "at the end", "clipped low", "high",
     )  # fmt: skip
     for key in ("domains", "classes"):
@@ -82,7 +82,10 @@ def _tokens(listed: list[dict[str, Any]]) -> str:
 
 def _movement(movement: list[dict[str, Any]]) -> Table:
     table = _table(
-        "how far each part moved the model, KL in nats per held-out token", "round", "KL(base || mid)", "KL(mid || post)"
+        "how far each part moved the model, KL in nats per held-out token",
+        "round",
+        "KL(base || mid)",
+        "KL(mid || post)",
     )
     for entry in movement:
         pairs = (entry.get(key) for key in ("base_to_mid", "mid_to_post"))

@@ -264,7 +264,10 @@ def plan(
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
     if compare and iterations is not None:
-        raise typer.BadParameter("a comparison has no rounds: leave --iterations or --compare out", param_hint="--iterations")
+        raise typer.BadParameter(
+            "a comparison has no rounds: leave --iterations or --compare out",
+            param_hint="--iterations",
+        )
 
     def make_plan(session: Session) -> list[Stage]:
         if compare:

@@ -67,13 +67,18 @@ Suite = Annotated[
         "--suite", help="What to measure: paper10, quick, world, or a file. Default: the recipe's."
     ),
 ]
-ScoredModel = Annotated[str, typer.Option("--model", help="CKPT of the model that scores the data.")]
+ScoredModel = Annotated[
+    str, typer.Option("--model", help="CKPT of the model that scores the data.")
+]
 TokenizerBase = Annotated[
     str | None,
     typer.Option("--base", help="CKPT whose tokenizer packs the data. Default: the scored model."),
 ]
 Iterations = Annotated[
-    int | None, typer.Option("--iterations", help="Rounds after round 0. Default: 3, unless the recipe says otherwise.")
+    int | None,
+    typer.Option(
+        "--iterations", help="Rounds after round 0. Default: 3, unless the recipe says otherwise."
+    ),
 ]
 Until = Annotated[
     str | None,
@@ -83,9 +88,7 @@ Only = Annotated[
     str | None,
     typer.Option("--only", help="Run only this stage or part; its inputs must be complete."),
 ]
-Compared = Annotated[
-    bool, typer.Option("--compare", help="Plan `compare` instead of `flywheel`.")
-]
+Compared = Annotated[bool, typer.Option("--compare", help="Plan `compare` instead of `flywheel`.")]
 Slurm = Annotated[bool, typer.Option("--slurm", help="Write scripts for SLURM's sbatch.")]
 PerStage = Annotated[
     bool, typer.Option("--per-stage", help="Write one job per stage of flywheel, and submit.sh.")

@@ -83,9 +83,7 @@ class Screen:
 
     def followed(self, run: RunDir) -> None:
         """Say that a command has ended on a node other than the first."""
-        self.console.print(
-            f"This node's ranks have ended. Run directory: {escape(str(run.root))}"
-        )
+        self.console.print(f"This node's ranks have ended. Run directory: {escape(str(run.root))}")
         self._emit({"status": "done", "run_dir": str(run.root)})
 
     def doctor(self, checks: list[Check]) -> None:
@@ -108,7 +106,9 @@ class Screen:
         for path in paths:
             self.console.print(escape(str(path)))
         start = f"bash {paths[-1]}" if chain else f"sbatch {paths[0]}"
-        self.console.print(f"Nothing was started. Read and edit the scripts, then run: {escape(start)}")
+        self.console.print(
+            f"Nothing was started. Read and edit the scripts, then run: {escape(start)}"
+        )
         self._emit({"status": "written", "scripts": [str(path) for path in paths]})
 
     def user_error(self, message: str) -> None:

@@ -68,7 +68,9 @@ def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None
         )
     tasks = any(task.enabled for task in config.eval.tasks.values())
     if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
-        raise UserError("compare: no task or benchmark is enabled, so there is no accuracy to compare.")
+        raise UserError(
+            "compare: no task or benchmark is enabled, so there is no accuracy to compare."
+        )
     if config.mid_train.objective != "auto":
         raise UserError(
             f"mid_train.objective={config.mid_train.objective}: each arm of a comparison sets its "
@@ -101,8 +103,8 @@ def arms_without_baseline(config: Config, known: set[tuple[str, int]]) -> list[s
     asked = config.compare.arms
     seeds = range(config.seed, config.seed + config.compare.seeds)
     return [
-        f"arm '{arm}' has the baseline '{baseline}', which is neither in compare.arms nor among the "
-        "existing rows, so the tables cannot show its difference yet. Add the baseline to "
+        f"arm '{arm}' has the baseline '{baseline}', which is neither in compare.arms nor among "
+        "the existing rows, so the tables cannot show its difference yet. Add the baseline to "
         "compare.arms, or compare it later in the same run directory."
         for arm in dict.fromkeys(asked)
         if (baseline := variant_of(config, arm).against) not in (arm, *asked)
@@ -125,7 +127,9 @@ def _check_arms(key: str, names: Iterable[str], config: Config) -> None:
 def _check_variant(name: str, variant: VariantConfig, config: Config) -> None:
     key = f"compare.variants.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"{key}: the name becomes a folder: use only letters, digits, '.', '_', '-'.")
+        raise UserError(
+            f"{key}: the name becomes a folder: use only letters, digits, '.', '_', '-'."
+        )
     if name in (*ARMS, BASE, PLAIN):
         raise UserError(f"{key}: the name '{name}' is taken; choose another.")
     made_from = [arm for arm in ARMS if arm != "more-rl"]
@@ -144,8 +148,8 @@ def _check_variant(name: str, variant: VariantConfig, config: Config) -> None:
     for whole in override_keys(variant.set):
         if not whole.startswith("mid_train.") or whole in _NOT_FOR_VARIANTS:
             raise UserError(
-                f"{key}.set: '{whole}' cannot differ between arms. Only keys of mid_train can, except "
-                f"{', '.join(_NOT_FOR_VARIANTS)}."
+                f"{key}.set: '{whole}' cannot differ between arms. Only keys of mid_train can, "
+                f"except {', '.join(_NOT_FOR_VARIANTS)}."
             )
 
 
@@ -156,8 +160,10 @@ def _check_own_lineage(config: Config, base: ModelRef | None, ref: ModelRef | No
             "post-trained model as the reference: leave --base and --ref out."
         )
     if not enabled_post_steps(config):
-        raise UserError("compare.base_per_seed: sft, dpo and rlvr are all off, so no reference is trained. "
-            "Switch one on.")
+        raise UserError(
+            "compare.base_per_seed: sft, dpo and rlvr are all off, so no reference is trained. "
+            "Switch one on."
+        )
     if not config.sft.enabled and any(
         variant.arm == "sft" and not variant.ref for variant in _used(config)
     ):

@@ -56,7 +56,7 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
             own.reference()
         for arm in dict.fromkeys(given.arms):
             own.evaluated(arm)
-    # Named separately, since it reads fewer sources than that of a flywheel in the same run directory.
+    # A separate name, since a flywheel in the same run directory reads more sources.
     return with_contamination(
         _with_all_sources(config, stages.values()), list(stages.values()), CHECK
     )
@@ -220,8 +220,8 @@ class _Seed:
         last = self.stages[f"{folder}10-mid-train"].config.mid_train.snapshots
         if number and not (number.isdigit() and 1 <= int(number) <= last):
             raise UserError(
-                f"{key}: @{number}: the mid-training of arm '{arm}' saves {last} snapshots, from @1 on "
-                "(set by compare.points for built-in arms, 0 for variants)."
+                f"{key}: @{number}: mid-training of arm '{arm}' saves {last} snapshots, from @1 "
+                "on (set by compare.points for built-in arms, 0 for variants)."
             )
         if bare not in existing or (number and bare != "10-mid-train"):
             raise UserError(

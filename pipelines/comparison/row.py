@@ -74,7 +74,9 @@ def _parse(line: str, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: invalid JSON ({error}).") from error
     if not isinstance(values, dict) or values.keys() | optional != set(names):
-        raise UserError(f"{where}: not a row of remit compare. A row has the keys {', '.join(names)}.")
+        raise UserError(
+            f"{where}: not a row of remit compare. A row has the keys {', '.join(names)}."
+        )
     for key, fits, wanted in _FIELDS:
         if key in values and not fits(values[key]):
             raise UserError(f"{where}: {key} must be {wanted}.")

@@ -36,7 +36,7 @@ def existing_rows(run: RunDir) -> list[Row]:
 
 
 def check_kept(run: RunDir, study: Study) -> None:
-    """Refuse a plan whose rows cannot be combined with the existing rows of its run directory.
+    """Refuse a plan whose rows cannot be combined with those that its run directory has.
 
     Raises:
         UserError: names the row and how it differs.
@@ -51,7 +51,7 @@ def check_kept(run: RunDir, study: Study) -> None:
                 differing |= _differing_parts(row, parts, same_arm=arm == row.arm)
         if differing:
             raise UserError(
-                f"{rows_path(run)}, line {number}: {row.arm}, seed {row.seed}, {row.point} belongs to "
+                f"{rows_path(run)}, line {number}: {row.arm}, seed {row.seed}, {row.point} is of "
                 f"another study: it differs in {', '.join(sorted(differing))}. Choose another "
                 "--run-dir, or use the same checkpoints, recipe and overrides."
             )

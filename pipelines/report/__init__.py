@@ -38,7 +38,7 @@ class Wanted:
 
 
 def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None = None) -> Path:
-    """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run, or `output`; return the path.
+    """Write the report of a run to `output` or `RUN/report/index.*`; return the path.
 
     Raises:
         UserError: not a run directory, an unknown form, arm or seed, or an unwritable output file.
@@ -63,7 +63,7 @@ def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None
     """Write the report of a comparison from rows, by default next to the first file of them.
 
     Raises:
-        UserError: as `write_report`; a line is not a valid row, or rows belong to different studies.
+        UserError: as `write_report`; a line is not a valid row, or rows are of different studies.
     """
     _check_form(wanted)
     path = output or paths[0].with_suffix(f".{wanted.form}")

@@ -14,8 +14,8 @@ from pipelines.report.record import Record, StageRecord
 def cost_section(record: Record) -> Section:
     """Tokens, FLOPs and hours of each complete stage."""
     lead = (
-        "Time is measured and includes the start of each stage. FLOPs are computed: 6 per parameter "
-        "and training token, 2 per parameter and token of a forward pass."
+        "Time is measured and includes the start of each stage. FLOPs are computed: 6 per "
+        "parameter and training token, 2 per parameter and token of a forward pass."
     )
     done = [stage for stage in record.stages.values() if stage.result]
     if not done:
@@ -79,7 +79,7 @@ def provenance_section(record: Record) -> Section:
     )
     started = [stage for stage in record.stages.values() if stage.spec]
     if not started:
-        missing = Missing("No stage has started.", record.going_on)
+        missing = Missing("No stage has started.", record.resume_command)
         return Section("provenance", "Provenance", lead, [missing])
     rows = [
         [

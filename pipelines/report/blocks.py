@@ -138,7 +138,7 @@ class WheelStage:
 @dataclass(frozen=True)
 class WheelRound:
     """Attributes:
-    reference: stage of the model that weights the tokens of its mid-training; empty in a plain round.
+    reference: stage whose model weights the tokens of its mid-training; empty in a plain round.
     mid, post: accuracy after mid-training and after post-training, as texts.
     """
 

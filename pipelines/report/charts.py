@@ -269,7 +269,7 @@ class DrawnBox:
 class DrawnRound:
     """Attributes:
     y: middle of its boxes.
-    from_reference: path from the end of the previous round to this mid-training; empty in the first.
+    from_reference: path from the previous round's end to this mid-training; empty in the first.
     """
 
     title: str

@@ -55,7 +55,7 @@ def section(record: Record) -> Section:
             "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN"
         )  # fmt: skip
         if record.compared:
-            why, command = f"{state} No model has been evaluated yet.", record.going_on
+            why, command = f"{state} No model has been evaluated yet.", record.resume_command
         return Section("objectives", "Objectives side by side", lead, [Missing(why, command)])
     blocks: list[Block] = []
     if done < len(record.compared):
@@ -110,8 +110,8 @@ def _seeds(table: Comparison) -> str:
         return "There is one seed, so no interval over seeds."
     few = f"{counts[0]} to " if len(counts) > 1 else ""
     return (
-        f"Means over {few}{counts[-1]} seeds with 95% intervals over seeds (Student's t), paired by "
-        "seed."
+        f"Means over {few}{counts[-1]} seeds with 95% intervals over seeds (Student's t), paired "
+        "by seed."
     )
 
 
@@ -147,9 +147,9 @@ def _gain_table(table: Comparison) -> list[Block]:
         Table(
             f"Differences of the average after {AFTER[table.point]}",
             ["arm", "baseline", "points", "seeds", "effect", "p", "Holm", "seed: points"], rows,
-            note="points: difference from the baseline in percentage points. effect: mean divided by "
-            "standard deviation of the seeds' differences. p: two-sided paired t-test over seeds. "
-            "Holm: p adjusted for all arms of this table.",
+            note="points: difference from the baseline in percentage points. effect: mean divided "
+            "by standard deviation of the seeds' differences. p: two-sided paired t-test over "
+            "seeds. Holm: p adjusted for all arms of this table.",
         )
     ]  # fmt: skip
 
@@ -281,7 +281,7 @@ def _cost(found: list[Row], table: Comparison) -> Table:
             ]
             for arm, rows in spent.items()
         ],
-        note="FLOPs: as a multiple of the cheapest arm; they exclude the arms that the base and the "
-        "reference come from. Passes: over the source that was read most often in this "
+        note="FLOPs: as a multiple of the cheapest arm; they exclude the arms that the base and "
+        "the reference come from. Passes: over the source that was read most often in this "
         "mid-training. Seconds: measured, mean over seeds; cached scores take no time.",
     )  # fmt: skip
