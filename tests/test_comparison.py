@@ -135,17 +135,17 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
         (("compare.arms=[]",), ["compare.arms is empty"]),
         (("eval.tasks.world.enabled=false",), ["no task or benchmark"]),
         (("compare.seeds=0",), ["compare.seeds = 0"]),
-        (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
-        (("objectives=[more-rl]",), ["more-rl", "compare.post_train=true"]),
+        (("arms=[sft]",), ["no SFT stage", "compare.sft_ref"]),
+        (("arms=[more-rl]",), ["more-rl", "compare.post_train=true"]),
         (("base_per_seed=true",), ["leave --base and --ref out"]),
         (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("points=999999",), ["compare.points = 999999", "2 steps"]),
         (("mid_train.tokens=100", "points=3"), ["mid_train.tokens = 100 is less than one step"]),
-        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.arms"]),
+        (("mid_train.objective=kd", "arms=[ntp]"), ["objective=kd", "compare.arms"]),
         (("post_points=true",), ["compare.post_points=true", "compare.post_train=true"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
-        (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
+        (("rows=[nowhere.jsonl]", "arms=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
 )
 def test_what_it_refuses(
@@ -437,7 +437,7 @@ def test_in_the_run_directory_of_a_flywheel(
     run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
     plan = (run / "flywheel.yaml").read_bytes()
     done = remit("compare", *TINY, "--base", run / "base", "--ref", run / "round-0" / "40-rlvr",
-                 "seeds=1", "objectives=[ntp]", "--run-dir", run, check=True)  # fmt: skip
+                 "seeds=1", "arms=[ntp]", "--run-dir", run, check=True)  # fmt: skip
     assert "report:" in done.stdout
     # Its check is its own, and the flywheel's plan is still there to be analysed.
     assert (run / "compare" / "contamination" / "result.json").is_file()
@@ -495,11 +495,11 @@ def test_what_the_training_of_arms_left_is_compared() -> None:
 
 def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:
     values = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=2",
-                   "objectives=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
+                   "arms=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
     names = [stage["stage"] for stage in values["stages"]]
     assert "compare/seed-1/remit/10-mid-train" in names and len(names) == 17
     drawn = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=1", "seed=20",
-                  "mid_train.reference=cached", "objectives=[miniplm]", cwd=tmp_path,
+                  "mid_train.reference=cached", "arms=[miniplm]", cwd=tmp_path,
                   env={"COLUMNS": "80"}, check=True).stdout  # fmt: skip
     lines = [line.split()[:1] for line in drawn.splitlines()]
     assert ["seed-20/ntp/10-mid-train"] in lines and ["10-mid-train-score-small"] in lines
@@ -510,7 +510,7 @@ def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> 
 def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: Path) -> None:
     values = remit(
         "compare", *TINY, "--run-dir", tmp_path / "run", "seeds=1", "base_per_seed=true",
-        "objectives=[ntp,remit,more-rl]", "post_train=true", "mid_train.tokens=65536",
+        "arms=[ntp,remit,more-rl]", "post_train=true", "mid_train.tokens=65536",
         "pretrain.tokens=2048", "--json", check=True,
     ).json  # fmt: skip
     rows = {(row["arm"], row["point"]): row for row in values["rows"]}

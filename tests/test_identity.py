@@ -57,8 +57,9 @@ def test_an_analysis_depends_on_the_tasks_that_it_asks(config: Config) -> None:
 @pytest.mark.parametrize(
     "objective",
     [
-        ("objective=rho1",), ("objective=remit", "divisor=weights"),
-        ("objective=remit", "center=batch"), ("objective=remit", "center=none", "standardize=true"),
+        ("objective=rho1",), ("objective=remit", "remit.divisor=weights"),
+        ("objective=remit", "remit.center=batch"),
+        ("objective=remit", "remit.center=none", "remit.standardize=true"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -165,7 +166,11 @@ def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> Non
 
 
 def test_differing_names_key_old_and_new(config: Config) -> None:
-    new = replace(config, seed=3, mid_train=replace(config.mid_train, eps=0.1))
+    new = replace(
+        config,
+        seed=3,
+        mid_train=replace(config.mid_train, remit=replace(config.mid_train.remit, eps=0.1)),
+    )
     found = differing(identity_fields("mid_train", config, {"base": "a"}),
                       identity_fields("mid_train", new, {"ref": "b"}))  # fmt: skip
     assert found == [

@@ -283,11 +283,11 @@ def test_rows_of_another_run_are_read_back(
 ) -> None:
     args = ("compare", *TINY, "--base", tiny_run.root / "base", "--ref",
             tiny_run.root / "round-0" / "40-rlvr", "seeds=1", "--json")  # fmt: skip
-    first = remit(*args, "--run-dir", tmp_path / "a", "objectives=[ntp]", check=True).json
+    first = remit(*args, "--run-dir", tmp_path / "a", "arms=[ntp]", check=True).json
     kept = tmp_path / "rows.jsonl"
     kept.write_bytes((tmp_path / "a" / "compare" / "rows.jsonl").read_bytes())
 
-    both = (*args, "--run-dir", tmp_path / "b", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    both = (*args, "--run-dir", tmp_path / "b", "arms=[ntp,remit]", f"rows=[{kept}]")
     values = remit(*both, check=True).json
     assert values["rows"][0] == first["rows"][0]
     assert values["tables"][0]["arms"] == ["ntp", "remit"]
@@ -297,13 +297,13 @@ def test_rows_of_another_run_are_read_back(
     # Nothing left to run: the rows of both runs alone make the tables.
     all_rows = tmp_path / "b" / "compare" / "rows.jsonl"
     assert len(all_rows.read_text().splitlines()) == 2
-    alone = (*args, "--run-dir", tmp_path / "c", "objectives=[ntp,remit]", f"rows=[{all_rows}]")
+    alone = (*args, "--run-dir", tmp_path / "c", "arms=[ntp,remit]", f"rows=[{all_rows}]")
     read_back = remit(*alone, check=True)
     assert read_back.json["rows"] == values["rows"] and "no report" not in read_back.stderr
     page = (tmp_path / "c" / "report" / "index.html").read_text()
     assert "Objectives side by side" in page
 
-    fresh = (*args, "--run-dir", tmp_path / "d", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    fresh = (*args, "--run-dir", tmp_path / "d", "arms=[ntp,remit]", f"rows=[{kept}]")
     other = remit(*fresh, "mid_train.learning_rate=1e-3")
     assert other.returncode == 2
     assert f"{kept}, line 1" in other.stderr and "differs in mid_train" in other.stderr

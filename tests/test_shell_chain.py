@@ -23,7 +23,8 @@ remit pretrain-ckpt "${small[@]}" pretrain.tokens=2048
 remit mid-train --base "$run/base" "${small[@]}" mid_train.tokens=2048
 remit post-train --base "$run/mid-train" "${small[@]}" sft.max_steps=2 dpo.enabled=false \
     rlvr.enabled=false
-remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.max_steps=2 rlvr.global_batch_size=8
+remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.max_steps=2 \
+    rlvr.global_batch_size=8
 remit mid-train --base "$run/base" --ref "$run/rl-tune" "${small[@]}" stage.name=remit \
     mid_train.tokens=1024 mid_train.remit.eps=0.1
 remit eval --model "$run/mid-train-remit" "${small[@]}" --json eval.tasks.world.limit=20 \

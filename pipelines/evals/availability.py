@@ -54,7 +54,7 @@ def nothing_asked(reasons: dict[str, str]) -> UserError:
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return UserError(
         f"no benchmark can be asked here, and nothing else is measured: {listed}. "
-        "docs/evaluation.md lists the files of each."
+        "docs/guides/evaluation.md lists the files of each."
     )
 
 

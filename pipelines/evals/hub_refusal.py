@@ -40,7 +40,7 @@ def loaded_or_refused(
         raise UserError(
             f"eval.benchmarks.{name}: its data could not be had from the hub "
             f"({_words(error)}). The same command goes on from here once the hub answers; "
-            "docs/evaluation.md says which local files it reads instead."
+            "docs/guides/evaluation.md says which local files it reads instead."
         ) from error
 
 

@@ -37,7 +37,7 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
     section, _, name = key.partition(".sources.")
     source = training_source(config, key)
     records = open_source(name, source, config.data_root, config.seed)
-    view = _VIEWS[section]
+    view = _VIEWS[getattr(config, section).RECORDS]
     drawn = records.iterate()
     characters = None
     if is_endless(source):
@@ -111,9 +111,8 @@ def _joined(
 
 
 _VIEWS: dict[str, _View] = {
-    "pretrain": _document,
-    "mid_train": _document,
-    "sft": _conversation,
-    "dpo": _pair,
-    "rlvr": _prompt,
+    "documents": _document,
+    "conversations": _conversation,
+    "pairs": _pair,
+    "problems": _prompt,
 }

@@ -154,7 +154,7 @@ KINDS = (
 )  # fmt: skip
 _BY_NAME = {kind.name: kind for kind in KINDS}
 # The steps of post-training in order: number of the folder, kind.
-POST_STEPS = tuple((kind.post_step, kind.name) for kind in KINDS if kind.post_step)
+POST_STEPS = tuple(sorted((kind.post_step, kind.name) for kind in KINDS if kind.post_step))
 
 
 def kind_of(name: str) -> Kind:

@@ -2,6 +2,10 @@
 
 One server a process, started with the first request (`verifier_server`), and up to one worker for
 each core of this rank. The calling process is only ever waiting in `poll`.
+
+A pool of a library does less. The workers of pebble share one pipe and its lock, so that the kill
+of an idle worker breaks the pool; they inherit the rank's environment, with its tokens, and import
+the rank's main module, with torch.
 """
 
 from __future__ import annotations

@@ -132,8 +132,11 @@ def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
 
 def differing(env: dict[str, str]) -> list[str]:
     """Variables that a rank with this environment would need from its start on, and which this
-    process had otherwise when it imported."""
-    here = {name: value for name, value in os.environ.items() if name not in FORK_ENVIRONMENT}
+    process had otherwise when it started."""
+    # Not os.environ: imports set some variables.
+    entries = Path("/proc/self/environ").read_bytes().rstrip(b"\0").split(b"\0")
+    started_with = dict(os.fsdecode(entry).split("=", 1) for entry in entries)
+    here = {name: value for name, value in started_with.items() if name not in FORK_ENVIRONMENT}
     return sorted(
         name
         for name in env.keys() | here.keys()

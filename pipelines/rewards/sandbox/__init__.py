@@ -1,4 +1,4 @@
-"""The sandbox: generated programs run here and nowhere else (docs/evaluation.md, "The sandbox")."""
+"""The sandbox (docs/guides/evaluation.md): generated programs run here and nowhere else."""
 
 from __future__ import annotations
 
