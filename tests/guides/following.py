@@ -18,7 +18,9 @@ def edits(page: Path) -> list[tuple[str, str, str]]:
     for name, block in re.findall(r"^```diff\n(\S+)\n(.*?)^```", page.read_text(), re.M | re.S):
         lines = block.splitlines(keepends=True)
         old = "".join(line[1:] for line in lines if line[0] != "+")
-        found.append((name, old, "".join(line[1:] for line in lines if line[0] != "-")))
+        new = "".join(line[1:] for line in lines if line[0] != "-")
+        # Without the last line break, so that a block may end with the beginning of a line.
+        found.append((name, old.removesuffix("\n"), new.removesuffix("\n")))
     return found
 
 

@@ -1,52 +1,20 @@
-"""What docs/guides/add-a-stage.md says: one row, one module, one section make a new kind of stage.
+"""docs/guides/add-a-stage.md: one row, one module and one section make a new kind of stage.
 
-Done on a copy of the packages, with the kind going through plan, identity, launch, a kill, resume,
-status and report.
+The guide is followed on a copy of the packages, and the kind goes through plan, identity, launch, a
+kill, resume, status and report.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from following import Followed
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-ROW = """    Kind(
-        "cool_down", "pipelines.stages.cool_down", "cool_down", identity=("cool_down",),
-        cost=cost.sft, headline=headlines.training,
-        title="cool-down", launch_key="cool_down", trains=True, chat=True, post_step="25",
-        facts=("loss_first", "loss_last"),
-        curves=(Curve("Cool-down: loss", "nats per token", ("loss",)),),
-    ),
-"""
-MODULE = '''"""Stage cool-down: a second SFT, on sources that come last."""
-
-from __future__ import annotations
-
-from dataclasses import replace
-from typing import Any
-
-from pipelines.run_dir.job import StageJob
-from pipelines.stages import sft
-
-
-def run(job: StageJob) -> dict[str, Any]:
-    """Write the fine-tuned model to `model/`."""
-    config = replace(job.config, sft=job.config.cool_down)
-    return sft.run(replace(job, config=config))
-'''
-SECTION = """
-@dataclass
-class CoolDownConfig(SftConfig):
-    enabled: bool = setting(False, "run this step of post-training")
-
-"""
-FIELD = '    cool_down: CoolDownConfig = setting(CoolDownConfig, "post-train, step 2")\n'
 SETTINGS = (
     "cool_down.enabled=true", "cool_down.max_steps=3", "cool_down.global_batch_size=8",
     "cool_down.logging_steps=1", "cool_down.sources={world: {kind: world, stream: sft}}",
@@ -54,26 +22,10 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def insert(path: Path, before: str, text: str) -> None:
-    """Put text before the one place in a file where `before` stands."""
-    whole = path.read_text()
-    assert whole.count(before) == 1, (path, before)
-    path.write_text(whole.replace(before, text + before))
-
-
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the packages with the new kind."""
-    root = tmp_path_factory.mktemp("copy")
-    for name in ("pipelines", "remit_cli", "configs"):
-        shutil.copytree(CHECKOUT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    package = root / "pipelines"
-    insert(package / "plan" / "kinds.py", '    Kind(\n        "dpo",', ROW)
-    (package / "stages" / "cool_down.py").write_text(MODULE)
-    schema = package / "recipe" / "schema" / "__init__.py"
-    insert(schema, "\n@dataclass\nclass Config:", SECTION)
-    insert(schema, "    dpo: DpoConfig", FIELD)
-    return root
+    return Followed("add-a-stage", tmp_path_factory.mktemp("copy")).folder
 
 
 @pytest.fixture(scope="module")

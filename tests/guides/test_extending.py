@@ -96,12 +96,3 @@ def test_add_a_report_section(tmp_path: Path) -> None:
         "assert part.index('base') < part.index('rl-tune') and '1m01s' in part, part[:400]\n"
         "assert 'Slowest stages' in write_report(run, Wanted('html')).read_text()\n"
     )
-
-
-def test_the_stage_of_the_guide_is_planned_and_runs(tmp_path: Path) -> None:
-    followed = Followed("add-a-stage", tmp_path)
-    source = "count.sources.world={kind: world, stream: mid_train}"
-    command = ("-m", "remit_cli", "count", "--config", "world-tiny", "--run-dir", "run")
-    first = followed.run(*command, source, "count.records=3")
-    assert "characters" in first
-    assert "complete" in followed.run(*command, source, "count.records=3")
