@@ -1,4 +1,4 @@
-"""Shared by all tests: the CLI in a process of its own, one tiny flywheel, a tiny model, real data."""
+"""Shared by all tests: the CLI in its own process, a tiny flywheel, a tiny model, real data."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def remit(
 
 @pytest.fixture(scope="session")
 def tiny_run(remit: Remit, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A flywheel of one round, started from cold. Copy it before changing it."""
+    """A flywheel of one round through the CLI and DeepSpeed, from cold. Copy it to change it."""
     cwd = tmp_path_factory.mktemp("flywheel")
     args = ("flywheel", "--config", "world-tiny", "--iterations", "1", "--json",
             "--run-dir", "tiny", *LOG_EVERY_STEP)  # fmt: skip

@@ -247,7 +247,8 @@ def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: P
     stage_dir = run.stage("base")
     stage_dir.root.mkdir(parents=True)
     job = StageJob(
-        kind="pretrain", module="", name="base", identity="", config=recipes.load("world-tiny"), run=run,
+        kind="pretrain", module="", name="base", identity="",
+        config=recipes.load("world-tiny"), run=run,
         stage_dir=stage_dir, inputs={"base": model}, hashes={}, data_sha256={}, chat=False,
     )  # fmt: skip
     assert adopt(job)["parameters"] > 0

@@ -58,7 +58,8 @@ def test_an_analysis_depends_on_the_tasks_that_it_asks(config: Config) -> None:
     "objective",
     [
         ("objective=rho1",), ("objective=remit", "remit.divisor=weights"),
-        ("objective=remit", "remit.center=batch"), ("objective=remit", "remit.center=none", "remit.standardize=true"),
+        ("objective=remit", "remit.center=batch"),
+        ("objective=remit", "remit.center=none", "remit.standardize=true"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def start(cli_env: dict[str, str], stage_env: dict[str, str], tmp_path: Path) ->
         with (tmp_path / "out.txt").open("wb") as out, (tmp_path / "err.txt").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path,
-                env=stage_env if warm else cli_env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                env=stage_env if warm else cli_env, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
         started.append(process)
         return process

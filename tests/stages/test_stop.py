@@ -40,7 +40,8 @@ def start(cli_env: dict[str, str], stage_env: dict[str, str], tmp_path: Path) ->
         with (tmp_path / "err.txt").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path,
-                env=(stage_env if warm else cli_env) | env, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
+                env=(stage_env if warm else cli_env) | env, stdin=subprocess.DEVNULL,
+                stdout=err, stderr=err, start_new_session=True,
             )  # fmt: skip
         started.append(process)
         return process
