@@ -191,6 +191,21 @@ def test_context_above_the_models(refuse: Refuse, tiny_model: Path, args: tuple[
            words=["sequence_length = 256", "128 positions", str(tiny_model)])  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.max_length=256", "sft.max_length = 256 is above the 128 positions"),
+        ("dpo.max_length=256", "Set dpo.max_length=128 or less"),
+        ("rlvr.max_prompt_length=120", "Together they may be at most 128"),
+    ],
+)
+def test_lengths_above_the_models(
+    refuse: Refuse, tiny_model: Path, override: str, words: str
+) -> None:
+    refuse("post-train", "--base", tiny_model, *TINY, override, words=[words])
+    refuse("flywheel", *TINY, override, words=[words, "the base"])
+
+
 # --- tokenizers of base and reference
 
 
@@ -435,6 +450,8 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("mid_train.snapshots=20", "mid_train.snapshots = 20: a training of 20 steps"),
         ("pretrain.snapshots=99", "pretrain.snapshots = 99: a training of 20 steps"),
         ("rlvr.use_vllm=true", "needs the package vllm"),
+        ("sft.max_length=4", "sft.max_length = 4 must be at least 8, or 0"),
+        ("rlvr.max_prompt_length=7", "rlvr.max_prompt_length = 7 must be at least 8, or 0"),
         ("stage.name=a@b", "stage.name = 'a@b' names a folder"),
         ("stage.name=../up", "stage.name = '../up' names a folder"),
         ("seed=${nowhere}", "seed"),

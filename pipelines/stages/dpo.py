@@ -13,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import pairs
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.schema import max_length
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
@@ -23,7 +24,7 @@ def run(job: StageJob) -> dict[str, Any]:
     config, settings = job.config, job.config.dpo
     arguments = engine.training_arguments(
         DPOConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
-        max_length=config.sequence_length, beta=settings.beta,
+        max_length=max_length(settings, config.sequence_length), beta=settings.beta,
         per_device_eval_batch_size=settings.micro_batch_size,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])

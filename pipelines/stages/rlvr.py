@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
 from pipelines.models.checkpoint import SPECIAL_IDS
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.schema import max_prompt_length
 from pipelines.rewards import judge_all
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
@@ -63,7 +64,7 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
     """Prompts with gold answers, and the number dropped because no completion would fit."""
     config, settings = job.config, job.config.rlvr
     count = settings.max_steps * settings.global_batch_size // settings.num_generations
-    room = config.sequence_length - settings.max_completion_length
+    room = max_prompt_length(settings, config.sequence_length)
     found = problems(settings.sources, config.data_root, config.seed, count=count)
     rows = [
         {"prompt": user(p.prompt), "answer": p.answer, "reward_kind": p.reward}
@@ -71,11 +72,15 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
         if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
     ]
     if len(rows) * settings.num_generations < settings.global_batch_size:
+        limit = (
+            "rlvr.max_prompt_length is"
+            if settings.max_prompt_length
+            else f"sequence_length {config.sequence_length} minus rlvr.max_completion_length "
+            f"{settings.max_completion_length} leaves"
+        )
         raise UserError(
-            f"only {len(rows)} RL prompts fit, fewer than one step needs: sequence_length "
-            f"{config.sequence_length} minus rlvr.max_completion_length "
-            f"{settings.max_completion_length} leaves {room} tokens for a prompt. Lower "
-            "rlvr.max_completion_length, or give shorter prompts."
+            f"only {len(rows)} RL prompts fit, fewer than one step needs: {limit} {room} tokens for "
+            "a prompt. Lower rlvr.max_completion_length, or give shorter prompts."
         )
     return Dataset.from_list(rows), len(found) - len(rows)
 

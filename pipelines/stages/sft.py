@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import conversations
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.schema import max_length
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
@@ -20,7 +21,7 @@ def run(job: StageJob) -> dict[str, Any]:
     config, settings = job.config, job.config.sft
     arguments = engine.training_arguments(
         SFTConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
-        max_length=config.sequence_length, completion_only_loss=True,
+        max_length=max_length(settings, config.sequence_length), completion_only_loss=True,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
     found = conversations(

@@ -106,7 +106,8 @@ def test_an_error_of_local_files_stays_what_it_is(monkeypatch: pytest.MonkeyPatc
 def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
     from pipelines.models.checkpoint import ModelRef
     from pipelines.plan import flywheel
-    from pipelines.plan.preflight import check_plan, longest_context
+    from pipelines.plan.context import longest_context
+    from pipelines.plan.preflight import check_plan
     from pipelines.recipe import load as config
     from pipelines.run_dir.paths import RunDir
 
