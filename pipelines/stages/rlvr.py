@@ -79,7 +79,7 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
             f"{settings.max_completion_length} leaves"
         )
         raise UserError(
-            f"only {len(rows)} RL prompts fit, fewer than one step needs: {limit} {room} tokens for "
+            f"only {len(rows)} RL prompts fit, fewer than a step needs: {limit} {room} tokens for "
             "a prompt. Lower rlvr.max_completion_length, or give shorter prompts."
         )
     return Dataset.from_list(rows), len(found) - len(rows)
