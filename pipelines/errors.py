@@ -1,4 +1,4 @@
-"""The ways a run can end early: the user's mistake, a failed stage, a signal."""
+"""Exceptions for the ways a run can end early: the user's mistake, a failed stage, a signal."""
 
 import difflib
 import signal

@@ -63,6 +63,9 @@ class TinyRun:
 
 
 Remit = Callable[..., Finished]
+LOG_EVERY_STEP = tuple(
+    f"{section}.logging_steps=1" for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr")
+)
 STAGE_COMMANDS = ("pretrain-ckpt", "mid-train", "rl-tune", "post-train", "eval", "score",
                   "contamination", "flywheel", "compare", "analyze")  # fmt: skip
 
@@ -96,6 +99,12 @@ def stage_server(
     server = warm_start.start(["-m", "pipelines.launch.shared_server"], folder, cli_env)
     yield server
     server.end()
+
+
+@pytest.fixture(scope="session")
+def stage_env(cli_env: dict[str, str], stage_server: warm_start.Server) -> dict[str, str]:
+    """`cli_env` for a command that a test starts itself, whose stages are forked."""
+    return cli_env | {"REMIT_FORK_SERVER": stage_server.ready()}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +164,7 @@ def tiny_run(remit: Remit, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A flywheel of one round through the CLI and DeepSpeed, from cold. Copy it to change it."""
     cwd = tmp_path_factory.mktemp("flywheel")
     args = ("flywheel", "--config", "world-tiny", "--iterations", "1", "--json",
-            "--run-dir", "tiny")  # fmt: skip
+            "--run-dir", "tiny", *LOG_EVERY_STEP)  # fmt: skip
     return TinyRun(cwd, args, remit(*args, cwd=cwd, check=True, cold=True))
 
 

@@ -140,7 +140,7 @@ def test_the_command_shows_what_the_flywheel_made(
 ) -> None:
     # Moving a run changes no identity, so the analysis is not made again.
     done = remit("analyze", copied, "--json", check=True)
-    assert "is complete, not run again" in done.stderr
+    assert "is complete, skipped" in done.stderr
     assert done.json["command"] == "analyze" and done.json["status"] == "done"
     whole = analysis(copied)
     assert done.json["analysis"]["dynamics"] == whole["dynamics"]

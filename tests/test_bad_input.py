@@ -82,7 +82,7 @@ def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> Pa
     ],
 )  # fmt: skip
 def test_missing_ckpt(refuse: Refuse, args: tuple[str, ...], option: str) -> None:
-    refuse(*args, "./nowhere", *TINY, words=[f"{option} ./nowhere", "no such folder"])
+    refuse(*args, "./nowhere", *TINY, words=[f"{option} ./nowhere", "folder does not exist"])
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
@@ -93,7 +93,7 @@ def test_empty_ckpt(refuse: Refuse, args: tuple[str, ...], empty: str) -> None:
 
 def test_hub_name_without_network(refuse: Refuse) -> None:
     refuse("mid-train", "--base", "no-org-here/no-model@v1", *TINY,
-           words=["--base no-org-here/no-model", "no such folder", "local folder"])  # fmt: skip
+           words=["--base no-org-here/no-model", "no such local folder"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_hub_name_without_network(refuse: Refuse) -> None:
         ("mv model.safetensors pytorch_model.bin", ["pytorch_model.bin", "only safetensors"]),
         ("rm tokenizer.json", ["tokenizer.json is missing"]),
         ("echo '{' > config.json", ["config.json is not a JSON object"]),
-        ("echo stage: x > config.yaml", ["has not finished", "resumes"]),
+        ("echo stage: x > config.yaml", ["has not finished", "resume it"]),
         ("mkdir model; echo stage: x > config.yaml; echo '{}' > result.json",
          ["config.json is missing"]),
     ],
@@ -138,8 +138,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"hidden_size": "32"}, ["hidden_size = '32'", "whole number"]),
         ({"hidden_size": True}, ["hidden_size = True", "whole number"]),
         ({"vocab_size": 1e12}, ["vocab_size = 1000000000000.0", "whole number"]),
-        ({"vocab_size": 10**12}, ["vocab_size = 1000000000000 asks for more weights"]),
-        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 asks for more weights"]),
+        ({"vocab_size": 10**12}, ["vocab_size = 1000000000000 needs more weights"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 needs more weights"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers = -1", "above 0"]),
         ({"model_type": "lama"}, ["model_type = 'lama'", "transformers"]),
         ({"_attn_implementation": "a/b"}, ["_attn_implementation = 'a/b'", "kernel", "code"]),
@@ -172,13 +172,13 @@ def test_a_model_that_cannot_be_is_refused_by_the_command(refuse: Refuse, model:
 def test_a_tokenizer_that_is_none(model: Path, content: bytes) -> None:
     (model / "tokenizer.json").write_bytes(content)
     named = re.escape(str(model / "tokenizer.json"))
-    with pytest.raises(UserError, match=rf"{named} is no fast tokenizer: .+"):
+    with pytest.raises(UserError, match=rf"{named} is not a fast tokenizer: .+"):
         num_tokens(model)
 
 
 def test_a_tokenizer_that_is_none_is_refused_by_the_command(refuse: Refuse, model: Path) -> None:
     (model / "tokenizer.json").write_text("[]")
-    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/tokenizer.json", "no fast"])
+    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/tokenizer.json", "not a fast"])
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,21 @@ def test_a_tokenizer_that_is_none_is_refused_by_the_command(refuse: Refuse, mode
 def test_context_above_the_models(refuse: Refuse, tiny_model: Path, args: tuple[str, ...]) -> None:
     refuse(*args, tiny_model, *TINY, "sequence_length=256",
            words=["sequence_length = 256", "128 positions", str(tiny_model)])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.max_length=256", "sft.max_length = 256 is above the 128 positions"),
+        ("dpo.max_length=256", "Set dpo.max_length=128 or less"),
+        ("rlvr.max_prompt_length=120", "Together they may be at most 128"),
+    ],
+)
+def test_lengths_above_the_models(
+    refuse: Refuse, tiny_model: Path, override: str, words: str
+) -> None:
+    refuse("post-train", "--base", tiny_model, *TINY, override, words=[words])
+    refuse("flywheel", *TINY, override, words=[words, "the base"])
 
 
 # --- tokenizers of base and reference
@@ -269,7 +284,7 @@ def test_reference_may_have_further_ids(tiny_model: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ["no file", "REMIT_DATA"]),
+        (None, ["does not exist", "REMIT_DATA"]),
         ("", ["is empty"]),
         ("\n \n", ["no record"]),
         ('{"prompt": "1", "answer": "1"}\n\n{"prompt": "2", "ans\n', ["line 3", "JSON"]),
@@ -344,9 +359,9 @@ def test_an_evaluation_that_would_measure_nothing(
     quick = ("eval", "--model", model, *TINY, "--suite", "quick", "--run-dir", "run")
     pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
     refuse(*quick, env={"REMIT_DATA": str(tmp_path / "gone")},
-           words=[f"REMIT_DATA={tmp_path}/gone", "no folder"])  # fmt: skip
+           words=[f"REMIT_DATA={tmp_path}/gone", "not a folder"])  # fmt: skip
     refuse(*quick, env={"REMIT_DATA": str(model)},
-           words=["nothing else is measured", f"gsm8k: no file {model}", "bbh: no"])  # fmt: skip
+           words=["measures nothing else", f"gsm8k: file {model}", "bbh: file"])  # fmt: skip
     suite = tmp_path / "off.yaml"
     suite.write_text("benchmarks: {gsm8k: {enabled: false}}")
     refuse("eval", "--model", model, *TINY, "--suite", suite, words=["nothing to measure"])
@@ -435,6 +450,8 @@ def test_config(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None
         ("mid_train.snapshots=20", "mid_train.snapshots = 20: a training of 20 steps"),
         ("pretrain.snapshots=99", "pretrain.snapshots = 99: a training of 20 steps"),
         ("rlvr.use_vllm=true", "needs the package vllm"),
+        ("sft.max_length=4", "sft.max_length = 4 must be at least 8, or 0"),
+        ("rlvr.max_prompt_length=7", "rlvr.max_prompt_length = 7 must be at least 8, or 0"),
         ("stage.name=a@b", "stage.name = 'a@b' names a folder"),
         ("stage.name=../up", "stage.name = '../up' names a folder"),
         ("seed=${nowhere}", "seed"),

@@ -155,7 +155,7 @@ def test_result_fields_leave_out_what_cannot_change_a_result() -> None:
     assert recipes.result_fields(elsewhere) == recipes.result_fields(loaded)
     for changed in (
         replace(loaded, seed=1),
-        replace(loaded, mid_train=replace(loaded.mid_train, scope="step")),
+        replace(loaded, mid_train=replace(loaded.mid_train, learning_rate=0.1)),
         replace(loaded, dpo=replace(loaded.dpo, sources={})),
     ):
         assert recipes.result_fields(changed) != recipes.result_fields(loaded)

@@ -127,6 +127,32 @@ def test_these_cannot_change_their_stage(config: Config, kind: str, override: st
     assert of(kind, recipes.load("world-tiny", [override])) == of(kind, config)
 
 
+@pytest.mark.parametrize(
+    ("kind", "default", "other", "shorter"),
+    [
+        ("sft", "sft.max_length=128", "sft.max_length=64", "sequence_length=64"),
+        ("dpo", "dpo.max_length=128", "dpo.max_length=64", "sequence_length=64"),
+        (
+            "rlvr",
+            "rlvr.max_prompt_length={room}",
+            "rlvr.max_prompt_length=40",
+            "sequence_length=96",
+        ),
+    ],
+)
+def test_a_length_counts_as_it_is_resolved(
+    config: Config, kind: str, default: str, other: str, shorter: str
+) -> None:
+    default = default.format(room=config.sequence_length - config.rlvr.max_completion_length)
+    assert config.sequence_length == 128
+    assert of(kind, recipes.load("world-tiny", [default])) == of(kind, config)
+    assert of(kind, recipes.load("world-tiny", [other])) != of(kind, config)
+    assert of(kind, recipes.load("world-tiny", [shorter])) != of(kind, config)
+    # With a length of its own, a stage does not depend on the length of packed sequences.
+    both = recipes.load("world-tiny", [default, shorter])
+    assert of(kind, both) == of(kind, config)
+
+
 def test_an_input_counts_by_role_and_content(config: Config) -> None:
     found = {
         of("mid_train", config),
@@ -166,11 +192,7 @@ def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> Non
 
 
 def test_differing_names_key_old_and_new(config: Config) -> None:
-    new = replace(
-        config,
-        seed=3,
-        mid_train=replace(config.mid_train, remit=replace(config.mid_train.remit, eps=0.1)),
-    )
+    new = recipes.load("world-tiny", ["seed=3", "mid_train.remit.eps=0.1"])
     found = differing(identity_fields("mid_train", config, {"base": "a"}),
                       identity_fields("mid_train", new, {"ref": "b"}))  # fmt: skip
     assert found == [

@@ -41,13 +41,13 @@ INPUTS = {
 }
 
 
-def test_chain_run_twice(cli_env: dict[str, str], tmp_path: Path) -> None:
+def test_chain_run_twice(stage_env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "chain.sh").write_text(SCRIPT)
     run = tmp_path / "runs" / "chain"
 
     def chain() -> list[dict[str, Any]]:
         done = subprocess.run(
-            ["bash", "chain.sh"], cwd=tmp_path, env=cli_env | {"PYTHON": sys.executable},
+            ["bash", "chain.sh"], cwd=tmp_path, env=stage_env | {"PYTHON": sys.executable},
             capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

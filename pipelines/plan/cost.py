@@ -10,7 +10,14 @@ import math
 from dataclasses import dataclass
 
 from pipelines.plan.stage import Stage
-from pipelines.recipe.schema import TaskConfig, pool_factor, whole_step_tokens
+from pipelines.recipe.schema import (
+    DpoConfig,
+    SftConfig,
+    TaskConfig,
+    max_length,
+    pool_factor,
+    whole_step_tokens,
+)
 
 # Generation reads all weights for each token: slower than training at equal FLOPs.
 GENERATION_SLOWDOWN = 6.0
@@ -60,7 +67,7 @@ def score(stage: Stage, parameters: int) -> Work:
 def sft(stage: Stage, parameters: int) -> Work:
     settings = stage.config.sft
     sequences = settings.max_steps * settings.global_batch_size
-    tokens = math.ceil(sequences * stage.config.sequence_length * CHAT_FILL)
+    tokens = _chat_tokens(stage, settings, sequences)
     return Work(tokens, 6 * float(parameters) * tokens)
 
 
@@ -68,8 +75,12 @@ def dpo(stage: Stage, parameters: int) -> Work:
     """Two answers a pair, and the reference policy's forward."""
     settings = stage.config.dpo
     sequences = 2 * settings.max_steps * settings.global_batch_size
-    tokens = math.ceil(sequences * stage.config.sequence_length * CHAT_FILL)
+    tokens = _chat_tokens(stage, settings, sequences)
     return Work(tokens, 8 * float(parameters) * tokens)
+
+
+def _chat_tokens(stage: Stage, settings: SftConfig | DpoConfig, sequences: int) -> int:
+    return math.ceil(sequences * max_length(settings, stage.config.sequence_length) * CHAT_FILL)
 
 
 def rlvr(stage: Stage, parameters: int) -> Work:

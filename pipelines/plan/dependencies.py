@@ -12,6 +12,8 @@ from pipelines.evals.benchmarks import files_sha256
 from pipelines.plan.placement import num_ranks
 from pipelines.recipe.schema import (
     Config,
+    max_length,
+    max_prompt_length,
     micro_batch_rows,
     post_training_sections,
     sees_micro_batches,
@@ -46,6 +48,22 @@ def mid_train(config: Config, everything: Fields, inputs: dict[str, str]) -> Fie
         return {}
     rows = micro_batch_rows(config.mid_train, num_ranks(config.launch))
     return {"sequences of a micro-batch (mid_train.scope=step: of no effect)": rows}
+
+
+def sft(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:
+    """The length that counts, however it was set."""
+    length = max_length(config.sft, config.sequence_length)
+    return {"sft": everything["sft"] | {"max_length": length}}
+
+
+def dpo(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:
+    length = max_length(config.dpo, config.sequence_length)
+    return {"dpo": everything["dpo"] | {"max_length": length}}
+
+
+def rlvr(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:
+    length = max_prompt_length(config.rlvr, config.sequence_length)
+    return {"rlvr": everything["rlvr"] | {"max_prompt_length": length}}
 
 
 def score(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:

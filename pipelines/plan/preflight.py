@@ -16,6 +16,7 @@ from pipelines.machine.process import cpp_compiler, num_cores, num_gpus
 from pipelines.machine.slurm import seconds_of_job
 from pipelines.models.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
 from pipelines.models.tokenizer import check_tokenizers, num_tokens
+from pipelines.plan.context import check_context, longest_context
 from pipelines.plan.estimate import bytes_to_write, estimate
 from pipelines.plan.identity import check_unchanged
 from pipelines.plan.kinds import kind_of
@@ -61,6 +62,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
     for stage in stages:
         _check_batches(stage)
         _check_models(stage)
+        check_context(stage, stages)
         _check_packages(stage)
         if kind_of(stage.kind).asks:
             check_available(stage.config.eval, stage.config.data_root)
@@ -135,28 +137,6 @@ def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
         "differ in its last bits from a run with the old ones."
         for changes, names in by_change.items()
     ]
-
-
-def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
-    """The tokens that the model of a stage takes; None where the plan alone does not tell it.
-
-    A base that the plan trains takes its sequence_length, and what is trained from it too; a given
-    model what its config.json says.
-    """
-    by_name = {one.name: one for one in stages}
-    while True:
-        given = stage.inputs.get("model") or stage.inputs.get("base")
-        if isinstance(given, ModelRef):
-            if given.folder is None:
-                return None
-            found = read_model_config(given.folder, "--model").get("max_position_embeddings")
-            return found if isinstance(found, int) else None
-        if given is None:
-            return stage.config.sequence_length if stage.kind == "pretrain" else None
-        before = by_name.get(given.partition("@")[0])
-        if before is None:
-            return None
-        stage = before
 
 
 def _needs_sources(stage: Stage) -> bool:
@@ -298,13 +278,6 @@ def _check_models(stage: Stage) -> None:
                 )
             _check_code(given, role, stage.config)
             _check_embeddings(given, model_config)
-            longest = model_config.get("max_position_embeddings")
-            if longest and stage.config.sequence_length > longest:
-                raise UserError(
-                    f"sequence_length = {stage.config.sequence_length} is above the "
-                    f"{longest} positions of the model in {given.folder}. "
-                    f"Set sequence_length={longest} or less."
-                )
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
         check_tokenizers(base.folder, ref.folder)

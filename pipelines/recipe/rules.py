@@ -21,6 +21,8 @@ from pipelines.recipe.schema import (
 
 # (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
 Refuse = Callable[..., NoReturn]
+# Fewer tokens hold no turn of a chat template.
+LEAST_LENGTH = 8
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -56,7 +58,7 @@ def check_values(config: Config, refuse: Refuse) -> None:
     _check_bounds(config, "", refuse)
     for check in (
         _check_names, _check_model, _check_sources, _check_tasks, _check_benchmarks, _check_rlvr,
-        _check_launch,
+        _check_lengths, _check_launch,
     ):  # fmt: skip
         check(config, refuse)
 
@@ -168,13 +170,24 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             "rlvr.offload_optimizer",
             "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
         )
-    if rlvr.enabled and rlvr.max_completion_length + 8 >= config.sequence_length:
+    by_sequence = rlvr.enabled and not rlvr.max_prompt_length
+    if by_sequence and rlvr.max_completion_length + LEAST_LENGTH >= config.sequence_length:
         refuse(
             "rlvr.max_completion_length",
             f"rlvr.max_completion_length = {rlvr.max_completion_length} leaves no room for a "
             f"prompt in sequence_length = {config.sequence_length}",
             "sequence_length",
         )
+
+
+def _check_lengths(config: Config, refuse: Refuse) -> None:
+    for key, length in (
+        ("sft.max_length", config.sft.max_length),
+        ("dpo.max_length", config.dpo.max_length),
+        ("rlvr.max_prompt_length", config.rlvr.max_prompt_length),
+    ):
+        if 0 < length < LEAST_LENGTH:
+            refuse(key, f"{key} = {length} must be at least {LEAST_LENGTH}, or 0 for the default")
 
 
 def _check_benchmarks(config: Config, refuse: Refuse) -> None:

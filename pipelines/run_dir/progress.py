@@ -45,7 +45,7 @@ class Progress:
 
 
 def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
-    """done, no signal, running, ended without a word, failed, interrupted, stopped, removed, to do.
+    """done, no signal, running, crashed, failed, interrupted, stopped, removed, to do.
 
     Stopped is interrupted with a checkpoint of the last step done.
 
@@ -56,7 +56,7 @@ def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
     if stage_dir.is_complete():
         return "no signal" if stage_dir.read_result().get("status") == "no signal" else "done"
     if last_event in ("start", "resume"):
-        return "running" if running else "ended without a word"
+        return "running" if running else "crashed"
     others = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
     if last_event == "interrupt" and stage_dir.stopped.is_file():
         return "stopped"

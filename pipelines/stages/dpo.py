@@ -1,4 +1,7 @@
-"""Stage DPO: preference optimisation on (right, near-miss) answers (TRL; arXiv 2305.18290)."""
+"""Stage DPO: direct preference optimization on chosen and rejected answers (TRL; arXiv 2305.18290).
+
+The built-in recipes pair a right answer with a near miss.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ from trl import DPOConfig, DPOTrainer
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import pairs
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.schema import max_length
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the tuned model to `model/`; the reference policy is the model it starts from."""
+    """Train and write the model to `model/`; the reference policy is the stage's input model."""
     config, settings = job.config, job.config.dpo
     arguments = engine.training_arguments(
         DPOConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
-        max_length=config.sequence_length, beta=settings.beta,
+        max_length=max_length(settings, config.sequence_length), beta=settings.beta,
         per_device_eval_batch_size=settings.micro_batch_size,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
@@ -45,29 +49,29 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
-    """Training pairs, and held-out pairs whose prompts are in none of them."""
+    """Training pairs, and held-out pairs whose prompts do not occur in the training pairs."""
     config, settings = job.config, job.config.dpo
     count = settings.max_steps * settings.global_batch_size
-    drawn = pairs(
+    found = pairs(
         settings.sources, config.data_root, config.seed, count=count + settings.heldout_pairs
     )  # fmt: skip
     heldout_prompts: dict[str, None] = {}
-    for pair in drawn:
+    for pair in found:
         if len(heldout_prompts) == settings.heldout_pairs:
             break
         heldout_prompts[pair.prompt] = None
     rows = [
         {"prompt": user(p.prompt), "chosen": assistant(p.chosen), "rejected": assistant(p.rejected)}
-        for p in drawn
+        for p in found
     ]
     seen: set[str] = set()
     heldout, training = [], []
-    for pair, row in zip(drawn, rows, strict=True):
+    for pair, row in zip(found, rows, strict=True):
         if pair.prompt not in heldout_prompts:
             training.append(row)
         elif pair.prompt not in seen:
             seen.add(pair.prompt)
             heldout.append(row)
     if not training:
-        raise ValueError("dpo.heldout_pairs leaves no pair to train on")
+        raise ValueError("dpo.heldout_pairs leaves no pair to train on. Lower it.")
     return Dataset.from_list(training), Dataset.from_list(heldout)

@@ -1,4 +1,4 @@
-"""Stage SFT: supervised fine-tuning on conversations, loss on the answer only (TRL)."""
+"""Stage SFT: supervised fine-tuning on conversations, with loss on the answer only (TRL)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from trl import SFTConfig, SFTTrainer
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import conversations
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.schema import max_length
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the fine-tuned model to `model/`."""
+    """Train and write the fine-tuned model to `model/`."""
     config, settings = job.config, job.config.sft
     arguments = engine.training_arguments(
         SFTConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
-        max_length=config.sequence_length, completion_only_loss=True,
+        max_length=max_length(settings, config.sequence_length), completion_only_loss=True,
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
-    drawn = conversations(
+    found = conversations(
         settings.sources, config.data_root, config.seed,
         count=settings.max_steps * settings.global_batch_size,
     )  # fmt: skip
     dataset = Dataset.from_list(
-        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in drawn]
+        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in found]
     )
     model = engine.load_trained(job, "model", settings.dtype)
     trainer = SFTTrainer(

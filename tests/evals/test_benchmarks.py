@@ -136,10 +136,13 @@ def test_a_wrong_answer_is_one_bit(sums: Benchmarks) -> None:
     ("changes", "message"),
     [
         ({"version": "2.0"}, "has gsm8k in version 3.0, not 2.0"),
-        ({"metric": "exact_match,last"}, "no metric exact_match,last; the task has exact_match,fl"),
+        ({"metric": "exact_match,last"}, "no metric exact_match,last. Choose from exact_match,fl"),
         ({"task": "gsm8kk"}, "has no task gsm8kk"),
         ({"task": "mbpp"}, "mbpp runs generated code. Set eval.benchmarks.gsm8k.runs_code=true"),
-        ({"task": "humaneval_plus", "runs_code": True}, "Only humaneval and mbpp are judged"),
+        (
+            {"task": "humaneval_plus", "runs_code": True},
+            "The sandbox supports only humaneval and mbpp",
+        ),
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(

@@ -30,3 +30,19 @@ def test_what_a_model_says_of_generation_changes_no_rollout(
     assert logs[0] == logs[1] and len(logs[0]) == 2
     exported = json.loads((stage / "model" / "generation_config.json").read_text())
     assert said.items() <= exported.items(), "the model keeps what it says"
+
+
+def test_prompts_above_their_length_are_left_out(
+    remit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    dropped, rewards = {}, {}
+    # 128 less 16 for the completion: the default.
+    for length in (0, 112, 40):
+        folder = tmp_path / str(length)
+        remit("rl-tune", "--base", tiny_model, "--config", "world-tiny", "rlvr.max_steps=1",
+              "rlvr.max_completion_length=16", f"rlvr.max_prompt_length={length}",
+              "--run-dir", folder, check=True)  # fmt: skip
+        result = json.loads((folder / "rl-tune" / "result.json").read_text())
+        dropped[length], rewards[length] = result["prompts_too_long"], result["model_sha256"]
+    assert dropped[0] == dropped[112] < dropped[40]
+    assert rewards[0] == rewards[112]

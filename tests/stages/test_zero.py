@@ -32,6 +32,7 @@ def test_sharded_offloaded_recomputed(
         offloaded[section] = not (section == "rlvr" and stage == 3)
         settings += [
             f"{section}.zero_stage={stage}",
+            f"{section}.logging_steps=1",
             f"{section}.gradient_checkpointing=true",
             f"{section}.offload_optimizer={str(offloaded[section]).lower()}",
         ]

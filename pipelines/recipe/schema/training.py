@@ -123,10 +123,18 @@ class PostTrainConfig(TrainConfig):
 class SftConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "conversations"
 
+    max_length: int = setting(
+        0, "tokens of a conversation, the rest is cut off; 0: sequence_length", low=0
+    )
+
 
 @dataclass
 class DpoConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "pairs"
+
+    max_length: int = setting(
+        0, "tokens of a prompt with one answer, the rest is cut off; 0: sequence_length", low=0
+    )
     beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
     heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
 
@@ -138,6 +146,12 @@ class RlvrConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "problems"
 
     num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
+    max_prompt_length: int = setting(
+        0,
+        "longer prompts are left out; 0: the room that max_completion_length leaves in "
+        "sequence_length",
+        low=0,
+    )
     max_completion_length: int = setting(64, "new tokens per completion", low=1)
     temperature: float = setting(1.0, "sampling temperature of the rollouts", above=0)
     beta: float = setting(0.0, "weight of the KL term to the starting policy", low=0)
@@ -160,6 +174,25 @@ class ScoreConfig:
         result=False,
         low=1,
     )
+
+
+def max_length(settings: SftConfig | DpoConfig, sequence_length: int) -> int:
+    """Tokens of the longest sequence of an SFT or a DPO; what is longer is cut off."""
+    return settings.max_length or sequence_length
+
+
+def max_prompt_length(settings: RlvrConfig, sequence_length: int) -> int:
+    """Tokens of the longest prompt of an RLVR, with those of the chat template."""
+    return settings.max_prompt_length or sequence_length - settings.max_completion_length
+
+
+def longest_sequence(settings: TrainConfig, sequence_length: int) -> int:
+    """Positions that a training stage needs of its model."""
+    if isinstance(settings, (SftConfig, DpoConfig)):
+        return max_length(settings, sequence_length)
+    if isinstance(settings, RlvrConfig):
+        return max_prompt_length(settings, sequence_length) + settings.max_completion_length
+    return sequence_length
 
 
 def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
