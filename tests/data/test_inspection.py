@@ -200,7 +200,7 @@ def test_inspection_is_free_of_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pipelines.data import inspection, records, sources
-from pipelines.schema import SourceConfig as Source
+from pipelines.recipe.schema import SourceConfig as Source
 inspection.inspect_source("k", Source(path="a.jsonl"), {str(tmp_path)!r}, "documents")
 inspection.inspect_source("k", Source(kind="world", stream="sft"), ".", "conversations")
 assert not {{"torch", "transformers", "datasets"}} & set(sys.modules)

@@ -1,4 +1,4 @@
-"""The sandbox: generated programs run here and nowhere else (docs/evaluation.md, "The sandbox")."""
+"""The sandbox, in which all generated programs run (docs/evaluation.md, "The sandbox")."""
 
 from __future__ import annotations
 
