@@ -1,4 +1,4 @@
-"""The sandbox, in which all generated programs run (docs/evaluation.md, "The sandbox")."""
+"""The sandbox (docs/guides/evaluation.md): generated programs run here and nowhere else."""
 
 from __future__ import annotations
 
