@@ -571,7 +571,7 @@ def test_an_empty_path_is_not_the_current_folder(
     remit: Callable[..., Any], here: Path, args: tuple[str, ...]
 ) -> None:
     done = remit(*args, "", cwd=here)
-    assert done.returncode == 2 and "the empty text names no path" in done.stderr
+    assert done.returncode == 2 and "the path is empty" in done.stderr
     assert list(here.iterdir()) == []
 
 
