@@ -23,7 +23,11 @@ GLOSSARY = {
     r"anew|done again": "recomputed, repeated, again",
     r"at hand": "available",
     r"(?:is|are) there": "exists, is available",
-    r"of (?:its|their|your|one's) own": "separate, custom; its own (where possession is meant)",
+    # Possession has a noun after it: "the blobs of its own repository".
+    r"of (?:its|their|your|one's) own(?= ?(?:$|[.,;:)]| (?:"
+    r"and|or|is|are|was|in|with|for|to|that|which|so|from|on|at|by|where|when|as|than)\b))": (
+        "separate, custom"
+    ),
     r"silent groups?|groups? silent": "zero-variance groups",
     r"reads? (?:[\w-]+ ){0,4}(?:better|worse)": "has lower (higher) bits per byte",
     r"the wheel|wheel turns|way of the model": "the loop runs, how the model moved",
@@ -104,12 +108,13 @@ def test_what_the_glossary_replaces_is_found() -> None:
     for text in (
         "The two are not told\n apart.", "ReMiT less NTP", "held every arm against NTP", "8 draws",
         "packed anew", "no GPU was at hand", "a folder of its own", "it is no path", "Adopt a base",
+        "Arms of your own are named.",
         "several machines", "the group is there",
     ):  # fmt: skip
         assert found_in(text), text
     for text in (
         "There is no GPU.", "It draws the map.", "its own folder", "this machine",
-        "it takes less time",
+        "it takes less time", "the weights of its own base",
     ):  # fmt: skip
         assert found_in(text) == [], text
     code = '# told apart\nx = {"adopted": 1}\nprint("an adopted base")\n'
