@@ -243,7 +243,7 @@ class _Writer:
         """Documents with their ids, EOS at the end; no ids for an empty one."""
         eos = self.tokenizer.eos_token_id
         for batch, encoded in _ahead(_batches(stream), encode):
-            heartbeat.moves()
+            heartbeat.tick()
             for document, ids in zip(batch, encoded, strict=True):
                 if ids:
                     ids.append(eos)

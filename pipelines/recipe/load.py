@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError, did_you_mean
-from pipelines.recipe.nesting import excess
+from pipelines.recipe.nesting import too_large
 from pipelines.recipe.rules import check_values
 from pipelines.recipe.schema import Config
 
@@ -188,7 +188,7 @@ def _find_suite(name_or_path: str) -> Path:
 
 def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
-        if why := excess(path.read_text("utf-8")):
+        if why := too_large(path.read_text("utf-8")):
             raise UserError(f"{path}: no {what}: {why}")
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
@@ -212,7 +212,7 @@ def _parse_override(override: str) -> DictConfig:
     if not separator or not key.strip():
         raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
     try:
-        if why := excess(value):
+        if why := too_large(value):
             raise UserError(f"override {override[:80]!r}: {why}")
         return OmegaConf.from_dotlist([override])
     except UserError:

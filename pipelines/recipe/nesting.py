@@ -16,7 +16,7 @@ MAX_NODES = 100_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def excess(text: str) -> str:
+def too_large(text: str) -> str:
     """Why a YAML text is more than any recipe needs; empty where it is not.
 
     Raises:
@@ -53,7 +53,7 @@ def values_of(text: str) -> Any:
         yaml.YAMLError: it is no YAML.
         ValueError: it is too deep or too large.
     """
-    if why := excess(text):
+    if why := too_large(text):
         raise ValueError(why)
     return yaml.load(text, Loader=_LOADER)
 
