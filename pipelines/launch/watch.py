@@ -84,7 +84,8 @@ class Watch:
 
     def _positions(self) -> str:
         told = [
-            f"rank {rank} on {record.host} (pid {record.pid}): {record.phase}, {record.step} steps done"
+            f"rank {rank} on {record.host} (pid {record.pid}): {record.phase}, "
+            f"{record.step} steps done"
             for rank, record in sorted(self.records.items())
         ]
         return "; ".join(told) + "." if told else ""

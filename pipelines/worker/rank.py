@@ -3,8 +3,8 @@ the prologue, become the worker.
 
     python -m pipelines.worker.rank STAGE_DIR TOKEN
 
-`pipelines.plan.placement.write_launch_spec` wrote what it reads. No torch here: the environment has to
-be right before that is loaded.
+`pipelines.plan.placement.write_launch_spec` wrote what it reads. No torch here: the environment has
+to be right before that is loaded.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def read_launch_spec(
         if time.monotonic() >= deadline:
             raise UserError(
                 f"host {socket.gethostname()} does not see the run directory: it finds no "
-                f"{stage_dir.launch_spec} of this start{found}. --run-dir must be a folder of a file "
-                "system that all machines share, under the same path."
+                f"{stage_dir.launch_spec} of this start{found}. --run-dir must be a folder of a "
+                "file system that all machines share, under the same path."
             )
         time.sleep(LOOK_SECONDS)
 
