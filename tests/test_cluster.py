@@ -28,13 +28,13 @@ from pipelines.plan.placement import (
     rank_environments,
     through_srun,
     visible_devices,
-    write_orders,
+    write_launch_spec,
 )
 from pipelines.plan.preflight import check_launch
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import Config, LaunchConfig, StageLaunchConfig, StageSettings
 from pipelines.run_dir.paths import StageDir
-from pipelines.worker.rank import read_orders, with_prologue
+from pipelines.worker.rank import read_launch_spec, with_prologue
 
 ROOT = Path(__file__).resolve().parent
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
@@ -164,12 +164,12 @@ def test_a_machine_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
     launch = LaunchConfig(hostfile="", prologue=["true"])
     stage = StageDir(tmp_path / "seen")
     stage.root.mkdir()
-    token = write_orders(launch, stage, 1, {})
-    assert read_orders(stage, token, 0)["prologue"] == ["true"]
-    assert stage.orders.stat().st_mode & 0o777 == 0o600
+    token = write_launch_spec(launch, stage, 1, {})
+    assert read_launch_spec(stage, token, 0)["prologue"] == ["true"]
+    assert stage.launch_spec.stat().st_mode & 0o777 == 0o600
     for elsewhere, given in ((StageDir(tmp_path / "not"), token), (stage, "another")):
         with pytest.raises(UserError, match=r"host \S+ does not see the run directory.*share"):
-            read_orders(elsewhere, given, 0)
+            read_launch_spec(elsewhere, given, 0)
 
 
 def test_a_prologue_that_fails_is_named(remit: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         copied(packed, str(tmp_path / "file"))
 
 
-def test_the_meeting_point_of_launch_env_is_taken() -> None:
+def test_the_rendezvous_of_launch_env_is_taken() -> None:
     launch = LaunchConfig(gpus=2, env={"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": "4321"})
     words = command_line(launch, StageDir(Path("s")), 4321)
     assert {"--master_addr=127.0.0.2", "--master_port=4321"} <= set(words)

@@ -88,8 +88,8 @@ def test_one_script_for_a_command(remit: Any, tmp_path: Path) -> None:
     ("args", "said"),
     [
         (("mid-train", "--config", "world-tiny"), "--base"),
-        (("--per-stage", "mid-train", "--base", "b"), "--per-stage is for flywheel"),
-        (("nothing",), "'nothing' is no command"),
+        (("--per-stage", "mid-train", "--base", "b"), "--per-stage works only with flywheel"),
+        (("nothing",), "'nothing' cannot run as a job"),
         (("flywheel", "--hostfile", "h"), "leave the hostfile out"),
         (("flywheel", "--config", "wrold"), "Did you mean 'world'"),
     ],

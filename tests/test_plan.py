@@ -306,7 +306,7 @@ def test_the_command_starts_nothing(remit: Any, tmp_path: Path) -> None:
     total = done.json["total"]
     for key in ("tokens", "flops", "disk_bytes", "seconds"):
         assert total[key] == pytest.approx(sum(s[key] for s in done.json["stages"]))
-    assert "nothing was started" in done.stderr
+    assert "Nothing was started" in done.stderr
 
 
 def test_the_command_as_text(remit: Any, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_status_follows_a_run_on_a_terminal(
     assert watch.wait(timeout=30) == 0 and train.wait(timeout=30) == 0
     text = seen.decode(errors="replace")
     assert " of 58" in text and "loss" in text and "left" in text
-    assert "running: host" in text and text.rstrip().endswith("nothing is running.")
+    assert "running: host" in text and text.rstrip().endswith("Nothing is running.")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_an_unknown_stream_is_refused_with_the_valid_ones() -> None:
 
 FINGERPRINT = """
 import hashlib, itertools, json
-from pipelines.data import world
+from pipelines import world
 print(json.dumps({s: hashlib.blake2b(json.dumps(list(itertools.islice(world.records(s, 7), 2500)))
       .encode()).hexdigest() for s in world.STREAMS}))
 """

@@ -247,7 +247,7 @@ class _Writer:
         """Yield documents with their token ids, ending in EOS; an empty document has no ids."""
         eos = self.tokenizer.eos_token_id
         for batch, encoded in _ahead(_batches(stream), encode):
-            heartbeat.moves()
+            heartbeat.tick()
             for document, ids in zip(batch, encoded, strict=True):
                 if ids:
                     ids.append(eos)

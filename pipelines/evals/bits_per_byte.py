@@ -107,7 +107,7 @@ def window_batches(
         inputs = torch.tensor([start + w[:-1] + [pad] * (width - len(w)) for w in batch])
         labels = torch.tensor([unscored + w[1:] + [IGNORE] * (width - len(w)) for w in batch])
         yield rows, inputs, labels
-        heartbeat.moves()
+        heartbeat.tick()
 
 
 @torch.inference_mode()

@@ -92,7 +92,7 @@ class TransformersModel(SharedRequests, HFLM):
         return tokens
 
     def _batch_done(self, count: int) -> None:
-        heartbeat.moves()
+        heartbeat.tick()
         self.num_answered += count
         self.on_share(self.num_answered / max(1, self.num_requests))
 

@@ -55,7 +55,7 @@ def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[
 def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
     # Every rank judges all programs, so each uses its share of the cores.
     workers = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
     passed = iter([outcome.passed for outcome in outcomes])
     return [[next(passed) for _ in found] for found in answers]
 

@@ -45,15 +45,15 @@ def _follow(stage: Stage, stage_dir: StageDir, number: int) -> None:
     log = stage_dir.root / f"log-node-{number}.txt"
     done = ""
     while not stage_dir.is_complete():
-        orders = read_json(stage_dir.orders) if stage_dir.orders.is_file() else {}
-        if orders.get("token", done) == done:
+        spec = read_json(stage_dir.launch_spec) if stage_dir.launch_spec.is_file() else {}
+        if spec.get("token", done) == done:
             time.sleep(POLL_SECONDS)
             continue
-        done, port = str(orders["token"]), int(orders["port"])
+        done, port = str(spec["token"]), int(spec["port"])
         command = command_line(launch, stage_dir, port, done)
         process = spawn(command, log, environment(launch, port, offline=False), ())
         try:
-            while process.poll() is None and read_json(stage_dir.orders)["token"] == done:
+            while process.poll() is None and read_json(stage_dir.launch_spec)["token"] == done:
                 time.sleep(POLL_SECONDS)
             failed = process.poll()
         finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from pipelines.errors import Interrupted
-from pipelines.launch.stop import Noted, Stop, interruption
+from pipelines.launch.stop import ReceivedSignals, Stop, interruption
 from pipelines.launch.watch import Watch
 from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
@@ -30,7 +30,7 @@ from pipelines.plan.placement import (
     master_port,
     num_ranks,
     rank_environments,
-    write_orders,
+    write_launch_spec,
 )
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
@@ -62,33 +62,33 @@ class Ended:
 def run_stage(
     launch: LaunchConfig,
     stage_dir: StageDir,
-    noted: Noted,
+    received: ReceivedSignals,
     *,
     offline: bool,
     inherited: tuple[int, ...] = (),
-    nursery: Forks | None = None,
+    fork_server: Forks | None = None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
-        noted: the signals of the command; the ranks are asked to save and stop.
+        received: the signals of the command; the ranks are asked to save and stop.
         inherited: descriptors that the launcher keeps open (the run's lock).
-        nursery: fork the worker there instead of starting an interpreter.
+        fork_server: fork the worker there instead of starting an interpreter.
         on_tick: called a few times a second while the stage runs.
     """
     port = master_port(launch)
     env = environment(launch, port, offline)
     stage_dir.clear_traces()
     watch = Watch(stage_dir, num_ranks(launch), launch)
-    stop = Stop(launch, stage_dir, noted, watch)
+    stop = Stop(launch, stage_dir, received, watch)
     process: Launched | None = None
     hang, overdue = "", False
     with none_left(stage_dir, port):
-        if nursery is not None:
-            process = nursery.start(stage_dir, env, rank_environments(launch, port))
+        if fork_server is not None:
+            process = fork_server.start(stage_dir, env, rank_environments(launch, port))
         if process is None:
-            token = write_orders(launch, stage_dir, port, env)
+            token = write_launch_spec(launch, stage_dir, port, env)
             command = command_line(launch, stage_dir, port, token)
             process = spawn(command, stage_dir.log, env, inherited)
         try:
@@ -104,7 +104,7 @@ def run_stage(
     assert returncode is not None
     interrupted = None
     if not hang and not stage_dir.is_complete():
-        interrupted = interruption(stage_dir, noted, returncode, escalated=overdue)
+        interrupted = interruption(stage_dir, received, returncode, escalated=overdue)
     return Ended(returncode, interrupted, hang, watch.memory())
 
 
@@ -154,7 +154,7 @@ def _guarded(parent: int) -> Callable[[], None]:
     return prepare
 
 
-class Nursery:
+class ForkServer:
     """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(

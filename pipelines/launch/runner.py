@@ -17,7 +17,7 @@ from pipelines.errors import (
 )
 from pipelines.launch import launcher as launch
 from pipelines.launch import memory, shared_server
-from pipelines.launch.stop import Noted, signals_noted
+from pipelines.launch.stop import ReceivedSignals, record_signals
 from pipelines.machine.process import num_gpus
 from pipelines.machine.slurm import seconds_of_job
 from pipelines.models.checkpoint import ModelRef, check_made_model, content_hash
@@ -61,7 +61,7 @@ class Runner:
     command: str
     observer: Observer
     stages: list[Stage] = field(default_factory=list)
-    nursery: launch.Nursery | None = None
+    fork_server: launch.ForkServer | None = None
     failure: StageFailed | None = None
 
     def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
@@ -87,9 +87,9 @@ class Runner:
                     self.failure = self._failed(stage, error)
             return results
         finally:
-            if self.nursery is not None:
-                self.nursery.close()
-                self.nursery = None
+            if self.fork_server is not None:
+                self.fork_server.close()
+                self.fork_server = None
 
     def _failed(self, stage: Stage, error: StageFailed | UserError) -> StageFailed:
         if isinstance(error, StageFailed):
@@ -122,7 +122,7 @@ class Runner:
                 how = "resume"
         if seconds_of_job(stage.config.launch.stop_before_walltime) <= 0:
             raise Interrupted(signal.SIGTERM, why="the end of the SLURM job")
-        with signals_noted() as noted:
+        with record_signals() as received:
             stage_dir.root.mkdir(parents=True, exist_ok=True)
             write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
             ledger.append(
@@ -130,12 +130,12 @@ class Runner:
                 inputs=inputs, command=self.command,
             )  # fmt: skip
             self.observer.started(stage, how)
-            result = self._launch(stage, stage_dir, fields, noted)
+            result = self._launch(stage, stage_dir, fields, received)
         # One that came too late to stop the stage stops the plan after it.
-        noted.raise_if_any()
+        received.raise_if_any()
         return result
 
-    def _nursery(self, stage: Stage) -> launch.Forks | None:
+    def _fork_server(self, stage: Stage) -> launch.Forks | None:
         """Where stages are forked from, made when the first one runs; None where they cannot be."""
         if not can_fork(stage.config.launch):
             return None
@@ -144,29 +144,29 @@ class Runner:
         # One stage alone would wait for imports that it does not need.
         if len(self.stages) == 1:
             return None
-        if self.nursery is None:
+        if self.fork_server is None:
             offline = all(is_offline(s) for s in self.stages)
             modules = dict.fromkeys(kind_of(s.kind).module for s in self.stages)
-            self.nursery = launch.Nursery(
+            self.fork_server = launch.ForkServer(
                 stage.config.launch, tuple(modules), offline, (self.lock.descriptor,)
             )
-        first, own = self.nursery.launch, stage.config.launch
+        first, own = self.fork_server.launch, stage.config.launch
         # Threads and variables are those of its start; a stage with others cannot come from it.
         same = first.env == own.env and (first.gpus == own.gpus or kind_of(stage.kind).derived)
-        return self.nursery if same else None
+        return self.fork_server if same else None
 
     def _launch(
-        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], noted: Noted
+        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], received: ReceivedSignals
     ) -> dict[str, Any]:
         started, kills = time.monotonic(), memory.kernel_kills()
         logged = stage_dir.log.stat().st_size if stage_dir.log.is_file() else 0
         ended = launch.run_stage(
             stage.config.launch,
             stage_dir,
-            noted,
+            received,
             offline=is_offline(stage),
             inherited=(self.lock.descriptor,),
-            nursery=self._nursery(stage),
+            fork_server=self._fork_server(stage),
             on_tick=lambda: self.observer.tick(stage),
         )
         if ended.interrupted is not None:

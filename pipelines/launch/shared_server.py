@@ -44,7 +44,7 @@ class SharedServer:
     def start(
         self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
     ) -> ForkedRanks | None:
-        """Fork the ranks of a stage; see `Nursery.start`.
+        """Fork the ranks of a stage; see `ForkServer.start`.
 
         None where the stage needs another environment than the server's; its log says which
         variables differ.

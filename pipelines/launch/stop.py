@@ -24,25 +24,25 @@ from pipelines.run_dir.paths import StageDir, read_json, write_json
 
 
 @dataclass
-class Noted:
+class ReceivedSignals:
     """Signals that have come.
 
     Attributes:
         signum: the first one; None while there is none.
-        insisted: SIGINT came once more.
+        second_interrupt: SIGINT came once more.
         why: see `Interrupted`.
     """
 
     signum: int | None = None
-    insisted: bool = False
+    second_interrupt: bool = False
     why: str = ""
 
-    def note(self, signum: int, frame: FrameType | None = None) -> None:
+    def record(self, signum: int, frame: FrameType | None = None) -> None:
         """A signal handler."""
         if self.signum is None:
             self.signum = signum
         elif signum == signal.SIGINT:
-            self.insisted = True
+            self.second_interrupt = True
 
     def raise_if_any(self) -> None:
         """Raises `Interrupted` if a signal has come."""
@@ -51,12 +51,12 @@ class Noted:
 
 
 @contextmanager
-def signals_noted() -> Iterator[Noted]:
+def record_signals() -> Iterator[ReceivedSignals]:
     """Only note the signals while a stage runs and is recorded."""
-    noted = Noted()
-    previous = {s: signal.signal(s, noted.note) for s in SIGNALS}
+    received = ReceivedSignals()
+    previous = {s: signal.signal(s, received.record) for s in SIGNALS}
     try:
-        yield noted
+        yield received
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -66,38 +66,38 @@ class Stop:
     """One stage's stop, from the request to the moment where patience ends.
 
     Args:
-        noted: the signals of the command.
+        received: the signals of the command.
         watch: the heartbeats of the stage.
     """
 
     def __init__(
-        self, launch: LaunchConfig, stage_dir: StageDir, noted: Noted, watch: Watch
+        self, launch: LaunchConfig, stage_dir: StageDir, received: ReceivedSignals, watch: Watch
     ) -> None:
         self.launch = launch
         self.stage_dir = stage_dir
-        self.noted = noted
+        self.received = received
         self.watch = watch
         self.asked_at: float | None = None
 
     def is_overdue(self) -> bool:
         """Pass a request on to the ranks; whether they are to be ended now."""
-        if self.noted.signum is None and seconds_of_job(self.launch.stop_before_walltime) <= 0:
-            self.noted.why = "the end of the SLURM job"
-            self.noted.note(signal.SIGTERM)
-        if self.noted.signum is None:
+        if self.received.signum is None and seconds_of_job(self.launch.stop_before_walltime) <= 0:
+            self.received.why = "the end of the SLURM job"
+            self.received.record(signal.SIGTERM)
+        if self.received.signum is None:
             return False
         if self.asked_at is None:
             self.asked_at = time.monotonic()
-            write_json(self.stage_dir.stop, {"signal": self.noted.signum})
+            write_json(self.stage_dir.stop, {"signal": self.received.signum})
             self.watch.look(at_once=True)
             # A stage without steps has nothing to save, and would not see the file.
             return not self.watch.can_stop()
         waited = time.monotonic() - self.asked_at
-        return self.noted.insisted or waited > self.launch.grace_seconds
+        return self.received.second_interrupt or waited > self.launch.grace_seconds
 
 
 def interruption(
-    stage_dir: StageDir, noted: Noted, returncode: int, *, escalated: bool
+    stage_dir: StageDir, received: ReceivedSignals, returncode: int, *, escalated: bool
 ) -> Interrupted | None:
     """How a stage without a result was interrupted; None if it failed by itself.
 
@@ -109,8 +109,8 @@ def interruption(
     except (FileNotFoundError, DamagedFile):
         said = None
     if said is not None:
-        return Interrupted(noted.signum or said["signal"], said["step"], noted.why)
-    if noted.signum is not None and (escalated or signal_of(returncode) is not None):
-        return Interrupted(noted.signum, why=noted.why)
+        return Interrupted(received.signum or said["signal"], said["step"], received.why)
+    if received.signum is not None and (escalated or signal_of(returncode) is not None):
+        return Interrupted(received.signum, why=received.why)
     killed_by = signal_of(returncode)
     return Interrupted(killed_by) if killed_by in SIGNALS else None

@@ -38,7 +38,7 @@ def in_batches(
         batch = items[len(results) : len(results) + size]
         try:
             results += run(batch)
-            heartbeat.moves()
+            heartbeat.tick()
             on_share(len(results) / len(items))
         except torch.OutOfMemoryError:
             if len(batch) == 1:

@@ -159,7 +159,7 @@ def token_nll(
             recomputed in the backward pass; otherwise they are saved.
 
     Returns:
-        [tokens] fp32, 0 where there is no target. Logits are accumulated in fp32.
+        fp32 [tokens]; 0 at positions without a target. Logits are accumulated in fp32.
     """
     nll: Tensor = _scores(
         hidden, weight, bias, labels, None, len(weight), ignore_index, chunk_bytes

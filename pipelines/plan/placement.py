@@ -148,7 +148,7 @@ def visible_devices(launch: LaunchConfig) -> list[int | str]:
     return [int(name) if name.isdigit() else name for name in named[: launch.gpus]]
 
 
-def needs_orders(launch: LaunchConfig) -> bool:
+def needs_launch_spec(launch: LaunchConfig) -> bool:
     """Whether `pipelines.worker.rank` starts the ranks: on other machines, or after a prologue."""
     return is_spread(launch) or bool(launch.prologue)
 
@@ -159,10 +159,10 @@ def command_line(
     """The command that runs a stage's ranks.
 
     Args:
-        token: what `write_orders` returned, where there are orders.
+        token: what `write_launch_spec` returned, where there are orders.
     """
     worker = ["pipelines.worker.worker", str(stage_dir.root)]
-    if needs_orders(launch):
+    if needs_launch_spec(launch):
         worker = ["pipelines.worker.rank", str(stage_dir.root), token]
     if through_srun(launch):
         step = slurm.step_command(num_nodes(launch), launch.gpus, num_cores())
@@ -189,7 +189,7 @@ def command_line(
     return [sys.executable, "-m", "deepspeed.launcher.launch", *options, "--module", *worker]
 
 
-def write_orders(
+def write_launch_spec(
     launch: LaunchConfig, stage_dir: StageDir, port: int, env: Mapping[str, str]
 ) -> str:
     """Write what ranks read before they start, on whatever machine; see `pipelines.worker.rank`.
@@ -201,24 +201,24 @@ def write_orders(
         The token in it, new for every start: a rank that finds another one, or no file, is on a
         machine that does not see this run directory. Empty where there are no orders.
     """
-    if not needs_orders(launch):
+    if not needs_launch_spec(launch):
         return ""
     token = secrets.token_hex(8)
-    meeting: dict[str, str] = {}
+    rendezvous: dict[str, str] = {}
     if through_srun(launch):
         given = {"MASTER_ADDR": launch.env.get("MASTER_ADDR", ""), "MASTER_PORT": str(port)}
-        meeting = {key: value for key, value in given.items() if value}
+        rendezvous = {key: value for key, value in given.items() if value}
     kept = {key: value for key, value in env.items() if _is_carried(key, launch)}
-    orders = {
+    spec = {
         "token": token,
         "port": port,
         "env": kept,
-        "meeting": meeting,
+        "rendezvous": rendezvous,
         "prologue": launch.prologue,
         "command": this_process(),
     }
     # It may hold tokens of a hub or a tracker.
-    write_json(stage_dir.orders, orders, mode=SECRET_MODE)
+    write_json(stage_dir.launch_spec, spec, mode=SECRET_MODE)
     return token
 
 

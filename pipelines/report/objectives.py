@@ -109,10 +109,7 @@ def _seeds(table: Comparison) -> str:
     if counts == [1]:
         return "There is one seed, so no interval over seeds."
     few = f"{counts[0]} to " if len(counts) > 1 else ""
-    return (
-        f"Means over {few}{counts[-1]} seeds with 95% intervals over seeds (Student's t), paired "
-        "by seed."
-    )
+    return f"Mean and 95% interval (Student's t) over {few}{counts[-1]} seeds, paired by seed."
 
 
 def _without_baseline(table: Comparison) -> list[Block]:

@@ -31,7 +31,7 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     """
     workers = max(1, num_cores() // int(os.environ.get("WORLD_SIZE", "1")))
     programs = [(program(completion), tests) for completion, tests in judged]
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
     return [float(outcome.passed) for outcome in outcomes]
 
 

@@ -146,14 +146,14 @@ class Verifier:
                     self._lose(at, lost, left, verdicts)
                     continue
                 verdicts[at] = verdict
-                heartbeat.moves()
+                heartbeat.tick()
         return verdicts
 
     def _lose(self, at: int, lost: set[int], left: deque[int], verdicts: list[Verdict]) -> None:
         """A request whose worker was gone, for no fault of its own: once more, then no verdict."""
         if at in lost:
             verdicts[at] = Verdict(error="the verifier was gone twice")
-            heartbeat.moves()
+            heartbeat.tick()
         else:
             lost.add(at)
             left.appendleft(at)

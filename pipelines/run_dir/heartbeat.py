@@ -29,12 +29,12 @@ FINISHING = "finishing"
 # A stop waits for these; it ends the others at once, since they have nothing to save.
 CAN_STOP = (FIRST_STEP, TRAINING, SAVING, FINISHING)
 # Batches may be short: their marks come no closer than this.
-MARK_SECONDS = 1.0
+TICK_SECONDS = 1.0
 LINE_BYTES = 512
 
 
 @dataclass(frozen=True)
-class Pulse:
+class HeartbeatRecord:
     """The last mark of a rank.
 
     Attributes:
@@ -49,7 +49,7 @@ class Pulse:
     pid: int
     phase: str
     step: int
-    marks: int
+    beats: int
     peak_bytes: int
     gpu_peak_bytes: int
 
@@ -64,26 +64,26 @@ class Heartbeat:
         self.host = socket.gethostname()
         self.phase = WORKING
         self.step = 0
-        self.marks = 0
-        self.marked_at = 0.0
+        self.beats = 0
+        self.beat_at = 0.0
         self.gpu_peak_bytes = 0
 
-    def mark(
+    def beat(
         self, phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0
     ) -> None:
         """Say that this rank moves; phase and step stay as they are where none is given."""
         self.phase = phase or self.phase
         self.step = self.step if step is None else step
-        self.marks += 1
-        self.marked_at = time.monotonic()
+        self.beats += 1
+        self.beat_at = time.monotonic()
         self.gpu_peak_bytes = max(self.gpu_peak_bytes, gpu_peak_bytes)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pulse = Pulse(
-            self.rank, self.host, os.getpid(), self.phase, self.step, self.marks, peak,
+        record = HeartbeatRecord(
+            self.rank, self.host, os.getpid(), self.phase, self.step, self.beats, peak,
             self.gpu_peak_bytes,
         )  # fmt: skip
         # One write of one length: who reads sees one mark or the next.
-        os.pwrite(self.descriptor, json.dumps(asdict(pulse)).encode().ljust(LINE_BYTES), 0)
+        os.pwrite(self.descriptor, json.dumps(asdict(record)).encode().ljust(LINE_BYTES), 0)
 
 
 _own: list[Heartbeat] = []
@@ -92,20 +92,20 @@ _own: list[Heartbeat] = []
 def begin(stage_dir: StageDir, rank: int) -> None:
     """Start this process's heartbeat."""
     _own[:] = [Heartbeat(stage_dir.heartbeats, rank)]
-    mark()
+    beat()
 
 
-def mark(phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0) -> None:
+def beat(phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0) -> None:
     """A mark of this process's heartbeat; nothing where it has none, as outside of a stage."""
     for own in _own:
-        own.mark(phase, step, gpu_peak_bytes)
+        own.beat(phase, step, gpu_peak_bytes)
 
 
-def moves() -> None:
+def tick() -> None:
     """A mark at most once a second, for loops that are no training steps."""
     for own in _own:
-        if time.monotonic() - own.marked_at >= MARK_SECONDS:
-            own.mark()
+        if time.monotonic() - own.beat_at >= TICK_SECONDS:
+            own.beat()
 
 
 def phase() -> str:

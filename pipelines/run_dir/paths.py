@@ -22,7 +22,7 @@ import yaml
 from pipelines.errors import DamagedFile, UserError
 from pipelines.recipe.nesting import values_of
 from pipelines.run_dir.fail_points import fail_point
-from pipelines.run_dir.result_schema import flaw
+from pipelines.run_dir.result_schema import problem_in
 
 SNAPSHOT_FACTS = "snapshot.json"
 # End of the name of a file that is being written; what a killed process left has it too.
@@ -87,7 +87,7 @@ class StageDir:
         return self.root / "config.yaml"
 
     @property
-    def orders(self) -> Path:
+    def launch_spec(self) -> Path:
         """What the ranks of the last start read, where they are on several machines."""
         return self.root / "launch.json"
 
@@ -163,7 +163,7 @@ class StageDir:
 
     def read_result(self) -> dict[str, Any]:
         found = read_json(self.result, needs=("kind", "seconds"))
-        if why := flaw(found):
+        if why := problem_in(found):
             raise _damaged(self.result, why)
         return found
 

@@ -21,17 +21,17 @@ AVERAGE = {"average": NUMBER, "average_half_interval": NUMBER}
 CHECKED = {"questions": int, "contaminated": int, "exact": int, "sources": dict}
 
 
-def flaw(result: dict[str, Any]) -> str:
+def problem_in(result: dict[str, Any]) -> str:
     """What is wrong with a result, in a few words; empty where nothing is."""
     kind = result["kind"]
     found = _lacks(result, SHAPES.get(kind, {}) if isinstance(kind, str) else {})
     if found or kind not in ("evaluate", "contamination"):
         return found
     if kind == "contamination":
-        return _first_flaw("evals", result["evals"], CHECKED)
+        return _first_problem("evals", result["evals"], CHECKED)
     found = (
-        _first_flaw("tasks", result["tasks"], TASK)
-        or _first_flaw("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})
+        _first_problem("tasks", result["tasks"], TASK)
+        or _first_problem("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})
         or _lacks(result, AVERAGE if result["tasks"] else {})
     )
     if found:
@@ -45,7 +45,7 @@ def flaw(result: dict[str, Any]) -> str:
     return ""
 
 
-def _first_flaw(section: str, entries: dict[str, Any], shape: dict[str, Any]) -> str:
+def _first_problem(section: str, entries: dict[str, Any], shape: dict[str, Any]) -> str:
     for name, entry in entries.items():
         if not isinstance(entry, dict):
             return f"{section}.{name} is no object"

@@ -300,7 +300,7 @@ class Analysis:
         }
 
     def _token_values(self, learner: str, reference: str) -> dict[str, np.ndarray]:
-        """Weight, d and both log-probabilities of each training token; NaN if it is no target."""
+        """Weight, d and both log-probabilities of each training token; NaN for a non-target."""
         assert self.objective is not None
         mask = self.batch["shift_labels"] != IGNORE
         logprobs, ref_logprobs = self.logprobs[learner], self.logprobs[reference]

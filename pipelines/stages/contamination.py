@@ -96,5 +96,5 @@ class _Counted:
         for passage in self._passages:
             self.passages += 1
             self.num_bytes += len(passage.text.encode())
-            heartbeat.moves()
+            heartbeat.tick()
             yield passage

@@ -115,7 +115,7 @@ class SnapshotWriter(TrainerCallback):
                 self._write(number, state.global_step, state.is_world_process_zero)
 
     def _write(self, number: int, step: int, is_main: bool) -> None:
-        heartbeat.mark(heartbeat.SAVING)
+        heartbeat.beat(heartbeat.SAVING)
         folder = self.stage_dir.snapshot(number)
         temporary = folder.with_name(f"{number}.tmp")
         if is_main:

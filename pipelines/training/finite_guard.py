@@ -101,7 +101,7 @@ class FiniteGuard(TrainerCallback):
             self.engine.basic_optimizer.register_step_pre_hook(self._check_gradients)
 
     def _backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        heartbeat.mark()
+        heartbeat.beat()
         self.losses.append(loss.detach())
         # Multiplying by 1 leaves a finite loss unchanged to the last bit.
         spoiled = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss.dtype)

@@ -55,7 +55,7 @@ class StepBoundary(TrainerCallback):
     ) -> None:
         for signum in SIGNALS:
             signal.signal(signum, self._note)
-        heartbeat.mark(heartbeat.FIRST_STEP, state.global_step)
+        heartbeat.beat(heartbeat.FIRST_STEP, state.global_step)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
@@ -65,7 +65,7 @@ class StepBoundary(TrainerCallback):
     ) -> None:
         step = state.global_step
         gpu = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else 0
-        heartbeat.mark(heartbeat.TRAINING, step, gpu)
+        heartbeat.beat(heartbeat.TRAINING, step, gpu)
         if step >= state.max_steps:
             return
         asked, due = self._agreed(args.device, state.is_world_process_zero)
@@ -81,7 +81,7 @@ class StepBoundary(TrainerCallback):
             control.should_log = True
             self.due = False
             self.saved_at = time.monotonic()
-            heartbeat.mark(heartbeat.SAVING)
+            heartbeat.beat(heartbeat.SAVING)
 
     def _agreed(self, device: torch.device, is_main: bool) -> tuple[int, bool]:
         """The signal that asks for a stop (0 for none), and whether a save is due by time."""
@@ -101,12 +101,12 @@ class StepBoundary(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        heartbeat.mark(heartbeat.TRAINING)
+        heartbeat.beat(heartbeat.TRAINING)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        heartbeat.mark(heartbeat.FINISHING, state.global_step)
+        heartbeat.beat(heartbeat.FINISHING, state.global_step)
 
     def raise_if_stopped(self) -> None:
         """Raise `Stopped` if training ended because a stop was requested."""

@@ -72,7 +72,8 @@ def test_a_gated_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
     said = refused(monkeypatch, DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."))
-    assert said.startswith("the hub refused its data: DatasetNotFoundError: Dataset 'x' is a gated")
+    reason = "the hub refused access to its data: DatasetNotFoundError"
+    assert said.startswith(f"{reason}: Dataset 'x' is a gated")
     assert "status 403" in refused(monkeypatch, http_error(403))
 
 

@@ -186,9 +186,9 @@ def test_a_suite_takes_the_place_of_what_a_recipe_measures(tmp_path: Path) -> No
     assert tuple(added.benchmarks) == TEN and "wikitext" in added.bits_per_byte
     own = tmp_path / "own.yaml"
     for text, words in (
-        ("batch_size: 3", "a suite has no key 'batch_size'"),
-        ("- gsm8k", "a suite is a mapping"),
-        ("{}", "an empty suite"),
+        ("batch_size: 3", "unknown key 'batch_size' in a suite"),
+        ("- gsm8k", "a suite must be a mapping"),
+        ("{}", "the suite is empty"),
         ("tasks: {a: {limit: -1}}", f"^{own}: eval.tasks.a.limit = -1 must be"),
     ):
         own.write_text(f"{text}\n")

@@ -31,7 +31,7 @@ def verdict(child: Child, program: str, tests: str) -> Verdict:
         code = compile(tests, "tests.py", "exec")
         names = needed_names(ast.parse(tests))
     except (SyntaxError, ValueError) as error:
-        return {"status": "failed", "reason": f"the tests are no program: {error}"}
+        return {"status": "failed", "reason": f"the tests are not valid Python: {error}"}
     try:
         namespace = {"__name__": "tests", **child.load(program, names)}
         exec(code, namespace)
@@ -232,6 +232,6 @@ def _replace(target: Any, value: Any) -> None:
 def _line(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split())
-    except Exception:  # the text of a program's object, asked of a program that has ended
+    except Exception:  # str() of a program's object fails if the program has ended
         text = ""
     return f"{type(error).__name__}: {text}"[:300].rstrip(": ")

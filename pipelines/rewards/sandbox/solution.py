@@ -111,9 +111,9 @@ def _text(error: BaseException) -> str:
 
 def close_all_but(*needed: int) -> None:
     """Close all other descriptors, and redirect the standard ones to /dev/null."""
-    nowhere = os.open("/dev/null", os.O_RDWR)
+    null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
+        os.dup2(null, standard)
     ordered = sorted({0, 1, 2, *needed})
     for low, high in zip(ordered, [*ordered[1:], 2**16], strict=True):
         os.closerange(low + 1, high)
