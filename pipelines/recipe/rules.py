@@ -107,7 +107,7 @@ def _check_names(config: Config, refuse: Refuse) -> None:
             close = did_you_mean(tracker, list(TRACKERS))
             refuse(
                 "report_to",
-                f"report_to = [{tracker}]: unknown tracker; choose from {', '.join(TRACKERS)}{close}",
+                f"report_to = [{tracker}]: choose from {', '.join(TRACKERS)}{close}",
             )
     name, stage_name = config.name, config.stage.name
     if "/" in name or "\0" in name or name in (".", ".."):
@@ -186,8 +186,8 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in config.eval.tasks:
             refuse(
                 key,
-                f"{key} names a file and a row of the table: use only letters, digits, '.', '_', '-', "
-                "and a name that eval.tasks does not use",
+                f"{key} names a file and a row of the table: use only letters, digits, '.', '_', "
+                "'-', and a name that eval.tasks does not use",
             )
         for path in benchmark.files.values():
             plain = path.replace("{name}", "").removesuffix(".gz")
