@@ -283,7 +283,7 @@ def test_machines_that_the_job_does_not_have(
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match="this SLURM job has 2 nodes"):
         check_launch(LaunchConfig(nodes=3))
-    with pytest.raises(UserError, match="no srun on the PATH"):
+    with pytest.raises(UserError, match="srun, which starts their ranks, is not on the PATH"):
         check_launch(LaunchConfig())
     hostfile = tmp_path / "hosts.txt"
     hostfile.write_text("first slots=2\n")

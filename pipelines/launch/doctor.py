@@ -138,7 +138,7 @@ def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
         return [Check("DeepSpeed", "missing", why, "install it: make install")]
     checks = [Check("DeepSpeed", "ok", facts["deepspeed"])]
     if facts["op"] == "not built" and not num_gpus():
-        advice = "build it with make prebuild; else the first start on CPU does, which takes a minute or two"
+        advice = "make prebuild builds it; else the first start on CPU takes a minute or two longer"
         checks.append(Check("DeepSpeed's op", "warning", "not built", advice))
     elif facts["op"]:
         checks.append(Check("DeepSpeed's op", "ok", facts["op"]))

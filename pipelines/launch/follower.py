@@ -1,7 +1,7 @@
 """The command on all nodes but the first of a hostfile without ssh (`--no_ssh`).
 
-The user runs the same `remit` line on every node with its `--node_rank`. The first node plans, holds
-the lock and writes the ledger. The others wait for its launch spec and then start their ranks.
+The user runs the same `remit` line on every node with its `--node_rank`. The first node plans,
+holds the lock and writes the ledger. The others start their ranks when they see its launch spec.
 """
 
 from __future__ import annotations

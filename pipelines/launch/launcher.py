@@ -1,7 +1,7 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-`pipelines.plan.placement` makes the command line. On CPU, a fork server that has imported everything
-forks the ranks of all stages of a plan.
+`pipelines.plan.placement` makes the command line. On CPU, a fork server that has imported all
+libraries forks the ranks of every stage of a plan.
 """
 
 from __future__ import annotations

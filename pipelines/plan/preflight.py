@@ -227,7 +227,7 @@ def check_launch(launch: LaunchConfig) -> None:
             )
     if not num_gpus() and not cpp_compiler():
         raise UserError(
-            "No C++ compiler found: on CPU, DeepSpeed compiles its communication op at first start. "
+            "No C++ compiler found: on CPU, DeepSpeed compiles a communication op at first start. "
             "Install one (Debian, Ubuntu: apt-get install g++), or set CXX to its path."
         )
 
