@@ -2,7 +2,7 @@
 
 Each rank has a small file in the folder of its stage and overwrites it in place at each beat: its
 phase, its last step, its number of beats. Training beats once per step; packing, scoring,
-evaluation and analysis beat once per batch. From these files the launcher sees whether a stage makes
+evaluation and analysis beat once per batch. These files tell the launcher whether a stage makes
 progress, which rank is behind, whether the ranks can save and stop, and their peak memory.
 """
 

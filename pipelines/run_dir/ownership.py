@@ -28,7 +28,7 @@ def check_resume_state(checkpoint: Path) -> None:
     """Refuse a checkpoint that another user can have written.
 
     Everything in it and the folders above it, up to the run directory, must belong to this user
-    (folders above the stage's `checkpoints` may belong to root), and nobody else may write there. If
+    (folders above the stage's `checkpoints` may belong to root). Nobody else may write there. If
     others cannot enter `checkpoints`, the modes below it do not matter, and the group may write to
     the folders above it.
 
@@ -41,7 +41,7 @@ def check_resume_state(checkpoint: Path) -> None:
     for path in (checkpoints, checkpoint, *sorted(checkpoint.rglob("*"))):
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode):
-            raise _refused(path, "is a link", "Remove the checkpoint")
+            raise _refused(path, "is a link", "remove the checkpoint")
         if found.st_uid != user:
             raise _refused(
                 path,
@@ -49,14 +49,20 @@ def check_resume_state(checkpoint: Path) -> None:
                 "Remove the checkpoint",
             )
         if not is_private and _is_written_by_others(found):
-            raise _refused(path, "can be written by other users", f"chmod -R go-w {checkpoints}")
+            raise _refused(
+                path,
+                "can be written by other users",
+                f"if you trust it, `chmod -R go-w {checkpoints}`",
+            )
     for folder in _above(checkpoints):
         found = folder.stat()
         loose = stat.S_IWOTH if is_private else stat.S_IWOTH | stat.S_IWGRP
         if found.st_uid not in (user, 0):
             raise _refused(folder, f"belongs to uid {found.st_uid}", "use a folder that you own")
         if found.st_mode & loose:
-            raise _refused(folder, "can be written by other users", f"chmod go-w {folder}")
+            raise _refused(
+                folder, "can be written by other users", f"if you trust it, `chmod go-w {folder}`"
+            )
 
 
 def _is_written_by_others(found: os.stat_result) -> bool:
@@ -74,5 +80,5 @@ def _above(checkpoints: Path) -> Iterator[Path]:
 def _refused(path: Path, why: str, way: str) -> UserError:
     return UserError(
         f"{path} {why}. A checkpoint is a pickle, and loading it can run any code, so the stage "
-        f"does not resume from it. If you trust it: {way}, and run the command again."
+        f"does not resume from it. To continue, {way}, then run the same command again."
     )
