@@ -264,7 +264,7 @@ def test_a_launch_of_its_own_is_checked_and_is_no_part_of_the_identity(
     args = mid_train(tiny_model, tmp_path / "run")
     for own, said in (
         ("stages.mid_train.launch.gpus=999", "mid-train (stages.mid_train.launch): --gpus 999"),
-        ("stages.mid_train.launch.nodes=2", "launch.nodes = 2 needs a job of SLURM"),
+        ("stages.mid_train.launch.nodes=2", "launch.nodes = 2 needs a SLURM job"),
         ("stages.midtrain.launch.gpus=1", "Did you mean 'mid_train'?"),
         ("launch.env.RANK=1", "launch.env.RANK"),
     ):
@@ -281,9 +281,9 @@ def test_machines_that_the_job_does_not_have(
 ) -> None:
     for key, value in (JOB | {"PATH": "/nowhere"}).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(UserError, match="this job of SLURM has 2 machines"):
+    with pytest.raises(UserError, match="this SLURM job has 2 nodes"):
         check_launch(LaunchConfig(nodes=3))
-    with pytest.raises(UserError, match="no srun on the PATH"):
+    with pytest.raises(UserError, match="srun, which starts their ranks, is not on the PATH"):
         check_launch(LaunchConfig())
     hostfile = tmp_path / "hosts.txt"
     hostfile.write_text("first slots=2\n")

@@ -210,7 +210,7 @@ def test_plan_of_more_rounds_knows_what_is_done(
     done = remit("plan", "--config", "world-tiny", "--iterations", "2", "--json",
                  "--run-dir", "tiny", cwd=copied, check=True)  # fmt: skip
     states = [(s["stage"], s["state"]) for s in done.json["stages"]]
-    # Of fewer models than there will be, the analysis is made anew.
+    # The analysis of fewer models is repeated once there are more.
     assert states == [
         *((name, "done") for name in STAGES[:-1]),
         *((f"round-2/{step}", "to do") for step in ROUND),

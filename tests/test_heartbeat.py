@@ -50,10 +50,10 @@ def seconds_to_a_hang(watch: Watch, longest: float) -> float:
 @pytest.mark.parametrize(
     ("phase", "allowed", "key"),
     [
-        (heartbeat.TRAINING, IN_STEPS, "launch.hang_seconds says"),
-        (heartbeat.WORKING, OUTSIDE, "launch.hang_seconds_outside says"),
-        (heartbeat.FIRST_STEP, OUTSIDE, "launch.hang_seconds_outside says"),
-        (heartbeat.SAVING, OUTSIDE, "launch.hang_seconds_outside says"),
+        (heartbeat.TRAINING, IN_STEPS, "launch.hang_seconds sets"),
+        (heartbeat.WORKING, OUTSIDE, "launch.hang_seconds_outside sets"),
+        (heartbeat.FIRST_STEP, OUTSIDE, "launch.hang_seconds_outside sets"),
+        (heartbeat.SAVING, OUTSIDE, "launch.hang_seconds_outside sets"),
     ],
 )
 def test_each_phase_has_its_limit(stage: StageDir, phase: str, allowed: float, key: str) -> None:
@@ -61,7 +61,7 @@ def test_each_phase_has_its_limit(stage: StageDir, phase: str, allowed: float, k
         Heartbeat(stage.heartbeats, rank).beat(phase, 3)
     watch = watching(stage, 2)
     assert allowed * 0.9 < seconds_to_a_hang(watch, 5) < allowed + 3
-    assert key in watch.hang() and "came equally far" in watch.hang()
+    assert key in watch.hang() and "made equal progress" in watch.hang()
 
 
 def test_one_rank_outside_of_its_steps_gives_all_the_longer_limit(stage: StageDir) -> None:
@@ -74,7 +74,7 @@ def test_a_rank_that_never_begins_is_named(stage: StageDir) -> None:
     Heartbeat(stage.heartbeats, 0).beat()
     watch = watching(stage, 3)
     assert seconds_to_a_hang(watch, 5) > OUTSIDE * 0.9
-    assert "rank 1 and rank 2 never began" in watch.hang()
+    assert "rank 1 and rank 2 never started" in watch.hang()
 
 
 def test_zero_is_never(stage: StageDir) -> None:

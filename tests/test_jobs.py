@@ -245,7 +245,7 @@ def test_doctor(remit: Any, tmp_path: Path) -> None:
             "REMIT_DATA", "sandbox", "lm_eval", "vllm", "SLURM"} <= set(found)  # fmt: skip
     for check in found.values():
         assert check["state"] == "ok" or check["advice"], check
-    assert found["hub"]["found"] == "not asked: HF_HUB_OFFLINE is set"
+    assert found["hub"]["found"] == "not checked: HF_HUB_OFFLINE is set"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -192,7 +192,7 @@ def test_all_steps_off() -> None:
     off = [f"{kind}.enabled=false" for kind in ("sft", "dpo", "rlvr")]
     with pytest.raises(UserError, match=r"sft.enabled, dpo.enabled, rlvr.enabled"):
         wheel(*off)
-    with pytest.raises(UserError, match="switched off"):
+    with pytest.raises(UserError, match="disabled"):
         commands.post_train(recipe(*off), HUB_BASE)
 
 

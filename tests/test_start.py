@@ -123,7 +123,7 @@ def test_where_a_fork_would_lose_a_thread_stages_are_started_directly(
     for step in ("20-sft", "30-dpo"):
         stage = run / "post-train" / step
         log = (stage / "log.txt").read_text()
-        assert "2 threads run after the imports" in log and "it is started directly" in log
+        assert "2 threads run after the imports" in log and "starting it directly" in log
         direct, forked = (
             (folder / "model" / "model.safetensors").read_bytes()
             for folder in (stage, tiny_run.root / "round-0" / step)

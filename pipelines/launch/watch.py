@@ -1,4 +1,4 @@
-"""The heartbeats of a stage, watched: does it move, which rank is behind, what memory it took."""
+"""Watch the heartbeats of a stage: whether it hangs, which rank is behind, its peak memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOOK_SECONDS = 0.5
 
 
 class Watch:
-    """The heartbeats of a stage, seen from the launcher side.
+    """The launcher's view of the heartbeats of a stage.
 
     Args:
-        num_ranks: over all machines.
-        launch: says how long is too long.
+        num_ranks: number of ranks over all nodes.
+        launch: has the time limits.
     """
 
     def __init__(self, stage_dir: StageDir, num_ranks: int, launch: LaunchConfig) -> None:
@@ -30,11 +30,11 @@ class Watch:
         self.records: dict[int, HeartbeatRecord] = {}
         self.peaks: dict[int, int] = {}
         self.looked_at = -LOOK_SECONDS
-        # By this machine's clock, since those of others may differ.
+        # By the clock of this node, since the clocks of others may differ.
         self.moved_at = time.monotonic()
 
     def look(self, at_once: bool = False) -> None:
-        """Read the heartbeats, at most twice a second."""
+        """Read the heartbeats, at most twice a second unless `at_once`."""
         now = time.monotonic()
         if now - self.looked_at < LOOK_SECONDS and not at_once:
             return
@@ -43,7 +43,7 @@ class Watch:
         for path in self.folder.glob("*.json"):
             try:
                 record = HeartbeatRecord(**read_json(path))
-            except (DamagedFile, FileNotFoundError, TypeError):  # it is being written
+            except (DamagedFile, FileNotFoundError, TypeError):  # the file is being written
                 continue
             records[record.rank] = record
             seen = max(record.peak_bytes, _peak_now(record))
@@ -52,11 +52,11 @@ class Watch:
             self.records, self.moved_at = records, now
 
     def can_stop(self) -> bool:
-        """Whether ranks will see the file `stop`, or are about to finish."""
+        """Whether a rank will see the file `stop` or is about to finish."""
         return any(record.phase in CAN_STOP for record in self.records.values())
 
     def hang(self) -> str:
-        """Which ranks hang, in words; empty while the stage moves."""
+        """Describes the ranks that hang; empty while the stage makes progress."""
         phases = {record.phase for record in self.records.values()}
         in_steps = phases == {TRAINING} and len(self.records) == self.num_ranks
         key = "hang_seconds" if in_steps else "hang_seconds_outside"
@@ -65,14 +65,14 @@ class Watch:
         if not allowed or still <= allowed:
             return ""
         return (
-            f"it hangs: no rank has moved for {duration(still)}. {self._suspects()} "
-            f"{self._positions()} launch.{key} says how long is too long"
+            f"it hangs: no rank made progress for {duration(still)}. {self._suspects()} "
+            f"{self._positions()} launch.{key} sets this limit"
         )
 
     def _suspects(self) -> str:
         absent = sorted({*range(self.num_ranks)} - self.records.keys())
         if absent:
-            return f"{_ranks(absent)} never began."
+            return f"{_ranks(absent)} never started."
         stopped = [r for r, record in self.records.items() if _state(record) in ("T", "t")]
         if stopped:
             return f"{_ranks(stopped)} is stopped by a signal."
@@ -80,25 +80,25 @@ class Watch:
         behind = [r for r, record in self.records.items() if record.beats == fewest]
         if len(behind) < self.num_ranks:
             return f"{_ranks(behind)} is behind the others."
-        return f"{_ranks(behind)} came equally far, as if in one collective."
+        return f"{_ranks(behind)} made equal progress, so a collective may be stuck."
 
     def _positions(self) -> str:
-        told = [
-            f"rank {rank} on {record.host} (pid {record.pid}): {record.phase}, "
-            f"{record.step} steps done"
-            for rank, record in sorted(self.records.items())
+        known = [
+            f"rank {rank} on {r.host} (pid {r.pid}): {r.phase}, {r.step} steps done"
+            for rank, r in sorted(self.records.items())
         ]
-        return "; ".join(told) + "." if told else ""
+        return "; ".join(known) + "." if known else ""
 
     def memory(self) -> str:
-        """Peak memory of the ranks, in words."""
-        told = []
+        """Peak memory of the ranks, as text."""
+        known = []
         for rank, peak in sorted(self.peaks.items()):
             gpu = self.records[rank].gpu_peak_bytes
-            told.append(
-                f"rank {rank} {quantity(peak)}B" + (f" and {quantity(gpu)}B of GPU" if gpu else "")
+            known.append(
+                f"rank {rank} {quantity(peak)}B"
+                + (f" and {quantity(gpu)}B on its GPU" if gpu else "")
             )
-        return ", ".join(told)
+        return ", ".join(known)
 
 
 def _ranks(ranks: list[int]) -> str:
@@ -106,7 +106,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def _peak_now(record: HeartbeatRecord) -> int:
-    """Peak memory of a rank of this machine by the kernel; 0 for others and where it is gone."""
+    """Peak memory of a rank on this node, from the kernel; 0 on other nodes or if it has ended."""
     for line in _proc(record, "status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -114,7 +114,7 @@ def _peak_now(record: HeartbeatRecord) -> int:
 
 
 def _state(record: HeartbeatRecord) -> str:
-    """The letter of a process's state, T for stopped; empty on other machines."""
+    """State letter of a process, T if stopped; empty on another node."""
     return _proc(record, "stat").rpartition(")")[2].strip()[:1]
 
 

@@ -1,10 +1,10 @@
-"""The first words of a rank on whatever machine: see the run directory, take the environment, run
-the prologue, become the worker.
+"""Entry point of a rank on other nodes or with a prologue: read the launch spec, set the
+environment, run the prologue, become the worker.
 
     python -m pipelines.worker.rank STAGE_DIR TOKEN
 
-`pipelines.plan.placement.write_launch_spec` wrote what it reads. No torch here: the environment has
-to be right before that is loaded.
+`pipelines.plan.placement.write_launch_spec` wrote the spec. This module does not import torch,
+which reads the environment when it is loaded.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipelines.machine import slurm
 from pipelines.machine.process import die_with_parent
 from pipelines.run_dir.paths import StageDir, read_json
 
-# A network file system may show an old folder for as long as it keeps attributes.
+# A network file system may show an old state until its attribute cache expires.
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
 
-# A line may also end the shell itself (`exit`), so the end of the shell is what is met.
+# A line may also exit the shell itself, so the message is printed by a trap on EXIT.
 _NAME_WHAT_ENDS_IT = f"""\
 trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
 exit {WRONG_INPUT_CODE}' EXIT

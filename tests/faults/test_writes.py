@@ -74,10 +74,10 @@ def test_every_instant_of_the_code_is_named_and_every_name_is_met(checkout: Path
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("before lunch", "no such instant"),
+        ("before lunch", "unknown fail point"),
         ("after the result:explode", "kind is one of kill, kill-group"),
         ("after the result:kill:first", "rank and count are numbers"),
-        ("after the result:kill::0", "count from 1"),
+        ("after the result:kill::0", "count at least 1"),
     ],
 )
 def test_an_unknown_fail_point_is_refused(
