@@ -196,7 +196,8 @@ class Screen:
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for s in predicted.stages:
             table.add_row(
-                _planned_name(s.stage), quantity(s.tokens), quantity(s.flops),
+                _planned_name(s.stage), quantity(s.tokens) if s.steps_known else "unknown",
+                quantity(s.flops) if s.steps_known else "unknown",
                 f"{quantity(s.disk_bytes)}B", duration(s.seconds), s.state,
             )  # fmt: skip
         totals = {
@@ -212,6 +213,11 @@ class Screen:
             duration(totals["seconds"]), "",
         )  # fmt: skip
         self.console.print(table)
+        if unknown := [_planned_name(s.stage) for s in predicted.stages if not s.steps_known]:
+            self.console.print(
+                f"{', '.join(unknown)}: trains by epochs, and the number of steps is not known "
+                "before the data is read; the totals are without it."
+            )
         self.console.print(
             f"{duration(predicted.seconds_left)} left, assuming "
             f"{quantity(predicted.flops_per_second)}FLOP/s ({predicted.rate_source}). "

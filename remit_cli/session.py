@@ -20,6 +20,7 @@ from pipelines.machine import slurm
 from pipelines.machine.signals import signals_raise
 from pipelines.models import checkpoint
 from pipelines.plan import commands, flywheel, preflight, selection
+from pipelines.plan.epochs import counted
 from pipelines.plan.estimate import base_parameters, estimate
 from pipelines.plan.identity import check_unchanged
 from pipelines.plan.per_stage import placed
@@ -259,7 +260,9 @@ def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> 
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     predicted = estimate(
-        stages, session.run, base if isinstance(base, checkpoint.ModelRef) else None
+        counted(stages, session.run),
+        session.run,
+        base if isinstance(base, checkpoint.ModelRef) else None,
     )
     screen.plan(predicted, session.run)
 

@@ -180,3 +180,38 @@ def test_trackers_are_known() -> None:
     assert recipes.load("world", ["report_to=[wandb]"]).report_to == ["wandb"]
     with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
         recipes.load("world", ["report_to=[tensorbord]"])
+
+
+def by_epochs(section: str, *sources: str) -> str:
+    listed = ", ".join(sources)
+    return f"{section}: {{max_steps: 0, num_train_epochs: 2, sources: {{{listed}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sft: {num_train_epochs: 2}", ["sft.max_steps = 200 and", "= 2 both set", "max_steps=0"]),
+        ("dpo: {max_steps: 0}", ["dpo.max_steps = 0", "set dpo.num_train_epochs above 0"]),
+        ("rlvr: {max_steps: 0}", ["rlvr.max_steps = 0 must be at least 1"]),
+        (
+            by_epochs("sft", "a: {kind: world, stream: sft}"),
+            ["sft.num_train_epochs", "sft.sources.a", "never ends", "Set sft.sources.a.limit"],
+        ),
+        (
+            by_epochs("dpo", "a: {path: a}", "b: {path: b, weight: 2}"),
+            ["dpo.sources.b.weight = 2", "one weight", "its limit", "dpo.max_steps"],
+        ),
+    ],
+)
+def test_epochs_that_cannot_be(tmp_path: Path, text: str, words: list[str]) -> None:
+    said = refusal(tmp_path, text)
+    assert [word for word in words if word not in said] == []
+
+
+def test_epochs_with_sources_that_end(tmp_path: Path) -> None:
+    text = by_epochs(
+        "sft", "a: {kind: world, stream: sft, limit: 9}", "b: {path: b}", "c: {path: c, weight: 0}"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    loaded = recipes.load(str(tmp_path / "mine.yaml"))
+    assert (loaded.sft.max_steps, loaded.sft.num_train_epochs) == (0, 2.0)

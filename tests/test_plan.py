@@ -12,6 +12,8 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef
 from pipelines.plan import commands
+from pipelines.plan.cost import CHAT_FILL
+from pipelines.plan.epochs import counted
 from pipelines.plan.estimate import estimate, num_parameters
 from pipelines.plan.flywheel import plan_base, plan_flywheel
 from pipelines.plan.plan_file import read_flywheel_plan, write_plan
@@ -354,3 +356,31 @@ def test_an_analysis_takes_settings_of_its_own(tmp_path: Path) -> None:
     config, _ = read_flywheel_plan(run, own)
     assert (config.analysis.tokens, config.analysis.batch_size, config.eval.batch_size) == (9, 2, 3)
     assert not config.mid_train.sources["world"].publish
+
+
+def test_a_training_by_epochs_is_counted_where_its_records_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "ten.jsonl"
+    record = '{"prompt": "%d", "response": "%d", "chosen": "%d", "rejected": "no"}\n'
+    path.write_text("".join(record % (n, n, n % 2) for n in range(10)))
+    run = RunDir(tmp_path / "run")
+
+    def tokens(section: str, *overrides: str) -> tuple[int, bool]:
+        config = recipe(
+            f"{section}.max_steps=0", f"{section}.num_train_epochs=2",
+            f"{section}.global_batch_size=4", f"{section}.sources.world.weight=0",
+            f"{section}.sources.own.path={path}", *overrides,
+        )  # fmt: skip
+        stages = counted([Stage(section, section, config, {"model": "base"})], run)
+        (found,) = estimate(stages, run, None).stages
+        return found.tokens, found.steps_known
+
+    sequence = 128 * CHAT_FILL
+    assert tokens("sft") == (math.ceil(5 * 4 * sequence), True)
+    assert tokens("sft", "sft.max_length=64") == (math.ceil(5 * 4 * sequence / 2), True)
+    assert tokens("sft", "sft.sources.own.limit=4") == (math.ceil(2 * 4 * sequence), True)
+    only = "sft.sources.own.filter.response"
+    assert tokens("sft", f"{only}='7'") == (math.ceil(1 * 4 * sequence), True)
+    # Two answers a pair, and two pairs are held out.
+    assert tokens("dpo", "dpo.heldout_pairs=2") == (math.ceil(2 * 4 * 4 * sequence), True)
+    assert tokens("sft", f"sft.sources.own.path={tmp_path}/none.jsonl") == (0, False)
+    assert tokens("sft", "sft.sources.own.kind=hub") == (0, False)

@@ -148,7 +148,10 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                 tokens=results[mid.name]["tokens"],
                 steps=results[mid.name]["steps"],
                 passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
-                flops=sum(stage_flops(s, parameters) for s in spent.values()),
+                flops=sum(
+                    stage_flops(s, parameters, results[s.name].get("steps", 0))
+                    for s in spent.values()
+                ),
                 seconds=sum(results[s]["seconds"] for s in spent),
             )
         )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,12 +42,15 @@ class SourceFacts:
         bytes: size of the files on disk.
         sha256: hash of their content; for world and hub, of the names that identify the data.
         records: lines or rows before any filter; 0 if not known without reading (world, hub).
+        kept: records that pass the filters and `limit`; 0 if not known: for documents, a hub, and a
+            world stream without limit.
     """
 
     files: list[str]
     bytes: int
     sha256: str
     records: int
+    kept: int = 0
 
 
 def inspect_source(
@@ -112,7 +115,8 @@ def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceF
         )
     first = next(iter(world.records(source.stream, 0)))
     _check_record(first, source, use, needs, f"world stream '{source.stream}'")
-    return _named(f"world:{world.WORLD_VERSION}:{source.stream}")
+    found = _named(f"world:{world.WORLD_VERSION}:{source.stream}")
+    return replace(found, kept=source.limit)
 
 
 def _inspect_files(
@@ -133,15 +137,18 @@ def _inspect_files(
         size += entry["size"]
         records += entry["records"]
     checked = _checked_key(source, f"{use} {needs}", digest.hexdigest())
-    if not cache.is_checked(checked):
-        _check_records(files, source, use, needs)
-        cache.set_checked(checked)
+    kept = cache.checked(checked)
+    if kept is None:
+        kept = _check_records(files, source, use, needs)
+        cache.set_checked(checked, kept)
     cache.save()
-    return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records)
+    if use == "documents":
+        kept = 0
+    return SourceFacts([str(path) for path in files], size, digest.hexdigest(), records, kept)
 
 
-def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, needs: str) -> None:
-    """Check all records that pass the filters; of documents, only the first."""
+def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, needs: str) -> int:
+    """Check all records that pass the filters (of documents, only the first) and count them."""
     first: tuple[Record, str] | None = None
     passed = 0
     for path in files:
@@ -157,9 +164,9 @@ def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, nee
             passed += 1
             # A pre-training corpus is too large to render twice, and its empty documents are valid.
             if use == "documents" or passed == source.limit:
-                return
+                return passed
     if passed:
-        return
+        return passed
     assert first is not None, "_scan refuses files without a record"
     hint = f" The first record is {str(first[0])[:300]}" if source.filter else ""
     raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
@@ -344,11 +351,13 @@ class _Cache:
         self._changed = True
         return entry
 
-    def is_checked(self, key: str) -> bool:
-        return key in self._entries
+    def checked(self, key: str) -> int | None:
+        """Records that a check of this key found; None where there was none."""
+        kept: int | None = self._entries.get(key, {}).get("kept")
+        return kept
 
-    def set_checked(self, key: str) -> None:
-        self._entries[key] = {}
+    def set_checked(self, key: str, kept: int) -> None:
+        self._entries[key] = {"kept": kept}
         self._changed = True
 
     def save(self) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count as counter
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from pipelines.data import templates
 from pipelines.data.near_miss import near_miss
-from pipelines.data.sources import Record, Records, is_endless, open_source
+from pipelines.data.sources import Record, Records, open_source
 from pipelines.errors import UserError
-from pipelines.recipe.schema import SourceConfig
+from pipelines.recipe.schema import SourceConfig, is_endless
 
 Item = TypeVar("Item")
 
@@ -137,11 +138,25 @@ def pairs(
     Records with two equal answers are skipped and, with `near_miss`, records whose response has no
     number. Raises as `conversations` does.
     """
+    return _take(sources, data_root, seed, count, _pair_view(seed))
 
-    def pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
-        return _pair(record, records, random.Random(f"{seed}:{records.name}:{index}"))
 
-    return _take(sources, data_root, seed, count, pair)
+def conversation_passes(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[list[Conversation]]:
+    """Pass after pass over all records of all sources, each in a new seeded order.
+
+    Raises:
+        UserError: as `conversations` with `count` = 0.
+    """
+    return _each_pass(sources, data_root, seed, _conversation)
+
+
+def pair_passes(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+) -> Iterator[list[Pair]]:
+    """The same of preference pairs; see `pairs` for what is left out."""
+    return _each_pass(sources, data_root, seed, _pair_view(seed))
 
 
 def problems(
@@ -171,6 +186,15 @@ def _conversation(record: Record, records: Records, index: int, epoch: int) -> C
         response=_filled("response", record, records),
         source=records.name,
     )
+
+
+def _pair_view(seed: int) -> _View[Pair]:
+    """A record's pair: in every pass the same."""
+
+    def pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
+        return _pair(record, records, random.Random(f"{seed}:{records.name}:{index}"))
+
+    return pair
 
 
 def _pair(record: Record, records: Records, rng: random.Random) -> Pair | None:
@@ -235,9 +259,9 @@ def _streams(
     }
 
 
-def _passes(records: Records, view: _View[Item], *, repeat: bool) -> Iterator[Item]:
-    epoch = 0
-    while epoch == 0 or repeat:
+def _passes(records: Records, view: _View[Item], *, repeat: bool, first: int = 0) -> Iterator[Item]:
+    epoch = first
+    while epoch == first or repeat:
         useful = False
         for index, record in records.iterate(epoch):
             try:
@@ -260,9 +284,41 @@ def _take(
     count: int,
     view: _View[Item],
 ) -> list[Item]:
-    for name in _weights(sources) if not count else ():
-        if is_endless(sources[name]):
-            raise UserError(f"source '{name}' is endless. Set its limit.")
+    if not count:
+        _check_ends(sources)
     streams = _streams(sources, data_root, seed, view, repeat=count > 0)
     merged = interleave(streams, _weights(sources), lambda item: 1.0)
     return list(islice(merged, count or None))
+
+
+def _each_pass(
+    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, view: _View[Item]
+) -> Iterator[list[Item]]:
+    _check_ends(sources)
+    opened = [open_source(name, sources[name], data_root, seed) for name in _weights(sources)]
+    for epoch in counter():
+        items: list[Item] = []
+        for records in opened:
+            items += _passes(records, view, repeat=False, first=epoch)
+        random.Random(f"{seed}:{epoch}").shuffle(items)
+        yield items
+
+
+def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
+    for name in _weights(sources):
+        if is_endless(sources[name]):
+            raise UserError(f"source '{name}' never ends: set its limit")
+
+
+def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) -> list[Item]:
+    """Items pass by pass, until there are as many as the steps take.
+
+    Args:
+        num_items: how many that is, for the number of items in a pass. Where it is no multiple of
+            it, the last ones are the first of one more pass.
+    """
+    drawn = list(next(passes))
+    wanted = num_items(len(drawn))
+    while drawn and len(drawn) < wanted:
+        drawn += next(passes)
+    return drawn[:wanted]

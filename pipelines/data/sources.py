@@ -105,11 +105,6 @@ def keeps_everything(source: SourceConfig) -> bool:
     return not source.filter and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
 
 
-def is_endless(source: SourceConfig) -> bool:
-    """Whether a pass over the source never ends: a world stream other than eval, without limit."""
-    return source.kind == "world" and source.stream != "eval" and not source.limit
-
-
 def is_kept(record: Record, source: SourceConfig) -> bool:
     """Whether a record passes `filter` and `hash_range`."""
     if source.filter and not templates.matches(record, source.filter):

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 
 from pipelines.data import templates
-from pipelines.data.sources import Record, Records, is_endless, open_source
+from pipelines.data.sources import Record, Records, open_source
 from pipelines.errors import UserError
 from pipelines.evals.contamination import Passage
 from pipelines.evals.questions import characters_per_token
@@ -19,6 +19,7 @@ from pipelines.recipe.schema import (
     PretrainConfig,
     RlvrConfig,
     SourceConfig,
+    is_endless,
 )
 
 _View = Callable[[Record, SourceConfig], tuple[str, tuple[str, ...]]]

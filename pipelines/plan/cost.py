@@ -66,7 +66,7 @@ def score(stage: Stage, parameters: int) -> Work:
 
 def sft(stage: Stage, parameters: int) -> Work:
     settings = stage.config.sft
-    sequences = settings.max_steps * settings.global_batch_size
+    sequences = (settings.max_steps or stage.num_steps) * settings.global_batch_size
     tokens = _chat_tokens(stage, settings, sequences)
     return Work(tokens, 6 * float(parameters) * tokens)
 
@@ -74,7 +74,7 @@ def sft(stage: Stage, parameters: int) -> Work:
 def dpo(stage: Stage, parameters: int) -> Work:
     """Counts two answers per pair, and the forward of the reference policy."""
     settings = stage.config.dpo
-    sequences = 2 * settings.max_steps * settings.global_batch_size
+    sequences = 2 * (settings.max_steps or stage.num_steps) * settings.global_batch_size
     tokens = _chat_tokens(stage, settings, sequences)
     return Work(tokens, 8 * float(parameters) * tokens)
 

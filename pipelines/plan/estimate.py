@@ -7,13 +7,14 @@ stages of the run, else assumed; `Estimate.rate_source` says which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.data.new_tokenizer import world_vocab_size
 from pipelines.machine.process import num_cores, num_gpus
 from pipelines.models.checkpoint import ModelRef, read_model_config, weight_files
 from pipelines.plan.cost import training_flops
+from pipelines.plan.epochs import trains_by_epochs
 from pipelines.plan.kinds import kind_of
 from pipelines.plan.placement import can_fork, num_ranks
 from pipelines.plan.sources import settings_of
@@ -47,6 +48,8 @@ class StageEstimate:
         passing_bytes: what it also needs temporarily, for a checkpoint that is being written.
         seconds: predicted wall time including startup.
         state: done, begun or to do.
+        steps_known: false for a training by epochs whose records were not counted: its tokens,
+            FLOPs and time are then 0.
     """
 
     stage: str
@@ -57,6 +60,7 @@ class StageEstimate:
     seconds: float
     state: str
     passing_bytes: int = 0
+    steps_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
                 seconds=start + work.flops * work.slowdown / rate,
                 state=_state(run, stage),
                 passing_bytes=_checkpoint_bytes(stage, parameters),
+                steps_known=not trains_by_epochs(stage) or stage.num_steps > 0,
             )
         )
     return Estimate(parameters, found, rate, source)
@@ -153,9 +158,14 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
     return CPU_FLOPS_PER_CORE * cores, f"assumed 25 GFLOP/s for each of {cores} cores"
 
 
-def stage_flops(stage: Stage, parameters: int) -> float:
-    """Predicted FLOPs of a stage: 6 per parameter and training token, 2 per forward."""
-    return kind_of(stage.kind).cost(stage, parameters).flops
+def stage_flops(stage: Stage, parameters: int, num_steps: int = 0) -> float:
+    """FLOPs of a stage, by arithmetic: 6 for each parameter and training token, 2 for a forward.
+
+    Args:
+        num_steps: the steps that it took, which the recipe of a training by epochs does not say.
+    """
+    counted = replace(stage, num_steps=num_steps or stage.num_steps)
+    return kind_of(stage.kind).cost(counted, parameters).flops
 
 
 def _disk_bytes(stage: Stage, parameters: int) -> int:

@@ -14,6 +14,8 @@ from pipelines.recipe.schema import (
     Config,
     MidTrainConfig,
     PretrainConfig,
+    SourceConfig,
+    is_endless,
     launch_sections,
     num_steps,
     trained_sections,
@@ -58,7 +60,7 @@ def check_values(config: Config, refuse: Refuse) -> None:
     _check_bounds(config, "", refuse)
     for check in (
         _check_names, _check_model, _check_sources, _check_tasks, _check_benchmarks, _check_rlvr,
-        _check_lengths, _check_launch,
+        _check_lengths, _check_epochs, _check_launch,
     ):  # fmt: skip
         check(config, refuse)
 
@@ -182,6 +184,45 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
             f"prompt in sequence_length = {config.sequence_length}",
             "sequence_length",
         )
+
+
+def _check_epochs(config: Config, refuse: Refuse) -> None:
+    """Either steps or epochs; an epoch needs sources that end and are all read alike."""
+    for section, train in (("sft", config.sft), ("dpo", config.dpo)):
+        steps, epochs = train.max_steps, train.num_train_epochs
+        keys = (f"{section}.max_steps", f"{section}.num_train_epochs")
+        if steps and epochs:
+            refuse(
+                keys[1],
+                f"{keys[0]} = {steps} and {keys[1]} = {epochs:g} both set how long to train. "
+                f"Set {keys[0]}=0 to train by epochs, or leave {keys[1]} out.",
+                keys[0],
+            )
+        if not steps and not epochs:
+            refuse(keys[0], f"{keys[0]} = 0 trains by epochs: set {keys[1]} above 0.", keys[1])
+        if not steps:
+            _check_passes(section, train.sources, refuse)
+
+
+def _check_passes(section: str, sources: dict[str, SourceConfig], refuse: Refuse) -> None:
+    used = {name: source for name, source in sources.items() if source.weight > 0}
+    for name, source in used.items():
+        key = f"{section}.sources.{name}"
+        if is_endless(source):
+            refuse(
+                f"{section}.num_train_epochs",
+                f"{section}.num_train_epochs: {key} is a stream of the built-in world, which never "
+                f"ends. Set {key}.limit, or train by {section}.max_steps.",
+                key,
+            )
+        if source.weight != next(iter(used.values())).weight:
+            refuse(
+                f"{key}.weight",
+                f"{key}.weight = {source.weight:g}: an epoch reads every record of every source "
+                f"once, so that weights cannot differ. Give all sources of {section} one weight, "
+                f"shorten one with its limit, or train by {section}.max_steps.",
+                f"{section}.num_train_epochs",
+            )
 
 
 def _check_lengths(config: Config, refuse: Refuse) -> None:

@@ -52,7 +52,8 @@ def _hours(seconds: float) -> str:
 def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
     seconds, ranks = stage.seconds or 0.0, stage.result.get("world_size", 1)
     tokens = _tokens(stage)
-    flops = stage_flops(stage.plan, parameters) if parameters and stage.plan else 0.0
+    steps = stage.result.get("steps", 0)
+    flops = stage_flops(stage.plan, parameters, steps) if parameters and stage.plan else 0.0
     rate = stage.result.get("tokens_per_second")
     return [
         Cell(stage.name),

@@ -5,15 +5,17 @@ The built-in recipes pair a right answer with a near miss.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from pipelines.data.chat import assistant, user
-from pipelines.data.records import pairs
+from pipelines.data.records import Pair, fill_steps, pair_passes, pairs
+from pipelines.errors import UserError
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.recipe.schema import max_length
+from pipelines.recipe.schema import max_length, steps_of_epochs
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
@@ -22,13 +24,14 @@ from pipelines.training.facts import first_and_last, training_facts
 def run(job: StageJob) -> dict[str, Any]:
     """Train and write the model to `model/`; the reference policy is the stage's input model."""
     config, settings = job.config, job.config.dpo
+    train_set, heldout = _preferences(job)
+    steps = settings.max_steps or len(train_set) // settings.global_batch_size
     arguments = engine.training_arguments(
-        DPOConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
+        DPOConfig, config, settings, job.stage_dir, steps=steps, schedule="linear",
         max_length=max_length(settings, config.sequence_length), beta=settings.beta,
-        per_device_eval_batch_size=settings.micro_batch_size,
+        per_device_eval_batch_size=settings.micro_batch_size, **engine.order_of(settings),
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
-    train_set, heldout = _preferences(job)
     model = engine.load_trained(job, "model", settings.dtype)
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=train_set, eval_dataset=heldout,
@@ -51,27 +54,40 @@ def run(job: StageJob) -> dict[str, Any]:
 def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
     """Training pairs, and held-out pairs whose prompts do not occur in the training pairs."""
     config, settings = job.config, job.config.dpo
-    count = settings.max_steps * settings.global_batch_size
-    found = pairs(
-        settings.sources, config.data_root, config.seed, count=count + settings.heldout_pairs
-    )  # fmt: skip
-    heldout_prompts: dict[str, None] = {}
-    for pair in found:
-        if len(heldout_prompts) == settings.heldout_pairs:
-            break
-        heldout_prompts[pair.prompt] = None
-    rows = [
-        {"prompt": user(p.prompt), "chosen": assistant(p.chosen), "rejected": assistant(p.rejected)}
-        for p in found
-    ]
-    seen: set[str] = set()
-    heldout, training = [], []
-    for pair, row in zip(found, rows, strict=True):
-        if pair.prompt not in heldout_prompts:
-            training.append(row)
-        elif pair.prompt not in seen:
-            seen.add(pair.prompt)
-            heldout.append(row)
+    batch = settings.global_batch_size
+    if settings.max_steps:
+        count = settings.max_steps * batch + settings.heldout_pairs
+        found = pairs(settings.sources, config.data_root, config.seed, count=count)
+        heldout = _held_out(found, settings.heldout_pairs)
+        training = [pair for pair in found if pair.prompt not in heldout]
+    else:
+        passes = pair_passes(settings.sources, config.data_root, config.seed)
+        first = next(passes)
+        heldout = _held_out(first, settings.heldout_pairs)
+        left = ([p for p in one if p.prompt not in heldout] for one in chain([first], passes))
+        training = fill_steps(left, lambda records: steps_of_epochs(settings, records) * batch)
     if not training:
-        raise ValueError("dpo.heldout_pairs leaves no pair to train on. Lower it.")
-    return Dataset.from_list(training), Dataset.from_list(heldout)
+        raise UserError(
+            f"dpo.heldout_pairs = {settings.heldout_pairs} leaves no pair to train on: set it lower"
+        )
+    return _rows(training), _rows(list(heldout.values()))
+
+
+def _held_out(found: list[Pair], count: int) -> dict[str, Pair]:
+    """The first pair of each of the first `count` prompts, by prompt."""
+    held: dict[str, Pair] = {}
+    for pair in found:
+        if len(held) == count:
+            break
+        held.setdefault(pair.prompt, pair)
+    return held
+
+
+def _rows(found: list[Pair]) -> Dataset:
+    return Dataset.from_list(
+        [
+            {"prompt": user(p.prompt), "chosen": assistant(p.chosen),
+             "rejected": assistant(p.rejected)}
+            for p in found
+        ]
+    )  # fmt: skip

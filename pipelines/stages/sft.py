@@ -8,9 +8,9 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from pipelines.data.chat import assistant, user
-from pipelines.data.records import conversations
+from pipelines.data.records import Conversation, conversation_passes, conversations, fill_steps
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.recipe.schema import max_length
+from pipelines.recipe.schema import max_length, steps_of_epochs
 from pipelines.run_dir.job import StageJob
 from pipelines.training import engine
 from pipelines.training.facts import first_and_last, training_facts
@@ -19,17 +19,16 @@ from pipelines.training.facts import first_and_last, training_facts
 def run(job: StageJob) -> dict[str, Any]:
     """Train and write the fine-tuned model to `model/`."""
     config, settings = job.config, job.config.sft
+    records = _conversations(job)
+    steps = settings.max_steps or len(records) // settings.global_batch_size
     arguments = engine.training_arguments(
-        SFTConfig, config, settings, job.stage_dir, steps=settings.max_steps, schedule="linear",
+        SFTConfig, config, settings, job.stage_dir, steps=steps, schedule="linear",
         max_length=max_length(settings, config.sequence_length), completion_only_loss=True,
+        **engine.order_of(settings),
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
-    found = conversations(
-        settings.sources, config.data_root, config.seed,
-        count=settings.max_steps * settings.global_batch_size,
-    )  # fmt: skip
     dataset = Dataset.from_list(
-        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in found]
+        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in records]
     )
     model = engine.load_trained(job, "model", settings.dtype)
     trainer = SFTTrainer(
@@ -44,3 +43,14 @@ def run(job: StageJob) -> dict[str, Any]:
         **first_and_last(history, "mean_token_accuracy", "token_accuracy"),
         **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
     }
+
+
+def _conversations(job: StageJob) -> list[Conversation]:
+    """The conversations of all steps."""
+    config, settings = job.config, job.config.sft
+    batch = settings.global_batch_size
+    if settings.max_steps:
+        count = settings.max_steps * batch
+        return conversations(settings.sources, config.data_root, config.seed, count=count)
+    passes = conversation_passes(settings.sources, config.data_root, config.seed)
+    return fill_steps(passes, lambda count: steps_of_epochs(settings, count) * batch)

@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import (
 )
 
 from pipelines.models.loading import load_model
-from pipelines.recipe.schema import Config, TrainConfig, micro_batch_rows
+from pipelines.recipe.schema import Config, DpoConfig, SftConfig, TrainConfig, micro_batch_rows
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import armed, fail_point
 from pipelines.run_dir.job import StageJob
@@ -148,6 +148,14 @@ def training_arguments(
     )
     start_ranks()
     return arguments
+
+
+def order_of(settings: SftConfig | DpoConfig) -> dict[str, Any]:
+    """The argument that keeps the passes of a training by epochs apart.
+
+    Shuffled as one, a record could come twice before another one comes first.
+    """
+    return {} if settings.max_steps else {"train_sampling_strategy": "sequential"}
 
 
 def start_ranks() -> None:

@@ -12,7 +12,12 @@ from functools import cache
 from typing import get_type_hints
 
 from pipelines.recipe.schema.comparison import CompareConfig, VariantConfig
-from pipelines.recipe.schema.data import ModelConfig, SourceConfig, TokenizerConfig
+from pipelines.recipe.schema.data import (
+    ModelConfig,
+    SourceConfig,
+    TokenizerConfig,
+    is_endless,
+)
 from pipelines.recipe.schema.evaluation import (
     AnalysisConfig,
     BenchmarkConfig,
@@ -42,6 +47,7 @@ from pipelines.recipe.schema.training import (
     num_steps,
     pool_factor,
     sees_micro_batches,
+    steps_of_epochs,
     uses_score_cache,
     whole_step_tokens,
 )
@@ -71,6 +77,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "VariantConfig",
+    "is_endless",
     "launch_sections",
     "longest_sequence",
     "max_length",
@@ -80,6 +87,7 @@ __all__ = [
     "pool_factor",
     "post_training_sections",
     "sees_micro_batches",
+    "steps_of_epochs",
     "trained_sections",
     "uses_score_cache",
     "whole_step_tokens",

@@ -59,6 +59,11 @@ class SourceConfig:
     )
 
 
+def is_endless(source: SourceConfig) -> bool:
+    """Whether one pass over the source never ends: a world stream other than eval, no limit."""
+    return source.kind == "world" and source.stream != "eval" and not source.limit
+
+
 @dataclass
 class ModelConfig:
     """Shape of a model trained from scratch; for an imported base, `plan` estimates with it."""

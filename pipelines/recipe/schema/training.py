@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -131,7 +132,7 @@ class PostTrainConfig(TrainConfig):
     """Keys that SFT, DPO and RLVR share."""
 
     enabled: bool = setting(True, "run this step of post-training")
-    max_steps: int = setting(200, "number of optimizer steps", low=1)
+    max_steps: int = setting(200, "number of optimizer steps; 0: by num_train_epochs", low=0)
     sources: dict[str, SourceConfig] = setting(dict, "data sources, by name")
     weight_decay: float = setting(0.0, "weight decay of AdamW", low=0)
     adam_beta2: float = setting(0.999, "beta2 of AdamW", low=0, below=1)
@@ -141,6 +142,9 @@ class PostTrainConfig(TrainConfig):
 class SftConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "conversations"
 
+    num_train_epochs: float = setting(
+        0.0, "with max_steps=0, passes over all records of all sources", low=0
+    )
     max_length: int = setting(
         0, "tokens of a conversation, the rest is cut off; 0: sequence_length", low=0
     )
@@ -150,6 +154,9 @@ class SftConfig(PostTrainConfig):
 class DpoConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "pairs"
 
+    num_train_epochs: float = setting(
+        0.0, "with max_steps=0, passes over all pairs that are not held out", low=0
+    )
     max_length: int = setting(
         0, "tokens of a prompt with one answer; the rest is cut off; 0: sequence_length", low=0
     )
@@ -167,6 +174,7 @@ class RlvrConfig(PostTrainConfig):
 
     RECORDS: ClassVar[Records] = "problems"
 
+    max_steps: int = setting(200, "number of optimizer steps", low=1)
     num_generations: int = setting(8, "completions per prompt: the group size of GRPO", low=2)
     max_prompt_length: int = setting(
         0,
@@ -198,6 +206,11 @@ class ScoreConfig:
         result=False,
         low=1,
     )
+
+
+def steps_of_epochs(settings: SftConfig | DpoConfig, num_records: int) -> int:
+    """Optimizer steps of `num_train_epochs` over so many records, rounded up to a whole step."""
+    return math.ceil(settings.num_train_epochs * num_records / settings.global_batch_size)
 
 
 def max_length(settings: SftConfig | DpoConfig, sequence_length: int) -> int:
