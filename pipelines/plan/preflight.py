@@ -118,8 +118,8 @@ def check_disk(stages: list[Stage], run: RunDir) -> None:
         raise UserError(
             f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
             f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
-            "room, choose another disk, or keep less (<stage>.save_total_limit, <stage>.snapshots); "
-            "`remit plan` shows the bytes of each stage."
+            "room, choose another disk, or keep less (<stage>.save_total_limit, "
+            "<stage>.snapshots); `remit plan` shows the bytes of each stage."
         )
 
 
@@ -376,7 +376,8 @@ def _check_sandbox(stages: list[Stage]) -> None:
             reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
             if reason:
                 raise UserError(
-                    f"{key}: reward code needs the sandbox, and {reason}. docs/evaluation.md says "
+                    f"{key}: reward code needs the sandbox, and {reason}. "
+                    "docs/guides/evaluation.md says "
                     "what the kernel has to allow. Choose another machine, or leave the source out."
                 )
 

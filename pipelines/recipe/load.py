@@ -95,7 +95,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
             raise UserError(
                 f"{path}: key '{error.full_key}': the environment variable {name} is not set. "
                 + (
-                    f"Set {name} to the folder of the data (docs/data.md says which files it has), "
+                    f"Set {name} to the folder of the data (docs/guides/data.md lists its files), "
                     "or give the folder with data_root=FOLDER."
                     if error.full_key == "data_root"
                     else f"Set it, or give the value with {error.full_key}=VALUE."

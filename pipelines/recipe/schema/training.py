@@ -112,8 +112,8 @@ class MidTrainConfig(TrainConfig):
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
         "what RHO-1's ranking, remit.center=batch, remit.divisor=weights and remit.center=none "
-        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one more "
-        "forward",
+        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one "
+        "more forward",
     )
     snapshots: int = setting(
         0,
