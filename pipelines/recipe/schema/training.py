@@ -112,9 +112,9 @@ class MidTrainConfig(TrainConfig):
     kd: KdConfig = setting(KdConfig, "options of knowledge distillation")
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
-        "what RHO-1's ranking, remit.center=batch, remit.divisor=weights and remit.center=none "
-        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one "
-        "more forward",
+        "tokens over which RHO-1 ranks and remit.center=batch, remit.divisor=weights and "
+        "remit.standardize with remit.center=none compute: one rank's micro-batch, or the whole "
+        "step, which takes one more forward",
     )
     snapshots: int = setting(
         0,
