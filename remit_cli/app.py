@@ -26,6 +26,28 @@ app = typer.Typer(
     "A post-trained model weights the tokens of its own base's mid-training; the better base gives "
     "a better post-trained model; and round again.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from pipelines import __version__
+
+        typer.echo(f"remit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def remit(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+        ),
+    ] = False,
+) -> None:
+    """The options of `remit` itself."""
+
+
 STAGES = "Stages of the loop"
 LOOP = "The loop"
 

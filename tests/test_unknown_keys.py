@@ -55,7 +55,7 @@ def test_foreign_names_in_sections() -> None:
 def test_a_foreign_name_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("sft: {gradient_accumulation_steps: 8}")
-    with pytest.raises(UserError, match="mine.yaml.*'global_batch_size'.*accumulation follows"):
+    with pytest.raises(UserError, match=r"mine\.yaml.*'global_batch_size'.*accumulation follows"):
         recipes.load(str(path))
 
 
