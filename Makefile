@@ -23,7 +23,7 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 endef
 export PREBUILD
 
-.PHONY: help install flywheel test lint types check bench gold soak fuzz clean
+.PHONY: help install flywheel test test-all lint types check bench gold soak fuzz mutants clean
 
 help:
 	@echo "make install    make .venv and install remit with the tested versions (constraints.txt)"
@@ -31,6 +31,7 @@ help:
 	@echo "make flywheel   remit flywheel --iterations 3 on the built-in world; ARGS='...' adds options,"
 	@echo "                RANKS=1 takes one process, not two"
 	@echo "make test       the tests; ARGS='...' adds pytest options"
+	@echo "make test-all   these and more cases of each kind, a short soak, and fuzz; over an hour"
 	@echo "make lint       ruff: rules and format"
 	@echo "make types      mypy"
 	@echo "make check      test, lint, types"
@@ -39,6 +40,7 @@ help:
 	@echo "make soak       kill a small flywheel at random instants, KILLS=100 times, and compare what"
 	@echo "                comes out with an undisturbed run; SEED=0 and RANKS choose; half an hour"
 	@echo "make fuzz       10,000 hostile inputs to each reader and reward; CASES=... for another number"
+	@echo "make mutants    breaks objectives and training a line at a time: the tests must notice"
 	@echo "make clean      remove caches and build products; keeps .venv and runs"
 
 install: $(STAMP)
@@ -72,8 +74,17 @@ prebuild:
 flywheel: install
 	$(BIN)/remit flywheel --iterations 3 --gpus $(RANKS) $(ARGS)
 
+# Tests that kill, stop and time stages come alone; the others share the cores. pytest's exit code 5
+# says that ARGS chose no test of a part.
+JOBS ?= 2
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not all' $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m 'slow and not all' $(ARGS) || [ $$? -eq 5 ]
+
+test-all: test
+	$(BIN)/python -m pytest -m all $(ARGS)
+	$(MAKE) --no-print-directory soak KILLS=20
+	$(MAKE) --no-print-directory fuzz
 
 lint: install
 	$(BIN)/ruff check .
@@ -100,6 +111,9 @@ soak: install
 CASES ?= 10000
 fuzz: install
 	REMIT_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+mutants: install
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

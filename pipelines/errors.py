@@ -1,17 +1,17 @@
-"""The ways a run can end early: the user's mistake, a failed stage, a signal."""
+"""Exceptions for the ways a run can end early: the user's mistake, a failed stage, a signal."""
 
 import difflib
 import signal
 from collections.abc import Iterable
 
-# Exit code of a worker that met wrong input; DeepSpeed's launcher passes it on.
+# Exit code of a worker that got wrong input; DeepSpeed's launcher passes it on.
 WRONG_INPUT_CODE = 78
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `. Did you mean 'steps'?`, or a full stop.
+    """Ends a sentence about an unknown name: `. Did you mean 'steps'?`, or a full stop.
 
-    OmegaConf has its own suggestion, but gives none for a key inside a section.
+    OmegaConf also makes suggestions, but not for a key inside a section.
     """
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f". Did you mean '{close[0]}'?" if close else "."
@@ -20,22 +20,22 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 class UserError(ValueError):
     """Wrong input: shown as one paragraph without a traceback, exit code 2.
 
-    The message says what is wrong, where, and how to mend it.
+    The message says what is wrong, where, and how to fix it.
     """
 
 
 class DamagedFile(UserError):
-    """A file that remit or a model's maker wrote cannot be read as what it is."""
+    """A file of a run or of a model is corrupt: it cannot be parsed, or its checksum differs."""
 
 
 class StageFailed(RuntimeError):
-    """A stage's process ended with an error: exit code 1.
+    """The process of a stage ended with an error: exit code 1.
 
     Attributes:
         stage: name of the stage, as in the ledger.
         log_path: the log of the stage.
         last_lines: the end of that log.
-        reason: what went wrong and what to do about it, where that is known; else empty.
+        reason: what went wrong and what to do about it, if known; else empty.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class StageFailed(RuntimeError):
 class Interrupted(BaseException):
     """A signal, or the end of the job's time, ended the command: exit code 130 or 143.
 
-    No `Exception`, as KeyboardInterrupt is none: it can come in the middle of a library that
-    catches those and goes on, or makes another error of it.
+    Not a subclass of `Exception`, for the same reason as KeyboardInterrupt: it can arrive inside a
+    library that catches exceptions and continues, or raises another error instead.
 
     Attributes:
-        signum: the signal; SIGTERM for the end of the time.
-        step: the optimizer step that was saved; None where nothing more was saved.
-        why: what asked for it where no signal came, such as the end of the job's time; else empty.
+        signum: the signal; SIGTERM at the end of the job's time.
+        step: the optimizer step that was saved; None if nothing was saved.
+        why: the cause if no signal came, such as the end of the job's time; else empty.
     """
 
     def __init__(self, signum: int, step: int | None = None, why: str = "") -> None:
@@ -70,16 +70,16 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT; 143 for all others, also SIGUSR1: what asks for a requeue."""
+        """130 for SIGINT; 143 for all others. SLURM scripts requeue the job on 143."""
         return 128 + (signal.SIGINT if self.signum == signal.SIGINT else signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """Raised in every rank of a stage that was asked to stop, after its checkpoint is whole.
+    """Raised in every rank of a stage that was asked to stop, once its checkpoint is complete.
 
     Attributes:
-        signum: what asked.
-        step: the optimizer step that the checkpoint has.
+        signum: the signal that asked for it.
+        step: the optimizer step of the checkpoint.
     """
 
     def __init__(self, signum: int, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: times, and counts with a unit prefix."""
+"""Numbers formatted for people: durations, and counts with a unit prefix."""
 
 from __future__ import annotations
 

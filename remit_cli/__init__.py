@@ -1,1 +1,1 @@
-"""The command line of remit: parse, call, render. Imports no torch."""
+"""The command line of remit: parse, call, render. It does not import torch."""

@@ -1,4 +1,4 @@
-"""`python -m remit_cli`, and the entry point: signals are heard before the rest is loaded."""
+"""`python -m remit_cli` and the entry point. Signal handlers are set before the slow imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
     if not hasattr(pipelines, "__version__"):
         sys.exit(
             f"remit: another package named 'pipelines' was imported ({pipelines.__path__}). "
-            "Install remit in a virtual environment of its own."
+            "Install remit in a separate virtual environment."
         )
     from pipelines.errors import Interrupted
     from pipelines.machine.signals import ignore_signals, signals_raise

@@ -1,4 +1,4 @@
-"""Tables of an analysis: gaps along the training, weights by group of tokens, movement."""
+"""Tables of an analysis: gaps during training, weights by group of tokens, movement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LISTED = 8
 
 
 def analysis_tables(found: dict[str, Any]) -> Iterator[Table]:
-    """The tables of what `pipelines.report.summary.analysis_facts` gives."""
+    """Tables of the values that `pipelines.report.summary.analysis_facts` returns."""
     if found["dynamics"]:
         yield _gaps(found["dynamics"], found["dynamics_reference"])
     if found["accuracy"]:
@@ -47,8 +47,8 @@ def _gaps(dynamics: list[dict[str, Any]], reference: str) -> Table:
 def _accuracy(along: list[dict[str, Any]]) -> Table:
     questions = sum(task["questions"] for task in along[0]["tasks"].values())
     table = _table(
-        f"average accuracy in percent on {questions:,} questions", "checkpoint", "annealing done",
-        "accuracy",
+        f"average accuracy in percent on {questions:,} questions", "checkpoint",
+        "mid-training done", "accuracy",
     )  # fmt: skip
     for entry in along:
         table.add_row(
@@ -60,8 +60,8 @@ def _accuracy(along: list[dict[str, Any]]) -> Table:
 
 def _weights(entry: dict[str, Any]) -> Table:
     table = _table(
-        f"weights of {escape(entry['mid'])} at its start, reference {escape(entry['reference'])}",
-        "tokens of", "count", "mean weight", "at the end", "clipped low", "high",
+        f"weights at the start of {escape(entry['mid'])}, reference {escape(entry['reference'])}",
+        "group", "tokens", "mean weight", "at the end", "clipped low", "high",
     )  # fmt: skip
     for key in ("domains", "classes"):
         for name, group in entry[key].items():
@@ -82,7 +82,10 @@ def _tokens(listed: list[dict[str, Any]]) -> str:
 
 def _movement(movement: list[dict[str, Any]]) -> Table:
     table = _table(
-        "movement, KL in nats per held-out token", "round", "KL(base || mid)", "KL(mid || post)"
+        "how far each part moved the model, KL in nats per held-out token",
+        "round",
+        "KL(base || mid)",
+        "KL(mid || post)",
     )
     for entry in movement:
         pairs = (entry.get(key) for key in ("base_to_mid", "mid_to_post"))

@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="ReMiT: RL-guided mid-training, iterated, on DeepSpeed.\n\n"
-    "A post-trained model weights the tokens of its own base's mid-training; the better base gives "
-    "a better post-trained model; and round again.",
+    "Mid-train a base model again while your own RL-tuned model re-weights each token, post-train "
+    "the result, and repeat.",
 )
 
 
@@ -60,8 +60,8 @@ def _execute(
     part: tuple[str | None, str | None] = (None, None),
     start: bool = True,
 ) -> None:
-    """Plan a command and run it, or only the `part` (until, only) of its plan."""
-    # Here and not above: `remit --help` answers without reading recipes or data.
+    """Plan a command and run its plan, or only the `part` (until, only) of it."""
+    # Imported here so that `remit --help` starts fast.
     from remit_cli.session import Session, run_and_exit
 
     run_and_exit(Session(command, *given, *part), make_plan, start=start)
@@ -77,7 +77,7 @@ def pretrain_ckpt(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Train a base from scratch, or adopt an existing checkpoint.
+    """Train a base from scratch, or import an existing checkpoint.
 
     Example: remit pretrain-ckpt --run-dir runs/mine --base ~/models/OLMo-2-0425-1B
     """
@@ -96,7 +96,7 @@ def mid_train(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Anneal a base on the mid-training mixture; with --ref, tokens are weighted by ReMiT.
+    """Mid-train a base; with --ref, ReMiT weights the tokens.
 
     Example: remit mid-train --base runs/mine/base --ref runs/mine/rl-tune --run-dir runs/mine
     """
@@ -114,7 +114,7 @@ def rl_tune(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Reinforcement learning with verifiable rewards (GRPO) alone, on any checkpoint.
+    """Run only reinforcement learning with verifiable rewards (GRPO), on any checkpoint.
 
     Example: remit rl-tune --base runs/mine/post-train/20-sft --run-dir runs/mine
     """
@@ -132,7 +132,7 @@ def post_train(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """SFT, then DPO, then RLVR; each can be switched off.
+    """Run SFT, then DPO, then RLVR; each can be switched off.
 
     Example: remit post-train --base runs/mine/mid-train --run-dir runs/mine dpo.enabled=false
     """
@@ -151,7 +151,9 @@ def score(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Keep a model's log-probabilities of the mid-training text, for mid_train.reference=cached.
+    """Precompute per-token log-probabilities of the mid-training data.
+
+    `remit mid-train mid_train.reference=cached` reads them.
 
     Example: remit score --model runs/mine/rl-tune --base runs/mine/base --run-dir runs/mine
     """
@@ -172,12 +174,12 @@ def evaluate(
         bool | None,
         typer.Option(
             "--chat/--no-chat",
-            help="Ask through the chat template. Default: a post-trained stage is, others are not.",
+            help="Ask through the chat template. Default: only for post-trained stages.",
         ),
     ] = None,
     overrides: options.Overrides = None,
 ) -> None:
-    """Accuracy per task and benchmark with intervals, held-out bits per byte.
+    """Measure accuracy per task and benchmark with intervals, and held-out bits per byte.
 
     Example: remit eval --model runs/mine/mid-train --suite quick --run-dir runs/mine
     """
@@ -195,7 +197,7 @@ def contamination(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Look for the evaluation questions in every training source; counts and examples.
+    """Search every training source for the evaluation questions; show counts and examples.
 
     Example: remit contamination --config gsm8k-small --run-dir runs/mine --json
     """
@@ -241,7 +243,7 @@ def compare(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Mid-train one base with every objective and several seeds; a table of all.
+    """Mid-train one base with every objective over several seeds, and tabulate the results.
 
     Example: remit compare --base runs/w/base --ref runs/w/round-0/40-rlvr seeds=3
     """
@@ -255,7 +257,7 @@ def analyze(
     json: options.Json = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Show what annealing, token weights and RL did in a flywheel, finished or half-finished.
+    """Measure what mid-training, token weights and RL changed in a flywheel, finished or not.
 
     Example: remit analyze runs/world
     """
@@ -278,13 +280,16 @@ def plan(
 ) -> None:
     """Show what `flywheel` or `compare` would run: stages, tokens, FLOPs, bytes, time.
 
-    Starts nothing.
+    It starts nothing.
 
     Example: remit plan --config olmo2-1b --iterations 3
     """
     given = (config, run_dir, gpus, hostfile, json, overrides)
     if compare and iterations is not None:
-        raise typer.BadParameter("a comparison has no rounds", param_hint="--iterations")
+        raise typer.BadParameter(
+            "a comparison has no rounds: leave --iterations or --compare out",
+            param_hint="--iterations",
+        )
 
     def make_plan(session: Session) -> list[Stage]:
         if compare:
@@ -298,7 +303,7 @@ def plan(
 @app.command(
     "launch",
     rich_help_panel=LOOP,
-    # What comes after the command's name is the command's own.
+    # Options after the command's name belong to that command.
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def launch(
@@ -308,14 +313,14 @@ def launch(
     json: options.Json = False,
     words: options.Words = None,
 ) -> None:
-    """Write batch scripts for a command, to read, edit and submit. Starts nothing.
+    """Write batch scripts for a command, which you read, edit and submit. It starts nothing.
 
     Example: remit launch --slurm --per-stage flywheel --config my.yaml --gpus 8
     """
     from remit_cli.scripts import write_batch_scripts
 
     if not slurm:
-        raise typer.BadParameter("say for what: --slurm", param_hint="--slurm")
+        raise typer.BadParameter("choose a scheduler: --slurm", param_hint="--slurm")
     group = typer.main.get_command(app)
     write_batch_scripts(group, words or [], per_stage=per_stage, output=output, json=json)
 
@@ -335,11 +340,13 @@ def doctor(run_dir: options.RunDirectory = None, json: options.Json = False) -> 
 def status(
     run: options.AnyRun,
     once: Annotated[
-        bool, typer.Option("--once", help="Do not follow a run that is in work.")
+        bool, typer.Option("--once", help="Print once; do not follow a running run.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show what a run has done; on a terminal, follow what it is doing. Ctrl-C leaves it alone.
+    """Show what a run has done; on a terminal, follow a running one.
+
+    Ctrl-C closes the view, not the run.
 
     Example: remit status runs/world
     """
@@ -360,7 +367,7 @@ def report(
     no_text: options.NoText = False,
     open_page: options.OpenPage = False,
 ) -> None:
-    """Draw what a run showed: one page with the verdict, tables, curves, weights and provenance.
+    """Write a report of a run: one page with results, tables, curves, weights and provenance.
 
     Example: remit report runs/world --open
     """

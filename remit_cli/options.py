@@ -1,4 +1,4 @@
-"""The options that commands share. Few, and frozen by a test: everything else is config."""
+"""The options that commands share. A test freezes the list: everything else is config."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import typer
 
 
 def _path(text: str) -> Path:
-    """A path that was given; the empty text of an unset variable would be the current folder."""
+    """Parse a path; refuse an empty one, which an unset variable gives and Path reads as `.`."""
     if not text:
-        raise typer.BadParameter("the empty text names no path (is a variable not set?).")
+        raise typer.BadParameter("the path is empty (is a variable not set?).")
     return Path(text)
 
 
 Config = Annotated[
-    str, typer.Option("--config", help="A recipe: a name of configs/ or a path to a YAML file.")
+    str, typer.Option("--config", help="Recipe: a name from configs/ or a path to a YAML file.")
 ]
 RunDirectory = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
         parser=_path,
-        help="Where everything is written. Default: runs/<config name>.",
+        help="Folder for all results. Default: runs/<config name>.",
     ),
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", help="Ranks on this machine: GPUs, or processes where there are none."),
+    typer.Option("--gpus", help="Processes per node, one per GPU (without GPUs, on CPU)."),
 ]
 Hostfile = Annotated[
-    Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile, for several machines.")
+    Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile, for several nodes.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
@@ -40,25 +40,25 @@ Base = Annotated[
     str, typer.Option("--base", help="CKPT: a model folder, a stage folder, or org/name@revision.")
 ]
 OptionalBase = Annotated[
-    str | None, typer.Option("--base", help="CKPT to adopt instead of training from scratch.")
+    str | None, typer.Option("--base", help="CKPT to import instead of training from scratch.")
 ]
 OptionalRef = Annotated[
-    str | None, typer.Option("--ref", help="CKPT of the RL-tuned model that weights the tokens.")
+    str | None, typer.Option("--ref", help="Reference model (CKPT of the RL-tuned model).")
 ]
 FlywheelRun = Annotated[
-    Path, typer.Argument(parser=_path, metavar="RUN", help="The run directory of a flywheel.")
+    Path, typer.Argument(parser=_path, metavar="RUN", help="Run directory of a flywheel.")
 ]
-AnyRun = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="A run directory.")]
+AnyRun = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="Run directory.")]
 Reported = Annotated[
     list[Path],
     typer.Argument(
         parser=_path,
         metavar="RUN",
-        help="A run directory; or rows of comparisons, one or more rows.jsonl.",
+        help="Run directory, or one or more rows.jsonl files of comparisons.",
     ),
 ]
 ComparedBase = Annotated[
-    str | None, typer.Option("--base", help="CKPT of the base that all arms start from.")
+    str | None, typer.Option("--base", help="CKPT of the base model that all arms start from.")
 ]
 Model = Annotated[str, typer.Option("--model", help="CKPT to evaluate.")]
 Suite = Annotated[
@@ -67,13 +67,18 @@ Suite = Annotated[
         "--suite", help="What to measure: paper10, quick, world, or a file. Default: the recipe's."
     ),
 ]
-ScoredModel = Annotated[str, typer.Option("--model", help="CKPT whose log-probabilities to keep.")]
+ScoredModel = Annotated[
+    str, typer.Option("--model", help="CKPT of the model that scores the data.")
+]
 TokenizerBase = Annotated[
     str | None,
-    typer.Option("--base", help="CKPT whose tokenizer packs the text. Default: the model's own."),
+    typer.Option("--base", help="CKPT whose tokenizer packs the data. Default: the scored model."),
 ]
 Iterations = Annotated[
-    int | None, typer.Option("--iterations", help="Rounds after round 0. Default: the recipe's, 3.")
+    int | None,
+    typer.Option(
+        "--iterations", help="Rounds after round 0. Default: 3, unless the recipe says otherwise."
+    ),
 ]
 Until = Annotated[
     str | None,
@@ -81,22 +86,20 @@ Until = Annotated[
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", help="Run this stage or part alone; its inputs must be complete."),
+    typer.Option("--only", help="Run only this stage or part; its inputs must be complete."),
 ]
-Compared = Annotated[
-    bool, typer.Option("--compare", help="What `compare` would run, in place of `flywheel`.")
-]
-Slurm = Annotated[bool, typer.Option("--slurm", help="Scripts for SLURM's sbatch.")]
+Compared = Annotated[bool, typer.Option("--compare", help="Plan `compare` instead of `flywheel`.")]
+Slurm = Annotated[bool, typer.Option("--slurm", help="Write scripts for SLURM's sbatch.")]
 PerStage = Annotated[
-    bool, typer.Option("--per-stage", help="A job for each stage of flywheel, and submit.sh.")
+    bool, typer.Option("--per-stage", help="Write one job per stage of flywheel, and submit.sh.")
 ]
 ScriptFolder = Annotated[
     Path | None,
-    typer.Option("--output", parser=_path, help="Folder of the scripts. Default: RUN/slurm."),
+    typer.Option("--output", parser=_path, help="Folder for the scripts. Default: RUN/slurm."),
 ]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[COMMAND ...]", help="What to run, as after remit: flywheel ..."),
+    typer.Argument(metavar="[COMMAND ...]", help="Command to run, without `remit`: flywheel ..."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -104,32 +107,32 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.remit.eps=0.1."
     ),
 ]
-Format = Annotated[str, typer.Option("--format", help="html, svg (the charts alone), md or json.")]
+Format = Annotated[str, typer.Option("--format", help="html, svg (only the charts), md or json.")]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
         parser=_path,
-        help="Where to write. Default: RUN/report/index.html, .svg, .md or .json; of rows, beside "
-        "the file.",
+        help="Output file. Default: RUN/report/index.html, .svg, .md or .json; for rows, next to "
+        "the first file.",
     ),
 ]
 Arms = Annotated[
     str | None,
-    typer.Option("--arms", help="Arms of a comparison to show, as ntp,remit. Default: all."),
+    typer.Option("--arms", help="Arms of a comparison to show, such as ntp,remit. Default: all."),
 ]
 Against = Annotated[
     str | None,
-    typer.Option("--against", help="The arm that all others of a comparison are held against."),
+    typer.Option("--against", help="Baseline arm. Default: the one that each arm names."),
 ]
 SeedsShown = Annotated[
     str | None,
-    typer.Option("--seeds", help="Seeds of a comparison to show, as 10,11. Default: all."),
+    typer.Option("--seeds", help="Seeds of a comparison to show, such as 10,11. Default: all."),
 ]
 Chart = Annotated[
-    str | None, typer.Option("--chart", help="Of svg: only charts with this text in their title.")
+    str | None, typer.Option("--chart", help="With svg: only charts with this text in their title.")
 ]
 NoText = Annotated[
     bool, typer.Option("--no-text", help="Leave training text, tokens and questions out.")
 ]
-OpenPage = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]

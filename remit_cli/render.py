@@ -1,7 +1,7 @@
-"""Everything that remit prints: live view, tables, errors. Nothing else prints.
+"""Everything that remit prints: live view, tables, errors. No other module prints.
 
-On a terminal a live table; else one line per event without colour. With `--json` one JSON object
-on standard output and all of this on standard error.
+On a terminal it shows a live table; elsewhere it prints one line per event without colour. With
+`--json` it prints one JSON object on standard output, and everything else on standard error.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from remit_cli.tables import comparison_tables, cost_table, curve_table, score_t
 
 MARKS = {
     "done": "[green]done[/]",
-    "skip": "[dim]done before[/]",
+    "skip": "[dim]done earlier[/]",
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
 
 
-# Characters of a stage's name beside the other columns of a plan, in a line of 80.
+# How many characters of a stage's name fit next to the other columns of a plan, of 80 in all.
 MOST_NAME = 38
 
 
 def _planned_name(stage: str) -> str:
-    """Of a comparison without the folder that all its stages have; a long one in two lines."""
+    """The stage's name without the folder shared by a comparison; a long one takes two lines."""
     name = stage.removeprefix(f"{FOLDER}/")
     folder, _, last = name.rpartition("/")
     return name if len(name) <= MOST_NAME else f"{folder}/\n  {last}"
 
 
 def failure_facts(failed: StageFailed) -> dict[str, Any]:
-    """What the JSON of a command says of a failed stage."""
+    """Facts about a failed stage for the JSON of a command."""
     return {
         "status": "failed",
         "stage": failed.stage,
@@ -70,7 +70,7 @@ def failure_facts(failed: StageFailed) -> dict[str, Any]:
 
 
 class Screen:
-    """Where a command's words go."""
+    """Where a command prints."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
@@ -82,14 +82,12 @@ class Screen:
             print(json.dumps(values))
 
     def followed(self, run: RunDir) -> None:
-        """The end of a command on a machine that is not the first."""
-        self.console.print(
-            f"this machine's ranks have ended; run directory: {escape(str(run.root))}"
-        )
+        """Say that a command has ended on a node other than the first."""
+        self.console.print(f"This node's ranks have ended. Run directory: {escape(str(run.root))}")
         self._emit({"status": "done", "run_dir": str(run.root)})
 
     def doctor(self, checks: list[Check]) -> None:
-        """What the machine has, and what to do about the rest."""
+        """Print what was checked on this machine, and what to do about problems."""
         table = Table(box=None, pad_edge=False)
         for heading in ("", "state", "found", "what to do"):
             table.add_column(heading, overflow="fold")
@@ -104,11 +102,13 @@ class Screen:
         })  # fmt: skip
 
     def scripts(self, paths: list[Path], chain: bool) -> None:
-        """Batch scripts that were written."""
+        """Print the paths of written batch scripts and how to submit them."""
         for path in paths:
             self.console.print(escape(str(path)))
         start = f"bash {paths[-1]}" if chain else f"sbatch {paths[0]}"
-        self.console.print(f"Nothing was started. Read and edit them, then: {escape(start)}")
+        self.console.print(
+            f"Nothing was started. Read and edit the scripts, then run: {escape(start)}"
+        )
         self._emit({"status": "written", "scripts": [str(path) for path in paths]})
 
     def user_error(self, message: str) -> None:
@@ -123,24 +123,24 @@ class Screen:
         self._emit(failure_facts(failed))
 
     def failure(self, failed: StageFailed) -> None:
-        """A failed stage, in words alone."""
+        """Print a failed stage with the end of its log; no JSON."""
         self.errors.print(f"[bold red]failed:[/] {escape(str(failed))}")
-        self.errors.print("The end of it:")
+        self.errors.print("Last lines of the log:")
         self.errors.print(Text(failed.last_lines))
-        self.errors.print("What was saved stays; the same command goes on from there.")
+        self.errors.print("Run the same command again to resume from the last checkpoint.")
 
     def interrupted(self, interrupted: Interrupted) -> None:
         name = signal.Signals(interrupted.signum).name
         cause = interrupted.why or name
-        saved = "" if interrupted.step is None else f", step {interrupted.step} is saved"
-        self.errors.print(f"interrupted by {cause}{saved}; the same command goes on from here.")
+        saved = "" if interrupted.step is None else f"; step {interrupted.step} is saved"
+        self.errors.print(f"interrupted by {cause}{saved}. Run the same command again to resume.")
         self._emit({
             "status": "interrupted", "signal": name, "why": interrupted.why,
             "saved_step": interrupted.step,
         })  # fmt: skip
 
     def view(self, stages: list[Stage], run: RunDir) -> View:
-        """The view of a running plan: live on a terminal, else lines."""
+        """The view of a running plan: a live table on a terminal, otherwise lines."""
         return View(stages, run, self.console)
 
     def results(
@@ -162,7 +162,7 @@ class Screen:
             for sentence in values["analysis"]["missing"]:
                 self.console.print(escape(sentence))
         if checks:
-            self.console.print("What the built-in world is calibrated to show:")
+            self.console.print("Expected behaviour of the built-in world (a generated task suite):")
         for check in checks:
             mark = "[green]met[/]    " if check.met else "[red]not met[/]"
             self.console.print(f"  {mark} {check.text}: {check.measured}")
@@ -219,9 +219,9 @@ class Screen:
                 "before the data is read; the totals are without it."
             )
         self.console.print(
-            f"{duration(predicted.seconds_left)} left. Time at "
-            f"{quantity(predicted.flops_per_second)}FLOP/s, {predicted.rate_source}; "
-            f"run directory {escape(str(run.root))}; nothing was started."
+            f"{duration(predicted.seconds_left)} left, assuming "
+            f"{quantity(predicted.flops_per_second)}FLOP/s ({predicted.rate_source}). "
+            f"Run directory: {escape(str(run.root))}. Nothing was started."
         )
         self._emit({
             "status": "planned",
@@ -238,15 +238,15 @@ class Screen:
         self.console.print(f"report: {escape(str(path))}")
 
     def no_report(self, run: RunDir, error: Exception) -> None:
-        # A sentence of ours says what went wrong; of another fault its name says the most.
+        # A UserError explains itself; for any other error its class name helps most.
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
         self.errors.print(
-            f"[bold red]no report:[/] {escape(what)} What the stages made stays; try again with: "
+            f"[bold red]no report:[/] {escape(what)} The run itself is complete. Try again with: "
             f"remit report {escape(str(run.root))}"
         )
 
     def status(self, run: RunDir, *, once: bool) -> None:
-        """What a run has done and does; on a terminal it follows a running one to its end."""
+        """Print the state of a run; on a terminal, follow a running one until it ends."""
         if self.console.is_terminal and not once and lock_holder(run):
             with Live(console=self.console, get_renderable=lambda: status_of(run)[0]):
                 while lock_holder(run):
@@ -257,7 +257,7 @@ class Screen:
 
 
 class View:
-    """Watches a plan: a live table on a terminal, else a line for each thing that happens."""
+    """Watches a plan: a live table on a terminal, otherwise a line for each event."""
 
     def __init__(self, stages: list[Stage], run: RunDir, console: Console) -> None:
         self.stages = stages
@@ -309,7 +309,7 @@ class View:
         self.words[stage.name] = headline(result)
         self.took[stage.name] = result["seconds"]
         if not self.live:
-            self._line(stage, f"is complete, not run again: {headline(result)}")
+            self._line(stage, f"is complete, skipped: {headline(result)}")
 
     def _line(self, stage: Stage, words: str) -> None:
         number = 1 + [s.name for s in self.stages].index(stage.name)
@@ -345,8 +345,8 @@ class View:
 
 
 def step_table(results: dict[str, dict[str, Any]]) -> Table:
-    """The gradient stages, each reported alone."""
-    table = Table(title="stages, each alone")
+    """Time and result of each stage other than evaluations."""
+    table = Table(title="stages")
     for heading in ("stage", "time", "result"):
         table.add_column(heading)
     for name, result in results.items():

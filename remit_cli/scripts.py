@@ -1,4 +1,4 @@
-"""`remit launch --slurm`: batch scripts for a command, or one for each stage of a flywheel."""
+"""`remit launch --slurm`: one batch script for a command, or one per stage of a flywheel."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipelines.plan.stage import Stage
 from remit_cli import render
 from remit_cli.session import Session
 
-# Commands that only look.
+# Commands that run no stage.
 NOT_FOR_A_JOB = ("launch", "doctor", "status", "report", "plan")
 
 
 def write_batch_scripts(
     group: Any, words: list[str], *, per_stage: bool, output: Path | None, json: bool
 ) -> None:
-    """Write the scripts, say where they are, exit 2 where the command is wrong."""
+    """Write the scripts and print their paths; exit with 2 if the command is wrong."""
     screen = render.Screen(json)
     try:
         session, jobs = _jobs(group, words, per_stage)
@@ -40,9 +40,9 @@ def _jobs(group: Any, words: list[str], per_stage: bool) -> tuple[Session, list[
         words = ["flywheel", *words]
     name, *rest = words
     if name not in group.commands or name in NOT_FOR_A_JOB:
-        raise UserError(f"remit launch --slurm: '{name}' is no command for a job.")
+        raise UserError(f"remit launch --slurm: '{name}' cannot run as a job.")
     if per_stage and name != "flywheel":
-        raise UserError(f"--per-stage is for flywheel, whose stages can be jobs; not for {name}.")
+        raise UserError(f"--per-stage works only with flywheel, not with {name}.")
     context: click.Context = group.commands[name].make_context(name, list(rest))
     given = context.params
     session = Session(
@@ -51,20 +51,20 @@ def _jobs(group: Any, words: list[str], per_stage: bool) -> tuple[Session, list[
     )  # fmt: skip
     session.load()
     if session.config.launch.hostfile:
-        raise UserError("remit launch --slurm: the job names the machines; leave the hostfile out.")
+        raise UserError("remit launch --slurm: SLURM chooses the nodes; leave the hostfile out.")
     remit = [sys.executable, "-m", "remit_cli", name, *rest]
     if not per_stage:
-        return session, [_whole(session, name, remit)]
+        return session, [_command_job(session, name, remit)]
     if given["until"] is not None or given["only"] is not None:
-        raise UserError("--per-stage gives each job its own --only; leave --until and --only out.")
+        raise UserError("--per-stage sets --only for each job; leave --until and --only out.")
     stages = session.plans.whole_flywheel(
         session.config, given["iterations"], given["base"], given["ref"]
     )
-    return session, [_own(placed(stage), n, remit) for n, stage in enumerate(stages, start=1)]
+    return session, [_stage_job(placed(stage), n, remit) for n, stage in enumerate(stages, start=1)]
 
 
-def _whole(session: Session, name: str, remit: list[str]) -> Job:
-    """One job, as large as the largest of its stages."""
+def _command_job(session: Session, name: str, remit: list[str]) -> Job:
+    """One job, as large as its largest stage."""
     config = session.config
     sizes = [config.launch, *(stage_launch(config, kind.name) for kind in by_launch_key().values())]
     return Job(
@@ -76,7 +76,7 @@ def _whole(session: Session, name: str, remit: list[str]) -> Job:
     )
 
 
-def _own(stage: Stage, number: int, remit: list[str]) -> Job:
+def _stage_job(stage: Stage, number: int, remit: list[str]) -> Job:
     launch = stage.config.launch
     return Job(
         f"{number:02d}-{stage.name}",

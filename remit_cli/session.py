@@ -1,4 +1,4 @@
-"""One command from options to exit code: load the config, plan, check, run, show."""
+"""One command from its options to its exit code: load the config, plan, check, run, show."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from remit_cli import render
 
 @dataclass
 class Session:
-    """The options of a command, and the recipe that they make."""
+    """The options of a command, and the recipe that they result in."""
 
     plans = commands
 
@@ -51,7 +51,7 @@ class Session:
     only: str | None = None
 
     def load(self) -> None:
-        """Load the recipe; `--gpus` and `--hostfile` win over it."""
+        """Load the recipe; `--gpus` and `--hostfile` take precedence over it."""
         overrides = self.overrides or []
         if self.command == "analyze":
             assert self.run_dir is not None
@@ -72,7 +72,7 @@ class Session:
         check_layout(self.run)
 
     def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
-        """`compare`; the models stay known, since the rows depend on them."""
+        """Plan `compare`, and remember the given models, since the rows depend on them."""
         self.compared, self.guided = (
             None if given is None else checkpoint.find_checkpoint(given, option)
             for given, option in ((base, "--base"), (ref, "--ref"))
@@ -80,7 +80,7 @@ class Session:
         return arms.plan_compare(self.config, self.compared, self.guided)
 
     def plan_analysis(self) -> list[Stage]:
-        """`analyze`: of the stages that the run has made."""
+        """Plan `analyze` for the stages that the run has made."""
         return [flywheel.plan_analysis(self.config, self.made)]
 
     def study(self, stages: list[Stage], data_sha256: dict[str, str]) -> study.Study:
@@ -95,9 +95,9 @@ class Session:
 def run_and_exit(
     session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
 ) -> None:
-    """Run a command to its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 a signal."""
+    """Run a command and exit: 0 done, 1 failed, 2 wrong input, 130 or 143 by a signal."""
     if slurm.is_extra_task():
-        sys.exit(2)  # the first task says why
+        sys.exit(2)  # the first task prints the reason
     screen = render.Screen(session.json)
     try:
         slurm.check_single_task()
@@ -105,7 +105,7 @@ def run_and_exit(
             session.load()
             planned = make_plan(session)
             if session.command == "flywheel":
-                # With what --base and --iterations set: an analysis reads it back.
+                # Includes what --base and --iterations set; `analyze` reads it back.
                 session.config = planned[0].config
             stages = [placed(stage) for stage in planned]
             if start:
@@ -140,7 +140,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     selection.check_inputs(chosen, run)
     stages = [_fetched(stage) for stage in chosen]
     command = shlex.join(["remit", *sys.argv[1:]])
-    # Checked before the run directory is made, so that a mistake leaves nothing behind.
+    # Checked before the run directory is created, so that a mistake leaves no files behind.
     facts = preflight.check_plan(stages, run)
     for warning in preflight.version_warnings(stages, run):
         screen.warning(warning)
@@ -149,8 +149,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     if session.command == "compare":
         made = _Rows.of(session, stages, data_sha256)
         stages = made.stages
-        there = {(row.arm, row.seed) for row in [*made.read, *rows.rows_there(run)]}
-        for warning in arm_rules.lone_arms(session.config, there):
+        known = {(row.arm, row.seed) for row in [*made.read, *rows.existing_rows(run)]}
+        for warning in arm_rules.arms_without_baseline(session.config, known):
             screen.warning(warning)
     with RunLock(run, command) as lock:
         view = screen.view(stages, run)
@@ -174,8 +174,8 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             results = runner.run_all(stages)
         if made:
             path = made.write()
-            # With those of earlier blocks, which some arms are held against.
-            found = rows.rows_there(run)
+            # Includes rows of earlier comparisons, which may be the baseline of some arms.
+            found = rows.existing_rows(run)
     if made:
         screen.comparison(comparison.tables(found), found, path, run)
     else:
@@ -190,10 +190,10 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
 
 @dataclass
 class _Rows:
-    """The rows of a comparison, written as its evaluations finish, so that a fault loses none.
+    """The rows of a comparison, written after each evaluation, so that a crash loses none.
 
     Attributes:
-        stages: those that the rows that were read do not make needless.
+        stages: those still needed, given the rows that were read.
     """
 
     run: RunDir
@@ -204,7 +204,7 @@ class _Rows:
 
     @classmethod
     def of(cls, session: Session, stages: list[Stage], data_sha256: dict[str, str]) -> _Rows:
-        """Raises UserError: rows that were read, or that are there, are of another study."""
+        """Raises UserError: rows in the files or in the run directory belong to another study."""
         own = session.study(stages, data_sha256)
         rows.check_kept(session.run, own)
         read = rows.read_rows(session.config.compare.rows, own)
@@ -218,7 +218,7 @@ class _Rows:
 
 
 def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
-    """Draw the report of a finished run, which stays finished if that goes wrong."""
+    """Write the report of a finished run; if that fails, the run still counts as finished."""
     try:
         screen.report(write_report(run))
     except Exception as error:
@@ -226,7 +226,7 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
 
 
 def _fetched(stage: Stage) -> Stage:
-    """The stage with its hub models in local folders."""
+    """The stage with its hub models downloaded to local folders."""
     return replace(
         stage,
         inputs={
@@ -250,9 +250,9 @@ def _show_results(
     checks: list[summary.Expectation] = []
     part = session.until is not None or session.only is not None
     if session.command == "flywheel" and session.config.flywheel.expectations and not part:
-        from pipelines.world import CHANCE
+        from pipelines.world import CONSTANT_ANSWER_ACCURACY
 
-        checks = summary.expectations(results, CHANCE)
+        checks = summary.expectations(results, CONSTANT_ANSWER_ACCURACY)
         values["expectations"] = [vars(check) for check in checks]
     screen.results(results, checks, session.run, values)
 
@@ -271,11 +271,11 @@ def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> 
 
 
 def show_status(folder: Path, json: bool, once: bool) -> None:
-    """`remit status`: what a run has done and is doing, from its files alone."""
+    """`remit status`: show what a run has done and is doing, read only from its files."""
     screen = render.Screen(json)
     run = RunDir(folder.resolve())
     if not run.ledger.is_file():
-        screen.user_error(f"{folder}: no run directory (it has no ledger.jsonl).")
+        screen.user_error(f"{folder} is not a run directory (it has no ledger.jsonl).")
         sys.exit(2)
     _warn_of_ledger(run, screen)
     try:
@@ -291,13 +291,13 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
 def _warn_of_ledger(run: RunDir, screen: render.Screen) -> None:
     if ledger.is_unreadable(run.ledger):
         screen.warning(
-            f"{run.ledger}: not one of its lines can be read, so that nothing is known of the "
-            "stages of this run beyond their folders."
+            f"{run.ledger}: none of its lines can be read. The state of the stages comes from "
+            "their folders alone."
         )
 
 
 def show_doctor(run_dir: Path | None, json: bool) -> None:
-    """`remit doctor`: exit 1 where something is missing that training cannot do without."""
+    """`remit doctor`: check this machine; exit 1 if something that training needs is missing."""
     from pipelines.launch.doctor import examine
 
     checks = examine(run_dir or Path("runs"))
@@ -309,7 +309,7 @@ def show_doctor(run_dir: Path | None, json: bool) -> None:
 def draw_report(
     given: list[Path], wanted: Wanted, output: Path | None = None, open_page: bool = False
 ) -> None:
-    """`remit report`: a page about a run, or about rows of comparisons, from their files alone."""
+    """`remit report`: write a report of a run or of rows of comparisons, from files alone."""
     screen = render.Screen(as_json=False)
     try:
         if all(path.is_file() for path in given):
@@ -317,8 +317,8 @@ def draw_report(
         elif len(given) > 1:
             other = next(path for path in given if not path.is_file())
             raise UserError(
-                f"{other} is no file: report takes one run directory, or files of rows "
-                "(rows.jsonl)."
+                f"{other} is not a file: report takes one run directory, or one or more files "
+                "of rows (rows.jsonl)."
             )
         else:
             run = RunDir(given[0].resolve())

@@ -1,4 +1,4 @@
-"""The state of a run, from its files alone: the same for whoever looks, from wherever."""
+"""The state of a run, read only from its files, so that every process sees the same."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from remit_cli.tables import arm_table, score_table
 
 
 def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
-    """Every stage that was begun, how many of the plan are done, what runs now, and the scores so
-    far; and the same as values.
+    """The started stages, how much of the plan is done, what is running, and the scores so far:
+    as a table, and as values for JSON.
     """
     last = {e["stage"]: e for e in ledger.read(run.ledger) if e["event"] != "skip"}
     holder = lock_holder(run)
@@ -46,7 +46,7 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     shown: list[RenderableType] = [
         table,
         *(f"{name}: {p['done']} of {p['stages']} stages" for name, p in plans.items()),
-        escape(f"running: {holder}") if holder else "nothing is running.",
+        escape(f"running: {holder}") if holder else "Nothing is running.",
     ]
     results = summary.read_results(run, list(last))
     columns = summary.columns({n: r for n, r in results.items() if place_of(n) is None})
@@ -70,7 +70,7 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
 
 
 def _plans(run: RunDir) -> dict[str, dict[str, int]]:
-    """By command, the stages of its plan and how many of them are done."""
+    """For each command, how many stages its plan has and how many of them are done."""
     paths = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}
     found = {}
     for command, path in paths.items():
@@ -83,10 +83,10 @@ def _plans(run: RunDir) -> dict[str, dict[str, int]]:
 
 @cache
 def _planned(path: Path, written: int) -> list[str]:
-    """The names of a plan's stages; kept, since who follows a run looks twice a second.
+    """The names of a plan's stages; cached, since following a run reads them twice a second.
 
     Args:
-        written: when; a new plan is read again.
+        written: modification time, so that a new plan is read again.
     """
     names = [stage["name"] for stage in RunDir.read_plan(path)["stages"]]
     return [name for name in names if ledger.is_name(name)]
@@ -95,12 +95,12 @@ def _planned(path: Path, written: int) -> list[str]:
 def _stage_status(
     run: RunDir, name: str, entry: dict[str, Any], running: bool
 ) -> tuple[str, float | None, str]:
-    """State, wall time, and what there is to say; no time where it is not known."""
+    """State, wall time (None if unknown) and result, progress or path of the log."""
     stage_dir = run.stage(name)
     state = stage_state(stage_dir, entry["event"], running=running)
     if stage_dir.is_complete():
         result = stage_dir.read_result()
-        # With the start of its process, as in the report.
+        # Includes the start of the process, as in the report.
         return state, entry.get("wall_seconds", result["seconds"]), headline(result)
     if entry["event"] in ("start", "resume"):
         return state, time.time() - entry["time"], str(read_progress(stage_dir) or "no steps yet")

@@ -1,4 +1,4 @@
-"""Tables of scores: of evaluated models side by side, and of the arms of a comparison."""
+"""Tables of scores: evaluated models side by side, and the arms of a comparison."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.table import Table
 
 from pipelines.comparison.arm_stages import AFTER, POINTS
 from pipelines.comparison.row import Row
-from pipelines.comparison.tables import AVERAGE, Cell, Comparison, Curve, Line, by_seed, chance
+from pipelines.comparison.tables import AVERAGE, Cell, Comparison, Curve, Line, by_seed, p_text
 from pipelines.report import summary
 
 
 def score_table(columns: list[summary.Column]) -> Table:
     """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
-    # Narrow, so that base and four rounds fit into 80 characters.
+    # Narrow, so that the base and four rounds fit into 80 characters.
     table = Table(
         title="accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -50,12 +50,12 @@ def _percent(column: summary.Column, key: str) -> str:
 
 def _notes(columns: list[summary.Column]) -> str | None:
     missing = summary.not_asked(columns).items()
-    lines = [*summary.score_notes(columns), *(f"not asked: {k}: {why}" for k, why in missing)]
+    lines = [*summary.score_notes(columns), *(f"not evaluated: {k}: {why}" for k, why in missing)]
     return escape("\n".join(lines)) or None
 
 
 def task_table(column: summary.Column) -> Table:
-    """One model: accuracy with interval per task."""
+    """One model: accuracy per task with its interval."""
     table = Table(title=column.stage)
     for heading in ("task", "accuracy", "95% interval", "questions"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -74,7 +74,7 @@ def task_table(column: summary.Column) -> Table:
     return table
 
 
-# Points of an arm that fit into 80 characters: the last ones.
+# How many points of an arm fit into 80 characters; the last ones are shown.
 MOST_POINTS = 8
 
 
@@ -95,18 +95,18 @@ def arm_table(averages: dict[tuple[str, int, str], float]) -> Table:
 
 
 def _place(point: str) -> tuple[int, float]:
-    """Where a point stands among those of an arm: along the annealing first."""
+    """Sort key of a point of an arm: those during mid-training come first."""
     done, _, whole = point.partition("/")
     return (0, int(done) / int(whole)) if whole else (1 + POINTS.index(point), 0)
 
 
-# Arms beside each other that fit into 80 characters, with intervals and without; and the most
-# tables of them before tasks are left to the report.
+# How many arms fit side by side into 80 characters, with and without intervals; and the most
+# tables of them to print. With more arms, only the report shows the tasks.
 FIT, FIT_ALONE, MOST_TABLES = 5, 7, 2
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
-    """Accuracy by task, the arms side by side as far as they fit, and one line for each arm."""
+    """Accuracy by task with the arms side by side, if they fit, and one line for each arm."""
     arms = range(len(found.arms))
     count = math.ceil(len(arms) / (FIT if len(found.seeds) > 1 else FIT_ALONE))
     each = math.ceil(len(arms) / count)
@@ -115,7 +115,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 
 def _side_by_side(found: Comparison, part: range) -> Table:
-    """Rows: tasks, their average, bits per byte, drawn answers. Columns: some of the arms."""
+    """Rows: tasks, their average, bits per byte, samples. Columns: some of the arms."""
     table = Table(
         title=f"accuracy in percent after {AFTER[found.point]}, {_seeds(found)}",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
@@ -133,7 +133,7 @@ def _side_by_side(found: Comparison, part: range) -> Table:
         add(title, line, _cell)
     for domain, line in found.bits_per_byte.items():
         add(f"bits/B {domain}", line, _number)
-    for name, line in found.drawn.items():
+    for name, line in found.sampled.items():
         add(name, line, _number if name == "entropy" else _cell)
     return table
 
@@ -144,42 +144,43 @@ def _seeds(found: Comparison) -> str:
 
 
 def _gain_table(found: Comparison) -> Table:
-    """Rows: arms, with what each has more than the arm it is held against."""
+    """Rows: arms, each with its difference from its baseline."""
     table = Table(
         title=f"average after {AFTER[found.point]}, paired by seed",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
-    for heading in ("arm", "percent", "less", "points", "effect", "p", "Holm", "seed: points"):
-        left = heading in ("arm", "less", "seed: points")
+    for heading in ("arm", "percent", "vs", "points", "effect", "p", "Holm", "seed: points"):
+        left = heading in ("arm", "vs", "seed: points")
         table.add_column(
             heading, justify="left" if left else "right", no_wrap=heading != "seed: points"
         )
     lines = zip(
         found.arms, found.baselines, found.average.cells, found.average.gains, strict=True
     )  # fmt: skip
-    for arm, against, cell, gain in lines:
+    for arm, baseline, cell, gain in lines:
         if gain is None:
             table.add_row(
-                escape(arm), _cell(cell), "" if arm == against else f"({against}: no row)"
+                escape(arm), _cell(cell), "" if arm == baseline else f"({baseline}: no row)"
             )
             continue
         around = "" if gain.half is None else f"+-{100 * gain.half:.1f}"
         table.add_row(
-            escape(arm), _cell(cell), escape(gain.against), f"{100 * gain.mean:+.1f}{around}",
+            escape(arm), _cell(cell), escape(gain.baseline), f"{100 * gain.mean:+.1f}{around}",
             "-" if gain.effect is None else f"{gain.effect:.1f}",
-            *("-" if p is None else chance(p) for p in (gain.p, gain.holm)), by_seed(gain),
+            *("-" if p is None else p_text(p) for p in (gain.p_value, gain.holm)), by_seed(gain),
         )  # fmt: skip
     table.caption = (
-        "points: with the 95% interval by Student's t; effect: mean over standard deviation of the "
-        "seeds' differences; Holm: p adjusted for all arms of this table"
+        "points: difference from the baseline with its 95% interval (Student's t). effect: mean "
+        "divided by standard deviation of the seeds' differences. p: two-sided paired t-test. "
+        "Holm: p adjusted for all arms of this table."
     )
     return table
 
 
 def curve_table(curves: list[Curve]) -> Table:
-    """Rows: how much of the mid-training is done. Columns: arms."""
+    """Rows: share of the mid-training that is done. Columns: arms."""
     table = Table(
-        title="average accuracy along the mid-training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        title="average accuracy during mid-training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
         pad_edge=False,
     )  # fmt: skip
     table.add_column("done", min_width=10)
@@ -190,12 +191,12 @@ def curve_table(curves: list[Curve]) -> Table:
     reached = [curve.steps_to_ntp for curve in curves]
     if any(step is not None for step in reached):
         table.add_section()
-        table.add_row("ntp's end", *("-" if s is None else f"step {s:,}" for s in reached))
+        table.add_row("reaches ntp", *("-" if s is None else f"step {s:,}" for s in reached))
     return table
 
 
 def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
-    """Tokens, passes, FLOPs and seconds of each arm up to a point, a mean over seeds."""
+    """Tokens, passes, FLOPs and mean seconds over seeds of each arm up to a point."""
     table = Table(title=f"cost to the end of {AFTER[point]}", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("arm", "tokens", "passes", "FLOPs", "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
@@ -209,8 +210,8 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
             f"{sum(row.seconds for row in spent) / len(spent):.0f}",
         )
     table.caption = (
-        "passes: over the source that was read most often; seconds: as run, scores that were there "
-        "cost none"
+        "passes: over the source that was read most often. seconds: measured; cached scores take "
+        "no time."
     )
     return table
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: the real CLI in a subprocess, one tiny flywheel, a tiny model, real data."""
+"""Shared by all tests: the CLI in its own process, a tiny flywheel, a tiny model, real data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_start
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SCRUBBED = (
     "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "COLUMNS",
     "TTY_COMPATIBLE", "TTY_INTERACTIVE", "REMIT_DATA", "PYTHONPATH", "OMP_NUM_THREADS",
+    "PYTEST_CURRENT_TEST", "REMIT_FORK_SERVER",
 )  # fmt: skip
 
 
@@ -61,6 +63,11 @@ class TinyRun:
 
 
 Remit = Callable[..., Finished]
+LOG_EVERY_STEP = tuple(
+    f"{section}.logging_steps=1" for section in ("pretrain", "mid_train", "sft", "dpo", "rlvr")
+)
+STAGE_COMMANDS = ("pretrain-ckpt", "mid-train", "rl-tune", "post-train", "eval", "score",
+                  "contamination", "flywheel", "compare", "analyze")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -71,20 +78,57 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="session")
 def cli_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment without colours, GPUs, hub and this machine's data."""
+    """An environment without colours, GPUs, hub and this machine's data; one thread a rank, so that
+    results do not depend on the number of cores."""
     env = {key: value for key, value in os.environ.items() if key not in SCRUBBED}
     return env | {
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets-cache")),
     }
 
 
 @pytest.fixture(scope="session")
-def remit(cli_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Remit:
-    """`remit(*args, cwd, env, check)`: the real CLI in a process of its own, its output piped.
+def stage_server(
+    cli_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[warm_start.Server]:
+    """The fork server of the session: its `ready()` is what REMIT_FORK_SERVER is set to."""
+    folder = tmp_path_factory.mktemp("stage-server")
+    server = warm_start.start(["-m", "pipelines.launch.shared_server"], folder, cli_env)
+    yield server
+    server.end()
 
-    `env` is laid over `cli_env`; `check` asserts exit code 0.
+
+@pytest.fixture(scope="session")
+def stage_env(cli_env: dict[str, str], stage_server: warm_start.Server) -> dict[str, str]:
+    """`cli_env` for a command that a test starts itself, whose stages are forked."""
+    return cli_env | {"REMIT_FORK_SERVER": stage_server.ready()}
+
+
+@pytest.fixture(scope="session")
+def command_server(
+    cli_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[warm_start.Server]:
+    """Forks the commands of the session."""
+    folder = tmp_path_factory.mktemp("command-server")
+    server = warm_start.start([warm_start.__file__], folder, cli_env)
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def remit(
+    cli_env: dict[str, str],
+    command_server: warm_start.Server,
+    stage_server: warm_start.Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Remit:
+    """`remit(*args, cwd, env, check, cold)`: the CLI in a process of its own, its output piped.
+
+    `env` is laid over `cli_env`; `check` asserts exit code 0. Commands and single stages are forked
+    from processes that have imported what they need; with `cold` each starts its interpreter.
     """
     nowhere = tmp_path_factory.mktemp("cwd")
 
@@ -93,26 +137,35 @@ def remit(cli_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         cwd: Path = nowhere,
         env: dict[str, str] | None = None,
         check: bool = False,
+        cold: bool = False,
         timeout: float = 900,
     ) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "remit_cli", *map(str, args)],
-            cwd=cwd, env=cli_env | (env or {}), capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=timeout, check=False,
-        )  # fmt: skip
-        assert not check or done.returncode == 0, f"{args}: {done.stdout}\n{done.stderr}"
-        return Finished(done.returncode, done.stdout, done.stderr)
+        words, full = [str(arg) for arg in args], cli_env | (env or {})
+        # Python reads it when it starts.
+        if cold or full.keys() & {"PYTHONPATH"}:
+            done = subprocess.run(
+                [sys.executable, "-m", "remit_cli", *words], cwd=cwd, env=full, timeout=timeout,
+                capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+            finished = Finished(done.returncode, done.stdout, done.stderr)
+        else:
+            if words and words[0] in STAGE_COMMANDS:
+                full |= {"REMIT_FORK_SERVER": stage_server.ready()}
+            server = command_server.ready()
+            finished = Finished(*warm_start.ask(server, words, cwd, full, timeout))
+        assert not check or finished.returncode == 0, f"{args}: {finished}"
+        return finished
 
     return run
 
 
 @pytest.fixture(scope="session")
 def tiny_run(remit: Remit, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A flywheel of one round through the real CLI and DeepSpeed. Copy it before changing it."""
+    """A flywheel of one round through the CLI and DeepSpeed, from cold. Copy it to change it."""
     cwd = tmp_path_factory.mktemp("flywheel")
     args = ("flywheel", "--config", "world-tiny", "--iterations", "1", "--json",
-            "--run-dir", "tiny")  # fmt: skip
-    return TinyRun(cwd, args, remit(*args, cwd=cwd, check=True))
+            "--run-dir", "tiny", *LOG_EVERY_STEP)  # fmt: skip
+    return TinyRun(cwd, args, remit(*args, cwd=cwd, check=True, cold=True))
 
 
 @pytest.fixture(scope="session")

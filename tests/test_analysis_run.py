@@ -140,7 +140,7 @@ def test_the_command_shows_what_the_flywheel_made(
 ) -> None:
     # Moving a run changes no identity, so the analysis is not made again.
     done = remit("analyze", copied, "--json", check=True)
-    assert "is complete, not run again" in done.stderr
+    assert "is complete, skipped" in done.stderr
     assert done.json["command"] == "analyze" and done.json["status"] == "done"
     whole = analysis(copied)
     assert done.json["analysis"]["dynamics"] == whole["dynamics"]
@@ -172,7 +172,7 @@ def test_a_half_finished_run_and_the_base_as_its_own_reference(copied: Path, rem
     assert gaps["base"] == 0.0 and gaps["round-0/10-mid-train"] != 0.0
     assert "mid_to_post" not in done.json["analysis"]["movement"][1]
     events = [json.loads(line) for line in (copied / "ledger.jsonl").open()]
-    assert [e["event"] for e in events[-2:]] == ["start", "finish"], "made anew, not refused"
+    assert [e["event"] for e in events[-2:]] == ["start", "finish"], "repeated, not refused"
 
 
 def test_a_run_with_one_model_has_nothing_to_compare(copied: Path, remit: Remit) -> None:

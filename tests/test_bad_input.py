@@ -82,7 +82,7 @@ def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> Pa
     ],
 )  # fmt: skip
 def test_missing_ckpt(refuse: Refuse, args: tuple[str, ...], option: str) -> None:
-    refuse(*args, "./nowhere", *TINY, words=[f"{option} ./nowhere", "no such folder"])
+    refuse(*args, "./nowhere", *TINY, words=[f"{option} ./nowhere", "folder does not exist"])
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
@@ -93,7 +93,7 @@ def test_empty_ckpt(refuse: Refuse, args: tuple[str, ...], empty: str) -> None:
 
 def test_hub_name_without_network(refuse: Refuse) -> None:
     refuse("mid-train", "--base", "no-org-here/no-model@v1", *TINY,
-           words=["--base no-org-here/no-model", "no such folder", "local folder"])  # fmt: skip
+           words=["--base no-org-here/no-model", "no such local folder"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_hub_name_without_network(refuse: Refuse) -> None:
         ("mv model.safetensors pytorch_model.bin", ["pytorch_model.bin", "only safetensors"]),
         ("rm tokenizer.json", ["tokenizer.json is missing"]),
         ("echo '{' > config.json", ["config.json is not a JSON object"]),
-        ("echo stage: x > config.yaml", ["has not finished", "resumes"]),
+        ("echo stage: x > config.yaml", ["has not finished", "resume it"]),
         ("mkdir model; echo stage: x > config.yaml; echo '{}' > result.json",
          ["config.json is missing"]),
     ],
@@ -138,8 +138,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"hidden_size": "32"}, ["hidden_size = '32'", "whole number"]),
         ({"hidden_size": True}, ["hidden_size = True", "whole number"]),
         ({"vocab_size": 1e12}, ["vocab_size = 1000000000000.0", "whole number"]),
-        ({"vocab_size": 10**12}, ["vocab_size = 1000000000000 asks for more weights"]),
-        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 asks for more weights"]),
+        ({"vocab_size": 10**12}, ["vocab_size = 1000000000000 needs more weights"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000 needs more weights"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers = -1", "above 0"]),
         ({"model_type": "lama"}, ["model_type = 'lama'", "transformers"]),
         ({"_attn_implementation": "a/b"}, ["_attn_implementation = 'a/b'", "kernel", "code"]),
@@ -172,13 +172,13 @@ def test_a_model_that_cannot_be_is_refused_by_the_command(refuse: Refuse, model:
 def test_a_tokenizer_that_is_none(model: Path, content: bytes) -> None:
     (model / "tokenizer.json").write_bytes(content)
     named = re.escape(str(model / "tokenizer.json"))
-    with pytest.raises(UserError, match=rf"{named} is no fast tokenizer: .+"):
+    with pytest.raises(UserError, match=rf"{named} is not a fast tokenizer: .+"):
         num_tokens(model)
 
 
 def test_a_tokenizer_that_is_none_is_refused_by_the_command(refuse: Refuse, model: Path) -> None:
     (model / "tokenizer.json").write_text("[]")
-    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/tokenizer.json", "no fast"])
+    refuse("mid-train", "--base", model, *TINY, words=[f"{model}/tokenizer.json", "not a fast"])
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_reference_may_have_further_ids(tiny_model: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ["no file", "REMIT_DATA"]),
+        (None, ["does not exist", "REMIT_DATA"]),
         ("", ["is empty"]),
         ("\n \n", ["no record"]),
         ('{"prompt": "1", "answer": "1"}\n\n{"prompt": "2", "ans\n', ["line 3", "JSON"]),
@@ -323,7 +323,7 @@ def test_split_by_a_field_that_records_lack(refuse: Refuse) -> None:
 
 def test_no_source(refuse: Refuse) -> None:
     refuse("pretrain-ckpt", *TINY, "pretrain.sources.world.weight=0",
-           words=["no data source", "pretrain.sources"])  # fmt: skip
+           words=["has no data", "pretrain.sources"])  # fmt: skip
 
 
 @pytest.mark.parametrize("where", [{}, {"level": "easy"}], ids=["same", "subset"])
@@ -359,9 +359,9 @@ def test_an_evaluation_that_would_measure_nothing(
     quick = ("eval", "--model", model, *TINY, "--suite", "quick", "--run-dir", "run")
     pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
     refuse(*quick, env={"REMIT_DATA": str(tmp_path / "gone")},
-           words=[f"REMIT_DATA={tmp_path}/gone", "no folder"])  # fmt: skip
+           words=[f"REMIT_DATA={tmp_path}/gone", "not a folder"])  # fmt: skip
     refuse(*quick, env={"REMIT_DATA": str(model)},
-           words=["nothing else is measured", f"gsm8k: no file {model}", "bbh: no"])  # fmt: skip
+           words=["measures nothing else", f"gsm8k: file {model}", "bbh: file"])  # fmt: skip
     suite = tmp_path / "off.yaml"
     suite.write_text("benchmarks: {gsm8k: {enabled: false}}")
     refuse("eval", "--model", model, *TINY, "--suite", suite, words=["nothing to measure"])
@@ -377,9 +377,9 @@ def test_an_evaluation_that_would_measure_nothing(
         (("--gpus", "0"), ["--gpus 0", "at least 1"]),
         (("--gpus", "-2"), ["--gpus -2", "at least 1"]),
         (("launch.gpus=999",), ["--gpus 999"]),
-        (("--hostfile", "nowhere"), ["--hostfile nowhere", "no such file"]),
-        (("launch.env={'A=B': c}",), ["launch.env: 'A=B' is no name"]),
-        (("launch.env={'': c}",), ["launch.env: '' is no name"]),
+        (("--hostfile", "nowhere"), ["--hostfile nowhere", "does not exist"]),
+        (("launch.env={'A=B': c}",), ["launch.env: invalid variable name 'A=B'"]),
+        (("launch.env={'': c}",), ["launch.env: invalid variable name ''"]),
         (('launch.env={A: "b\\0c"}',), ["launch.env.A", "NUL"]),
         (("launch.prologue=['true','false ||']",), ["launch.prologue: 'false ||'", "bash"]),
         (("stages.sft.launch.prologue=['} ; {']",), ["stages.sft.launch", "launch.prologue"]),
@@ -410,13 +410,16 @@ def test_no_compiler(refuse: Refuse, tmp_path: Path, cxx: str) -> None:
         (("mid_train.epss=0.1",), ["'mid_train.epss'", "Did you mean 'eps'"]),
         (("eval.zero_stage=2",), ["'eval.zero_stage'"]),
         (("mid_train.remit.eps=much",), ["'mid_train.remit.eps': much is not a number"]),
-        (("mid_train.tokens=1e4",), ["'mid_train.tokens': 10000.0 is not a whole number"]),
+        (("mid_train.tokens=1e4",), ["'mid_train.tokens': 10000.0 is not an integer"]),
         (("sft.enabled=maybe",), ["'sft.enabled': maybe is not true or false"]),
         (("compare.variants.a=remit",), ["'compare.variants.a' is a section of keys"]),
         (("compare.variants.a={set: x.y=1}",), ["compare.variants.a.set=[...]"]),
         (("compare.variants.a={st: [x.y=1]}",), ["'compare.variants.a.st'", "mean 'set'"]),
         (("compare.variants.a={arm:ntp}",), ["unknown key", "'compare.variants.a.arm:ntp'"]),
-        (("compare.variants.a={set:[x.y=1]}",), ["not valid YAML", "has a space after it: {set:"]),
+        (
+            ("compare.variants.a={set:[x.y=1]}",),
+            ["not valid YAML", "write a space after the colon between key and value: {set:"],
+        ),
         (("seed",), ["'seed'", "key=value"]),
         (("--iterations", "-1"), ["--iterations -1"]),
         (("flywheel.baseline=false",), ["flywheel.baseline=false", "--ref"]),
@@ -571,7 +574,7 @@ def test_an_empty_path_is_not_the_current_folder(
     remit: Callable[..., Any], here: Path, args: tuple[str, ...]
 ) -> None:
     done = remit(*args, "", cwd=here)
-    assert done.returncode == 2 and "the empty text names no path" in done.stderr
+    assert done.returncode == 2 and "the path is empty" in done.stderr
     assert list(here.iterdir()) == []
 
 

@@ -238,7 +238,7 @@ def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: P
     from pipelines.recipe import load as recipes
     from pipelines.run_dir.job import StageJob
     from pipelines.run_dir.paths import RunDir
-    from pipelines.stages.base_model import adopt
+    from pipelines.stages.base_model import import_checkpoint
 
     described = json.loads((model / "config.json").read_text())
     described["attn_implementation"] = "someone/kernel"
@@ -247,8 +247,9 @@ def test_an_adopted_model_does_not_choose_its_attention(model: Path, tmp_path: P
     stage_dir = run.stage("base")
     stage_dir.root.mkdir(parents=True)
     job = StageJob(
-        kind="pretrain", name="base", config=recipes.load("world-tiny"), run=run,
+        kind="pretrain", module="", name="base", identity="",
+        config=recipes.load("world-tiny"), run=run,
         stage_dir=stage_dir, inputs={"base": model}, hashes={}, data_sha256={}, chat=False,
     )  # fmt: skip
-    assert adopt(job)["parameters"] > 0
+    assert import_checkpoint(job)["parameters"] > 0
     assert (stage_dir.model / "config.json").is_file()

@@ -28,13 +28,13 @@ from pipelines.plan.placement import (
     rank_environments,
     through_srun,
     visible_devices,
-    write_orders,
+    write_launch_spec,
 )
 from pipelines.plan.preflight import check_launch
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import Config, LaunchConfig, StageLaunchConfig, StageSettings
 from pipelines.run_dir.paths import StageDir
-from pipelines.worker.rank import read_orders, with_prologue
+from pipelines.worker.rank import read_launch_spec, with_prologue
 
 ROOT = Path(__file__).resolve().parent
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
@@ -164,12 +164,12 @@ def test_a_machine_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
     launch = LaunchConfig(hostfile="", prologue=["true"])
     stage = StageDir(tmp_path / "seen")
     stage.root.mkdir()
-    token = write_orders(launch, stage, 1, {})
-    assert read_orders(stage, token, 0)["prologue"] == ["true"]
-    assert stage.orders.stat().st_mode & 0o777 == 0o600
+    token = write_launch_spec(launch, stage, 1, {})
+    assert read_launch_spec(stage, token, 0)["prologue"] == ["true"]
+    assert stage.launch_spec.stat().st_mode & 0o777 == 0o600
     for elsewhere, given in ((StageDir(tmp_path / "not"), token), (stage, "another")):
         with pytest.raises(UserError, match=r"host \S+ does not see the run directory.*share"):
-            read_orders(elsewhere, given, 0)
+            read_launch_spec(elsewhere, given, 0)
 
 
 def test_a_prologue_that_fails_is_named(remit: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_launch_of_its_own_is_checked_and_is_no_part_of_the_identity(
     args = mid_train(tiny_model, tmp_path / "run")
     for own, said in (
         ("stages.mid_train.launch.gpus=999", "mid-train (stages.mid_train.launch): --gpus 999"),
-        ("stages.mid_train.launch.nodes=2", "launch.nodes = 2 needs a job of SLURM"),
+        ("stages.mid_train.launch.nodes=2", "launch.nodes = 2 needs a SLURM job"),
         ("stages.midtrain.launch.gpus=1", "Did you mean 'mid_train'?"),
         ("launch.env.RANK=1", "launch.env.RANK"),
     ):
@@ -281,9 +281,9 @@ def test_machines_that_the_job_does_not_have(
 ) -> None:
     for key, value in (JOB | {"PATH": "/nowhere"}).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(UserError, match="this job of SLURM has 2 machines"):
+    with pytest.raises(UserError, match="this SLURM job has 2 nodes"):
         check_launch(LaunchConfig(nodes=3))
-    with pytest.raises(UserError, match="no srun on the PATH"):
+    with pytest.raises(UserError, match="srun, which starts their ranks, is not on the PATH"):
         check_launch(LaunchConfig())
     hostfile = tmp_path / "hosts.txt"
     hostfile.write_text("first slots=2\n")
@@ -305,18 +305,18 @@ def test_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_whole(packed, copy)
     assert (copied(packed, str(cache)) / "tokens.bin").read_bytes() == b"tokens"
     assert [path.name for path in cache.iterdir()] == ["abc"]
-    with pytest.raises(UserError, match="no absolute path"):
+    with pytest.raises(UserError, match="not an absolute path"):
         copied(packed, "$NOT_SET_ANYWHERE/x")
     (packed / "tokens.bin").write_bytes(b"tokEns")
     (copy / "tokens.bin").unlink()
-    with pytest.raises(UserError, match="the original was damaged"):
+    with pytest.raises(UserError, match="does not match the checksums of the original"):
         copied(packed, str(cache))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be copied"):
         copied(packed, str(tmp_path / "file"))
 
 
-def test_the_meeting_point_of_launch_env_is_taken() -> None:
+def test_the_rendezvous_of_launch_env_is_taken() -> None:
     launch = LaunchConfig(gpus=2, env={"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": "4321"})
     words = command_line(launch, StageDir(Path("s")), 4321)
     assert {"--master_addr=127.0.0.2", "--master_port=4321"} <= set(words)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from compared import TINY, row, variants
 
-from pipelines.comparison.arm_rules import lone_arms
+from pipelines.comparison.arm_rules import arms_without_baseline
 from pipelines.comparison.arm_stages import needed, place
 from pipelines.comparison.arms import plan_compare
 from pipelines.comparison.row import Row
@@ -45,7 +45,7 @@ def test_gains_are_paired_by_seed() -> None:
     (table,) = tables(found)
     assert table.arms == ["ntp", "remit"] and table.seeds == [0, 1]
     own, gain = table.average.gains
-    assert own is None and gain is not None and gain.against == "ntp"
+    assert own is None and gain is not None and gain.baseline == "ntp"
     assert gain.mean == pytest.approx(0.1) and gain.by_seed == pytest.approx({0: 0.1, 1: 0.1})
     # The seeds differ by 0.4, the pairs do not.
     assert gain.half == pytest.approx(0, abs=1e-9)
@@ -62,11 +62,11 @@ def test_what_is_said_of_a_gain() -> None:
     gains = dict(zip(table.arms, table.average.gains, strict=True))
     # Mean 0.03, s = sqrt(0.00025): t = 0.03 / (s / sqrt 5) = sqrt(18) = 4.243, p(4) = 0.0132.
     assert gains["remit"].effect == pytest.approx(0.03 / 0.00025**0.5)
-    assert gains["remit"].p == pytest.approx(0.0132, abs=1e-4)
+    assert gains["remit"].p_value == pytest.approx(0.0132, abs=1e-4)
     # kd: mean -0.04, s = 0.02, t = -3.464, p(2) = 0.0742; of two arms the smaller p counts twice.
-    assert gains["kd"].p == pytest.approx(0.0742, abs=1e-4)
-    assert gains["remit"].holm == pytest.approx(2 * gains["remit"].p)
-    assert gains["kd"].holm == pytest.approx(gains["kd"].p)
+    assert gains["kd"].p_value == pytest.approx(0.0742, abs=1e-4)
+    assert gains["remit"].holm == pytest.approx(2 * gains["remit"].p_value)
+    assert gains["kd"].holm == pytest.approx(gains["kd"].p_value)
     assert list(gains["kd"].by_seed) == [0, 1, 2]
 
 
@@ -74,18 +74,18 @@ def test_differences_that_are_equal_have_no_p() -> None:
     found = [row("ntp", 0, 0.5), row("ntp", 1, 0.3), row("remit", 0, 0.55), row("remit", 1, 0.35)]
     gain = tables(found)[0].average.gains[1]
     assert gain.mean == pytest.approx(0.05) and gain.half == pytest.approx(0, abs=1e-9)
-    assert (gain.effect, gain.p, gain.holm) == (None, None, None)
+    assert (gain.effect, gain.p_value, gain.holm) == (None, None, None)
 
 
 def test_bits_and_draws_have_gains_of_their_own() -> None:
     # A task and a domain may have one name.
-    found = [row("ntp", 0, 0.1), replace(row("remit", 0, 0.3), drawn={"pass@8": 0.5})]
+    found = [row("ntp", 0, 0.1), replace(row("remit", 0, 0.3), sampled={"pass@8": 0.5})]
     found = [replace(r, bits_per_byte={"t0": 2 - r.average}) for r in found]
     (table,) = tables(found)
     assert table.accuracy["t0"].gains[1].mean == pytest.approx(0.2)
     assert table.bits_per_byte["t0"].gains[1].mean == pytest.approx(-0.2)
-    assert [cell and cell.mean for cell in table.drawn["pass@8"].cells] == [None, 0.5]
-    assert table.drawn["pass@8"].gains == [None, None]
+    assert [cell and cell.mean for cell in table.sampled["pass@8"].cells] == [None, 0.5]
+    assert table.sampled["pass@8"].gains == [None, None]
 
 
 def test_t_test_and_holm() -> None:
@@ -132,20 +132,20 @@ def test_when_an_arm_reaches_the_end_of_ntp() -> None:
     ("args", "words"),
     [
         (("compare.arms=[ntp,remt]",), ["'remt'", "rho1"]),
-        (("compare.arms=[]",), ["no arm"]),
+        (("compare.arms=[]",), ["compare.arms is empty"]),
         (("eval.tasks.world.enabled=false",), ["no task or benchmark"]),
         (("compare.seeds=0",), ["compare.seeds = 0"]),
-        (("objectives=[sft]",), ["no SFT stage", "compare.sft_ref"]),
-        (("objectives=[more-rl]",), ["more-rl", "compare.post_train=true"]),
+        (("arms=[sft]",), ["no SFT stage", "compare.sft_ref"]),
+        (("arms=[more-rl]",), ["more-rl", "compare.post_train=true"]),
         (("base_per_seed=true",), ["leave --base and --ref out"]),
         (("seed=4294967295", "seeds=2"), ["compare.seeds = 2", "4294967295"]),
         (("rows=here.jsonl",), ["compare.rows", "is a list", "rows=[...]"]),
         (("points=999999",), ["compare.points = 999999", "2 steps"]),
         (("mid_train.tokens=100", "points=3"), ["mid_train.tokens = 100 is less than one step"]),
-        (("mid_train.objective=kd", "objectives=[ntp]"), ["objective=kd", "compare.arms"]),
+        (("mid_train.objective=kd", "arms=[ntp]"), ["objective=kd", "compare.arms"]),
         (("post_points=true",), ["compare.post_points=true", "compare.post_train=true"]),
         (("small=nowhere",), ["compare.small", "nowhere"]),
-        (("rows=[nowhere.jsonl]", "objectives=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
+        (("rows=[nowhere.jsonl]", "arms=[ntp]"), ["compare.rows", "nowhere.jsonl"]),
     ],
 )
 def test_what_it_refuses(
@@ -361,12 +361,12 @@ def test_a_given_reference_is_used_by_all(tiny_model: Path) -> None:
     [
         ({"a": {"ref": "b"}, "b": {"ref": "a"}}, ["a -> b -> a"]),
         ({"a": {"ref": "a", "ref_seed": 1}}, ["a -> a"]),
-        ({"a": {"ref": "b/10-mid-train@1"}, "b": {}}, ["@1", "arm 'b' keeps 0 models"]),
+        ({"a": {"ref": "b/10-mid-train@1"}, "b": {}}, ["@1", "arm 'b' saves 0 snapshots"]),
         ({"a": {"base": "remit/10-mid-train"}}, ["compare.variants.a.base", "mid-trained"]),
         ({"a": {"ref": "remt/20-sft"}}, ["compare.variants.a.ref", "'remt'", "'remit'"]),
         (
             {"a": {"set": ["mid_train.sources.world.limit=9"]}},
-            ["compare.variants.a.set", "source 'world'", "a name of its own"],
+            ["compare.variants.a.set", "source 'world'", "Rename it"],
         ),
         ({"a": {"set": ["sft.max_steps=3"]}}, ["compare.variants.a.set", "'sft.max_steps'"]),
         ({"a": {"set": ["mid_train.objective=kd"]}}, ["'mid_train.objective'"]),
@@ -377,13 +377,13 @@ def test_a_given_reference_is_used_by_all(tiny_model: Path) -> None:
         ({"a": {"ref": "more-rl"}}, ["more-rl"]),
         ({"a": {"arm": "ntp", "ref": "ntp"}}, ["has no reference"]),
         ({"a": {"ref": "ntp/25-x"}}, ["no stage '25-x'", "20-sft"]),
-        ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "keeps 3 models"]),
+        ({"a": {"ref": "ntp/10-mid-train@9"}}, ["@9", "saves 3 snapshots"]),
         ({"a": {"ref": "remt"}}, ["compare.variants.a.ref", "remt", "remit"]),
         ({"a": {"ref": "base", "ref_seed": 1}}, ["ref_seed"]),
         ({"a": {"against": "a"}}, ["compare.variants.a.against = a", "name another"]),
         ({"a": {"against": "b"}}, ["compare.variants.a.against", "'b'"]),
         ({"remit": {}}, ["'remit' is taken"]),
-        ({"x/y": {}}, ["names a folder"]),
+        ({"x/y": {}}, ["becomes a folder"]),
     ],
 )
 def test_variants_it_refuses(arms: dict[str, Any], words: list[str]) -> None:
@@ -395,7 +395,7 @@ def test_variants_it_refuses(arms: dict[str, Any], words: list[str]) -> None:
 def test_an_arm_without_its_baseline_is_warned_of() -> None:
     def lone(objectives: list[str], *there: tuple[str, int]) -> list[str]:
         given = [*variants(a={"against": "remit"}), f"compare.arms={objectives}"]
-        found = lone_arms(
+        found = arms_without_baseline(
             recipes.load("world-tiny", ["compare.seeds=2", "seed=5", *given]), {*there}
         )
         return [sentence.split("'")[1] for sentence in found]
@@ -421,7 +421,7 @@ def test_points_after_each_step_of_post_training() -> None:
     assert sorted(asked) == ["mid", "post", "sft"] and asked["post"].endswith("30-dpo")
 
 
-def test_answers_are_drawn_at_the_end_alone() -> None:
+def test_answers_are_sampled_only_at_the_end() -> None:
     stages = own("eval.tasks.world.samples=4", "compare.arms=[ntp]", a={})
     drawn = {
         place(s)[2]: s.config.eval.tasks["world"].samples
@@ -437,7 +437,7 @@ def test_in_the_run_directory_of_a_flywheel(
     run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
     plan = (run / "flywheel.yaml").read_bytes()
     done = remit("compare", *TINY, "--base", run / "base", "--ref", run / "round-0" / "40-rlvr",
-                 "seeds=1", "objectives=[ntp]", "--run-dir", run, check=True)  # fmt: skip
+                 "seeds=1", "arms=[ntp]", "--run-dir", run, check=True)  # fmt: skip
     assert "report:" in done.stdout
     # Its check is its own, and the flywheel's plan is still there to be analysed.
     assert (run / "compare" / "contamination" / "result.json").is_file()
@@ -455,13 +455,16 @@ def test_levels_of_different_seeds_say_so(tmp_path: Path) -> None:
         row(arm, seed, 0.5, point=point)
         for arm in ("ntp", "kd") for seed in range(10) for point in ("1/2", "mid")
     ]  # fmt: skip
-    levels, along = "Accuracy in percent after mid-training", "Accuracy along the annealing"
+    levels, along = "Accuracy in percent after mid-training", "Accuracy during mid-training"
     assert drawn(same)[levels].columns == ["task", "ntp", "kd"]
-    assert "do not compare" not in drawn(same)[levels].note + drawn(same)[along].note
+    assert "not comparable" not in drawn(same)[levels].note + drawn(same)[along].note
     fewer = drawn([r for r in same if r.arm == "ntp" or r.seed < 5])
     assert fewer[levels].columns == ["task", "ntp (10)", "kd (5)"]
-    assert "Levels of different seeds do not compare" in fewer[levels].note
-    assert fewer[along].note == "Seeds: ntp 10, kd 5. Lines of different seeds do not compare."
+    assert "Means over different seeds are not comparable" in fewer[levels].note
+    assert (
+        fewer[along].note
+        == "Number of seeds: ntp 10, kd 5. Lines of different seeds are not comparable."
+    )
 
 
 def test_the_names_of_both_arms_of_a_difference_are_drawn() -> None:
@@ -492,11 +495,11 @@ def test_what_the_training_of_arms_left_is_compared() -> None:
 
 def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> None:
     values = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=2",
-                   "objectives=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
+                   "arms=[ntp,remit]", "--json", cwd=tmp_path, check=True).json  # fmt: skip
     names = [stage["stage"] for stage in values["stages"]]
     assert "compare/seed-1/remit/10-mid-train" in names and len(names) == 17
     drawn = remit("plan", "--compare", *TINY, "base_per_seed=true", "seeds=1", "seed=20",
-                  "mid_train.reference=cached", "objectives=[miniplm]", cwd=tmp_path,
+                  "mid_train.reference=cached", "arms=[miniplm]", cwd=tmp_path,
                   env={"COLUMNS": "80"}, check=True).stdout  # fmt: skip
     lines = [line.split()[:1] for line in drawn.splitlines()]
     assert ["seed-20/ntp/10-mid-train"] in lines and ["10-mid-train-score-small"] in lines
@@ -507,7 +510,7 @@ def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> 
 def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: Path) -> None:
     values = remit(
         "compare", *TINY, "--run-dir", tmp_path / "run", "seeds=1", "base_per_seed=true",
-        "objectives=[ntp,remit,more-rl]", "post_train=true", "mid_train.tokens=65536",
+        "arms=[ntp,remit,more-rl]", "post_train=true", "mid_train.tokens=65536",
         "pretrain.tokens=2048", "--json", check=True,
     ).json  # fmt: skip
     rows = {(row["arm"], row["point"]): row for row in values["rows"]}

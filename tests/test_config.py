@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a: [1", [], ["mine.yaml", "not valid YAML"]),
         ("data_root: ${oc.env:NOT_SET_HERE}", [], ["mine.yaml", "data_root", "NOT_SET_HERE"]),
         ("mid_train: {remit: {eps: 1.5}}", [], ["mine.yaml", "mid_train.remit.eps"]),
-        ("sft: {steps: 0}", [], ["sft.max_steps"]),
+        ("sft: {max_steps: 0}", [], ["sft.max_steps"]),
         ("dpo: {zero_stage: 4}", [], ["dpo.zero_stage"]),
         (
             "rlvr: {num_generations: 3, global_batch_size: 16}",
@@ -164,7 +164,7 @@ def test_result_fields_leave_out_what_cannot_change_a_result() -> None:
 def test_every_field_says_what_it_is() -> None:
     def silent(of: type, prefix: str = "") -> list[str]:
         found = []
-        for field in of.__dataclass_fields__.values():  # type: ignore[attr-defined]
+        for field in fields(of):
             if not field.metadata.get("help"):
                 found.append(prefix + field.name)
             made = getattr(of(), field.name)

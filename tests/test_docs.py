@@ -1,84 +1,43 @@
 """The documentation says what the code has: every config key, every command line.
 
-After a change of `pipelines/schema`, a failing test prints the rows that
-`docs/configuration.md` should have.
+After a change of `pipelines/recipe/schema`, `python docs/key_tables.py` writes the tables of
+`docs/reference/configuration.md` again.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 import pytest
 import typer
 
 from pipelines.comparison.arm_rules import whole_key
+from pipelines.plan.kinds import kind_of
 from pipelines.recipe import load as recipes
 from pipelines.recipe import schema
 from remit_cli.app import app
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
+import draw_packages
+import key_tables
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-SECTIONS = [
-    found
-    for found in vars(schema).values()
-    if isinstance(found, type)
-    and is_dataclass(found)
-    and found.__module__.startswith(schema.__name__)
-]
-
-
-def own_fields(section: type) -> list[Field[Any]]:
-    """The fields that a section declares itself or gives another default."""
-    return [f for f in fields(section) if f.name in section.__annotations__]
-
-
-def default_text(field: Field[Any]) -> str:
-    if field.default is MISSING:
-        assert not isinstance(field.default_factory, type(MISSING))
-        made = field.default_factory()
-        return "its section" if is_dataclass(made) else repr(made)
-    if isinstance(field.default, str):
-        return json.dumps(field.default)
-    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-
-
-def type_text(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint):
-        arguments = ", ".join(type_text(argument) for argument in get_args(hint))
-        return f"{get_origin(hint).__name__} of {arguments}"
-    return str(hint.__name__)
-
-
-def rows(section: type) -> list[str]:
-    """The rows of a section's table: key, type, default, whether it is in the identity, meaning."""
-    hints = get_type_hints(section)
-    return [
-        f"| `{f.name}` | {type_text(hints[f.name])} | `{default_text(f)}` "
-        f"| {'yes' if f.metadata['result'] else 'no'} | {f.metadata['help']} |"
-        for f in own_fields(section)
-    ]
-
-
-def section_of_page(section: type) -> str:
-    page = (ROOT / "docs/configuration.md").read_text("utf-8")
-    found = re.search(rf"^### {section.__name__}\b.*?(?=^##|\Z)", page, re.M | re.S)
-    assert found, f"docs/configuration.md has no heading '### {section.__name__}'"
-    return found.group()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SECTIONS = key_tables.sections(schema.Config)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
 def test_every_key_is_documented_with_its_default(section: type) -> None:
-    written = [line for line in section_of_page(section).splitlines() if line.startswith("| `")]
-    assert written == rows(section)
+    part = key_tables.part_of(key_tables.PAGE.read_text("utf-8"), section)
+    assert part, f"docs/reference/configuration.md has no heading '### {section.__name__}'"
+    written = [line for line in part.splitlines() if line.startswith("| `")]
+    assert written == key_tables.rows(section), "run python docs/key_tables.py"
 
 
 def command_lines(page: Path) -> list[list[str]]:
@@ -175,8 +134,38 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-PLOTS = re.findall(r"^remit (report .*--output docs/results/\S+\.svg)$",
-                   (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)  # fmt: skip
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings get on a code host."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    words = [re.sub(r"[^\w -]", "", h.lower()) for h in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {heading.strip().replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8")):
+        assert anchor in anchors((page.parent / target) if target else page), (target, anchor)
+
+
+RECIPES = [
+    (page, recipe)
+    for page in PAGES
+    for recipe in re.findall(r"^```yaml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(("page", "recipe"), RECIPES, ids=[p.name for p, _ in RECIPES])
+def test_recipes_of_the_pages_load(page: Path, recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe)
+    recipes.load(str(file), [])
+
+
+PLOTS = re.findall(
+    r"^remit (report .*--output docs/results/\S+\.svg)$",
+    (ROOT / "docs" / "background" / "results.md").read_text(),
+    re.MULTILINE,
+)
 
 
 def test_every_plot_of_the_results_has_a_command() -> None:
@@ -191,3 +180,18 @@ def test_plots_of_the_results_are_what_their_rows_draw(
     *args, committed = shlex.split(line)
     remit(*args, tmp_path / "plot.svg", cwd=ROOT, check=True)
     assert (tmp_path / "plot.svg").read_text() == (ROOT / committed).read_text()
+
+
+def test_the_way_to_the_loss_is_short() -> None:
+    """The nine files of docs/background/architecture.md, each imported by one before it."""
+    text = (ROOT / "docs" / "background" / "architecture.md").read_text("utf-8")
+    way = [
+        f.removesuffix(".py").replace("/", ".") for f in re.findall(r"^\d+\. `(\S+)`", text, re.M)
+    ]
+    assert 2 <= len(way) <= 9
+    assert (way[0], way[-1]) == ("remit_cli.app", "pipelines.objectives.losses")
+    # A process is started there, and there the stage comes by its kind's module.
+    boundaries = {"pipelines.worker.worker", kind_of("mid_train").module}
+    for number, module in enumerate(way[1:], start=1):
+        known = set().union(*(draw_packages.imports(earlier) for earlier in way[:number]))
+        assert module in known | boundaries, module

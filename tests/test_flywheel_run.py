@@ -173,7 +173,7 @@ def test_run_again_starts_nothing(tiny_run: Any, copied: Path, remit: Callable[.
     ]
     assert result_times(copied / "tiny") == times
     assert again.json["scores"] == tiny_run.finished.json["scores"]
-    assert again.stderr.count("is complete, not run again") == len(STAGES)
+    assert again.stderr.count("is complete, skipped") == len(STAGES)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_plan_of_more_rounds_knows_what_is_done(
     done = remit("plan", "--config", "world-tiny", "--iterations", "2", "--json",
                  "--run-dir", "tiny", cwd=copied, check=True)  # fmt: skip
     states = [(s["stage"], s["state"]) for s in done.json["stages"]]
-    # Of fewer models than there will be, the analysis is made anew.
+    # The analysis of fewer models is repeated once there are more.
     assert states == [
         *((name, "done") for name in STAGES[:-1]),
         *((f"round-2/{step}", "to do") for step in ROUND),
@@ -245,5 +245,5 @@ def test_status(tiny_run: Any, remit: Callable[..., Any]) -> None:
 
 def test_status_of_a_folder_that_is_no_run(remit: Callable[..., Any], tmp_path: Path) -> None:
     refused = remit("status", tmp_path)
-    assert refused.returncode == 2 and "no run directory" in refused.stderr
+    assert refused.returncode == 2 and "is not a run directory" in refused.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What the launcher side makes of the ranks' marks: who moves, who hangs, for how long it may."""
+"""What the launcher side makes of the ranks' beats: who moves, who hangs, for how long it may."""
 
 from __future__ import annotations
 
@@ -50,51 +50,51 @@ def seconds_to_a_hang(watch: Watch, longest: float) -> float:
 @pytest.mark.parametrize(
     ("phase", "allowed", "key"),
     [
-        (heartbeat.TRAINING, IN_STEPS, "launch.hang_seconds says"),
-        (heartbeat.WORKING, OUTSIDE, "launch.hang_seconds_outside says"),
-        (heartbeat.FIRST_STEP, OUTSIDE, "launch.hang_seconds_outside says"),
-        (heartbeat.SAVING, OUTSIDE, "launch.hang_seconds_outside says"),
+        (heartbeat.TRAINING, IN_STEPS, "launch.hang_seconds sets"),
+        (heartbeat.WORKING, OUTSIDE, "launch.hang_seconds_outside sets"),
+        (heartbeat.FIRST_STEP, OUTSIDE, "launch.hang_seconds_outside sets"),
+        (heartbeat.SAVING, OUTSIDE, "launch.hang_seconds_outside sets"),
     ],
 )
 def test_each_phase_has_its_limit(stage: StageDir, phase: str, allowed: float, key: str) -> None:
     for rank in (0, 1):
-        Heartbeat(stage.heartbeats, rank).mark(phase, 3)
+        Heartbeat(stage.heartbeats, rank).beat(phase, 3)
     watch = watching(stage, 2)
     assert allowed * 0.9 < seconds_to_a_hang(watch, 5) < allowed + 3
-    assert key in watch.hang() and "came equally far" in watch.hang()
+    assert key in watch.hang() and "made equal progress" in watch.hang()
 
 
 def test_one_rank_outside_of_its_steps_gives_all_the_longer_limit(stage: StageDir) -> None:
-    Heartbeat(stage.heartbeats, 0).mark(heartbeat.TRAINING, 3)
-    Heartbeat(stage.heartbeats, 1).mark(heartbeat.SAVING, 3)
+    Heartbeat(stage.heartbeats, 0).beat(heartbeat.TRAINING, 3)
+    Heartbeat(stage.heartbeats, 1).beat(heartbeat.SAVING, 3)
     assert seconds_to_a_hang(watching(stage, 2), 5) > OUTSIDE * 0.9
 
 
 def test_a_rank_that_never_begins_is_named(stage: StageDir) -> None:
-    Heartbeat(stage.heartbeats, 0).mark()
+    Heartbeat(stage.heartbeats, 0).beat()
     watch = watching(stage, 3)
     assert seconds_to_a_hang(watch, 5) > OUTSIDE * 0.9
-    assert "rank 1 and rank 2 never began" in watch.hang()
+    assert "rank 1 and rank 2 never started" in watch.hang()
 
 
 def test_zero_is_never(stage: StageDir) -> None:
-    Heartbeat(stage.heartbeats, 0).mark()
+    Heartbeat(stage.heartbeats, 0).beat()
     assert seconds_to_a_hang(watching(stage, 1, outside=0), 0.5) == float("inf")
 
 
-def test_loops_outside_of_steps_mark_once_a_second(
+def test_loops_outside_of_steps_beat_once_a_second(
     stage: StageDir, own: Heartbeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marks = own.marks
-    heartbeat.moves()
-    assert own.marks == marks
-    monkeypatch.setattr(heartbeat, "MARK_SECONDS", 0.05)
+    beats = own.beats
+    heartbeat.tick()
+    assert own.beats == beats
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.05)
     watch = watching(stage, 1, outside=0.9)
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
-        heartbeat.moves()
+        heartbeat.tick()
         watch.look(at_once=True)
         assert not watch.hang()
         time.sleep(0.01)
-    assert 3 <= own.marks - marks <= 30
+    assert 3 <= own.beats - beats <= 30
     assert seconds_to_a_hang(watch, 5) < 5

@@ -88,8 +88,8 @@ def test_one_script_for_a_command(remit: Any, tmp_path: Path) -> None:
     ("args", "said"),
     [
         (("mid-train", "--config", "world-tiny"), "--base"),
-        (("--per-stage", "mid-train", "--base", "b"), "--per-stage is for flywheel"),
-        (("nothing",), "'nothing' is no command"),
+        (("--per-stage", "mid-train", "--base", "b"), "--per-stage works only with flywheel"),
+        (("nothing",), "'nothing' cannot run as a job"),
         (("flywheel", "--hostfile", "h"), "leave the hostfile out"),
         (("flywheel", "--config", "wrold"), "Did you mean 'world'"),
     ],
@@ -245,7 +245,7 @@ def test_doctor(remit: Any, tmp_path: Path) -> None:
             "REMIT_DATA", "sandbox", "lm_eval", "vllm", "SLURM"} <= set(found)  # fmt: skip
     for check in found.values():
         assert check["state"] == "ok" or check["advice"], check
-    assert found["hub"]["found"] == "not asked: HF_HUB_OFFLINE is set"
+    assert found["hub"]["found"] == "not checked: HF_HUB_OFFLINE is set"
     assert list(tmp_path.iterdir()) == []
 
 

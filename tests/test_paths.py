@@ -55,7 +55,7 @@ def test_stages_of_a_plan(tmp_path: Path) -> None:
 
 
 def test_no_interpolation_of_a_recipe_runs_code(tmp_path: Path) -> None:
-    """Only OmegaConf's own resolvers are there; docs/security.md says what they do."""
+    """Only OmegaConf's own resolvers are there; docs/background/security.md says what they do."""
     known = (
         "oc.coerce", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values",
         "oc.env", "oc.select",

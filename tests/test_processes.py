@@ -48,15 +48,17 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(cli_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Start a command and leave it running; its standard error goes to `err.txt`."""
+def start(cli_env: dict[str, str], stage_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start a command and leave it running; its standard error goes to `err.txt`. With `warm` its
+    stage is forked."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(*args: str) -> subprocess.Popen[bytes]:
+    def begin(*args: str, warm: bool = False) -> subprocess.Popen[bytes]:
         with (tmp_path / "out.txt").open("wb") as out, (tmp_path / "err.txt").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path, env=cli_env,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path,
+                env=stage_env if warm else cli_env, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
         started.append(process)
         return process
@@ -78,16 +80,22 @@ def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "gpus", "processes"),
-    # One rank; DeepSpeed's launcher and its two; the process that forks and its two.
-    [("pretrain-ckpt", 1, 1), ("pretrain-ckpt", 2, 3), ("flywheel", 2, 3)],
+    ("command", "gpus", "processes", "warm"),
+    # One rank; DeepSpeed's launcher and its two; the process that forks and its two, which is the
+    # command's child or that of a server of many commands.
+    [
+        ("pretrain-ckpt", 1, 1, False),
+        ("pretrain-ckpt", 2, 3, False),
+        ("flywheel", 2, 3, False),
+        ("pretrain-ckpt", 2, 3, True),
+    ],
 )
 def test_no_rank_survives_the_kill_of_its_command(
-    start: Start, run: Path, command: str, gpus: int, processes: int
+    start: Start, run: Path, command: str, gpus: int, processes: int, warm: bool
 ) -> None:
     if len(os.sched_getaffinity(0)) < gpus:
         pytest.skip(f"needs {gpus} cores")
-    process = start(command, *ARGS[1:], "--gpus", str(gpus))
+    process = start(command, *ARGS[1:], "--gpus", str(gpus), warm=warm)
     wait_for_training(run, process)
     others = holders(run).keys() - {process.pid}
     assert len(others) >= processes
@@ -150,7 +158,7 @@ def test_a_killed_rank_of_a_flywheel_ends_its_stage_and_the_other_rank(
 def test_interrupted_and_finished_by_the_same_command(
     start: Start, remit: Callable[..., Any], run: Path, signum: int, moment: str, exit_code: int
 ) -> None:
-    process = start(*ARGS)
+    process = start(*ARGS, warm=moment == "training")
     if moment == "starting":
         ledger = run / "ledger.jsonl"
         wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
@@ -173,7 +181,7 @@ def test_interrupted_and_finished_by_the_same_command(
 
 
 def test_second_command_on_a_run_in_use(start: Start, remit: Callable[..., Any], run: Path) -> None:
-    process = start(*ARGS)
+    process = start(*ARGS, warm=True)
     ledger = run / "ledger.jsonl"
     wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
     refused = remit(*ARGS, cwd=run.parent)
@@ -188,7 +196,7 @@ def test_second_command_on_a_run_in_use(start: Start, remit: Callable[..., Any],
 def test_status_after_a_kill_is_not_running(
     start: Start, remit: Callable[..., Any], run: Path
 ) -> None:
-    process = start(*ARGS)
+    process = start(*ARGS, warm=True)
     ledger = run / "ledger.jsonl"
     wait_until(lambda: ledger.is_file() and "start" in ledger.read_text(), 60, "no start")
     process.kill()
@@ -225,7 +233,7 @@ def test_adopting_survives_a_kill_before_its_result(
             "--gpus", str(gpus))  # fmt: skip
     remit(*args, check=True)
     first = json.loads((run / "base" / "result.json").read_text())
-    assert first["adopted"] == str(tiny_model) and first["chat_tokens_added"] == []
+    assert first["imported"] == str(tiny_model) and first["chat_tokens_added"] == []
     # As if the kill had come after the model was in its place.
     (run / "base" / "result.json").unlink()
     remit(*args, check=True)
@@ -242,7 +250,7 @@ def test_a_killed_scoring_goes_on_at_the_next_shard(
         "--base", str(tiny_run.root / "base"), "mid_train.tokens=200_000",
         "score.shard_sequences=8", "score.batch_size=8", "--run-dir",
     )  # fmt: skip
-    process = start(*args, str(run))
+    process = start(*args, str(run), warm=True)
 
     def shards(folder: Path) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in folder.glob("scores/*/sequences-*.npy")}

@@ -64,13 +64,15 @@ def test_the_pause_before_a_resume_is_no_work(tmp_path: Path) -> None:
     assert read_progress(metrics(tmp_path, {"step": 1, "time": 1.0})).seconds_left is None  # type: ignore[union-attr]
 
 
-def test_status_follows_a_run_on_a_terminal(cli_env: dict[str, str], tmp_path: Path) -> None:
+def test_status_follows_a_run_on_a_terminal(
+    cli_env: dict[str, str], stage_env: dict[str, str], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     remit = [sys.executable, "-m", "remit_cli"]
     train = subprocess.Popen(
         [*remit, "pretrain-ckpt", "--config", "world-tiny", "--run-dir", str(run),
          "pretrain.tokens=600_000", "pretrain.logging_steps=5"],
-        env=cli_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=stage_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (run / "ledger.jsonl").is_file() and time.monotonic() < deadline:
@@ -91,7 +93,7 @@ def test_status_follows_a_run_on_a_terminal(cli_env: dict[str, str], tmp_path: P
     assert watch.wait(timeout=30) == 0 and train.wait(timeout=30) == 0
     text = seen.decode(errors="replace")
     assert " of 58" in text and "loss" in text and "left" in text
-    assert "running: host" in text and text.rstrip().endswith("nothing is running.")
+    assert "running: host" in text and text.rstrip().endswith("Nothing is running.")
 
 
 @pytest.mark.parametrize(

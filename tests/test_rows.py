@@ -1,4 +1,4 @@
-"""Rows of a comparison: what is one, what stands together, and what is made of them."""
+"""Rows of a comparison: which are valid, which belong together, and their report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipelines.comparison.row import Row, parsed
 from pipelines.comparison.rows import (
     check_kept,
     collected,
+    existing_rows,
     read_rows,
-    rows_there,
     shown,
     write_rows,
 )
@@ -31,7 +31,7 @@ from pipelines.recipe import load as recipes
 from pipelines.run_dir.paths import RunDir
 
 GOOD_ROW: dict[str, Any] = {
-    "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "drawn": {}, "identity": "id",
+    "arm": "ntp", "seed": 0, "point": "mid", "against": "ntp", "sampled": {}, "identity": "id",
     "study": {"base": "ab"},
     "average": 0.5, "tasks": {"t": {"accuracy": 0.5, "questions": 2, "bits": "10"}},
     "bits_per_byte": {"web": 1.5}, "tokens": 100, "steps": 4, "passes": 1, "flops": 1e9,
@@ -97,7 +97,7 @@ def rows_of(study: Study) -> list[Row]:
     ]
 
 
-def test_hashes_of_a_study_tell_references_apart() -> None:
+def test_hashes_of_a_study_differ_by_reference() -> None:
     def ref(**variant: Any) -> str:
         study = study_of(v=variant)
         return study.parts(study.by_name["compare/seed-0/v/15-eval"])["ref"]
@@ -180,23 +180,31 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     assert shown(found, None, None) == found
     assert {r.arm for r in shown(found, ["remit"], None)} == {"remit"}
     assert [(r.arm, r.seed) for r in shown(found, None, None, ["1"])] == [("ntp", 1)]
-    with pytest.raises(UserError, match=r"--seeds x: no row is of that seed; there are 0, 1"):
+    with pytest.raises(UserError, match=r"--seeds x: no row has that seed. Choose from 0, 1"):
         shown(found, None, None, ["0", "x"])
-    with pytest.raises(UserError, match=r"of --arms and a seed of --seeds both"):
+    with pytest.raises(UserError, match=r"no row matches both --arms and --seeds"):
         shown(found, ["remit"], None, ["1"])
-    with pytest.raises(UserError, match=r"--against remit: it has no row of a seed of --seeds"):
+    with pytest.raises(
+        UserError, match=r"--against remit: this arm has no row with a seed of --seeds"
+    ):
         shown(found, None, "remit", ["1"])
     with pytest.raises(UserError, match=r"--arms rho1: no row .* ntp, remit"):
         shown(found, ["ntp", "rho1"], None)
-    with pytest.raises(UserError, match=r"--against ntp: name it in --arms"):
+    with pytest.raises(UserError, match=r"--against ntp: add this arm to --arms"):
         shown(found, ["remit"], "ntp")
     with pytest.raises(UserError, match=r"--against kd: no row .* ntp, remit"):
         shown(found, None, "kd")
     differing = write(tmp_path / "c.jsonl", replace(row("ntp", 0), identity="other"))
-    with pytest.raises(UserError, match=r"c.jsonl, line 1: another row of ntp, seed 0, mid"):
+    with pytest.raises(
+        UserError,
+        match=r"c.jsonl, line 1: this row differs from an earlier row of ntp, seed 0, mid",
+    ):
         collected([first, differing])
     edited = write(tmp_path / "g.jsonl", row("ntp", 0, 0.5))
-    with pytest.raises(UserError, match=r"g.jsonl, line 1: another row of ntp, seed 0, mid"):
+    with pytest.raises(
+        UserError,
+        match=r"g.jsonl, line 1: this row differs from an earlier row of ntp, seed 0, mid",
+    ):
         collected([first, edited])
     strange = write(tmp_path / "d.jsonl", replace(row("ntp", 1), study={"mid_train": "x"}))
     with pytest.raises(UserError, match=r"d.jsonl, line 1: .* another study .* mid_train"):
@@ -207,7 +215,7 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     asked = write(tmp_path / "f.jsonl", replace(other, study={"evaluate": "x"}))
     with pytest.raises(UserError, match=r"f.jsonl, line 1: .* of ntp, seed 0, mid.* evaluate"):
         collected([first, asked])
-    with pytest.raises(UserError, match=r"rows of remit are held against ntp and against kd"):
+    with pytest.raises(UserError, match=r"rows of remit have different baselines, ntp and kd"):
         shown([row("remit", 0), replace(row("remit", 1), against="kd")], None, None)
 
 
@@ -215,7 +223,7 @@ def test_rows_of_an_earlier_comparison_stay(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write_rows(run, [row("ntp", 0), row("remit", 0)])
     write_rows(run, [row("kd", 0), replace(row("remit", 0), seconds=9.0)])
-    kept = [(r.arm, r.seconds) for r in rows_there(run)]
+    kept = [(r.arm, r.seconds) for r in existing_rows(run)]
     assert kept == [("ntp", 2.0), ("kd", 2.0), ("remit", 9.0)]
 
 
@@ -235,25 +243,25 @@ def test_a_page_of_rows_alone(remit: Callable[..., Any], tmp_path: Path) -> None
     picture = (tmp_path / "0.svg").read_text()
     root = ElementTree.fromstring(picture)
     words = "".join(root.itertext())
-    assert "Difference to ntp after mid-training" in words and "<own>" in words
+    assert "Difference from ntp after mid-training" in words and "<own>" in words
     assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
     remit("report", *files, "--format", "md", "--against", "remit",
           "--output", tmp_path / "other.md", check=True)  # fmt: skip
     assert "| ntp | remit | -15.0 (± 63.5) |" in (tmp_path / "other.md").read_text()
     chosen = ("--format", "svg", "--chart")
-    remit("report", *files, *chosen, "along the annealing", "--output", tmp_path / "one.svg",
+    remit("report", *files, *chosen, "during mid", "--output", tmp_path / "one.svg",
           check=True)  # fmt: skip
     words = "".join(ElementTree.parse(tmp_path / "one.svg").getroot().itertext())
-    assert "Accuracy along the annealing" in words and "Difference to ntp" not in words
+    assert "Accuracy during mid-training" in words and "Difference from ntp" not in words
     for args, words in (
-        ((files[0], *chosen, "nothing"), "there are Difference to ntp after mid-training;"),
-        ((files[0], "--chart", "x"), "--chart chooses charts of --format svg"),
-        ((files[0], tmp_path), "one run directory, or files of rows"),
-        ((files[0], "--output", files[0]), "name another"),
-        ((files[0], "--against", "kd"), "no row is of that arm"),
-        ((files[0], "--arms", "ntp, kd"), "--arms kd: no row is of that arm"),
-        ((files[0], "--seeds", "0, 7"), "--seeds 7: no row is of that seed"),
-        ((tmp_path / "nowhere.jsonl",), "nowhere.jsonl: there is no such folder or file"),
+        ((files[0], *chosen, "nothing"), "The charts are: Difference from ntp after mid-training;"),
+        ((files[0], "--chart", "x"), "--chart works only with --format svg"),
+        ((files[0], tmp_path), "one run directory, or one or more files of rows"),
+        ((files[0], "--output", files[0]), "choose another"),
+        ((files[0], "--against", "kd"), "no row has that arm"),
+        ((files[0], "--arms", "ntp, kd"), "--arms kd: no row has that arm"),
+        ((files[0], "--seeds", "0, 7"), "--seeds 7: no row has that seed"),
+        ((tmp_path / "nowhere.jsonl",), "nowhere.jsonl does not exist"),
     ):
         wrong = remit("report", *args)
         assert wrong.returncode == 2 and words in " ".join(wrong.stderr.split())
@@ -266,7 +274,7 @@ def test_a_run_without_a_comparison_has_no_arms_to_choose(
     for option, name in (("--arms", "ntp"), ("--against", "ntp"), ("--seeds", "0")):
         wrong = remit("report", tmp_path, option, name)
         assert wrong.returncode == 2
-        assert f"{option} chooses of a comparison, and {tmp_path} has none" in wrong.stderr
+        assert f"{option} applies to comparisons, and {tmp_path} has none" in wrong.stderr
 
 
 @pytest.mark.slow
@@ -275,11 +283,11 @@ def test_rows_of_another_run_are_read_back(
 ) -> None:
     args = ("compare", *TINY, "--base", tiny_run.root / "base", "--ref",
             tiny_run.root / "round-0" / "40-rlvr", "seeds=1", "--json")  # fmt: skip
-    first = remit(*args, "--run-dir", tmp_path / "a", "objectives=[ntp]", check=True).json
+    first = remit(*args, "--run-dir", tmp_path / "a", "arms=[ntp]", check=True).json
     kept = tmp_path / "rows.jsonl"
     kept.write_bytes((tmp_path / "a" / "compare" / "rows.jsonl").read_bytes())
 
-    both = (*args, "--run-dir", tmp_path / "b", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    both = (*args, "--run-dir", tmp_path / "b", "arms=[ntp,remit]", f"rows=[{kept}]")
     values = remit(*both, check=True).json
     assert values["rows"][0] == first["rows"][0]
     assert values["tables"][0]["arms"] == ["ntp", "remit"]
@@ -289,17 +297,17 @@ def test_rows_of_another_run_are_read_back(
     # Nothing left to run: the rows of both runs alone make the tables.
     all_rows = tmp_path / "b" / "compare" / "rows.jsonl"
     assert len(all_rows.read_text().splitlines()) == 2
-    alone = (*args, "--run-dir", tmp_path / "c", "objectives=[ntp,remit]", f"rows=[{all_rows}]")
+    alone = (*args, "--run-dir", tmp_path / "c", "arms=[ntp,remit]", f"rows=[{all_rows}]")
     read_back = remit(*alone, check=True)
     assert read_back.json["rows"] == values["rows"] and "no report" not in read_back.stderr
     page = (tmp_path / "c" / "report" / "index.html").read_text()
     assert "Objectives side by side" in page
 
-    fresh = (*args, "--run-dir", tmp_path / "d", "objectives=[ntp,remit]", f"rows=[{kept}]")
+    fresh = (*args, "--run-dir", tmp_path / "d", "arms=[ntp,remit]", f"rows=[{kept}]")
     other = remit(*fresh, "mid_train.learning_rate=1e-3")
     assert other.returncode == 2
     assert f"{kept}, line 1" in other.stderr and "differs in mid_train" in other.stderr
     kept.write_text(kept.read_text() + "{}\n")
     broken = remit(*fresh)
-    assert broken.returncode == 2 and "line 2: no row of remit compare" in broken.stderr
+    assert broken.returncode == 2 and "line 2: not a row of remit compare" in broken.stderr
     assert not (tmp_path / "d").exists()

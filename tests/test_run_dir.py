@@ -17,7 +17,7 @@ from pipelines.run_dir.paths import RunDir, RunLock, read_json, write_json
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipelines.run_dir import RunDir, RunLock
+from pipelines.run_dir.paths import RunDir, RunLock
 lock = RunLock(RunDir(Path(sys.argv[1])), "remit held --by this")
 print("held", flush=True)
 time.sleep(60)
@@ -25,7 +25,7 @@ time.sleep(60)
 INHERIT = """
 import subprocess, sys
 from pathlib import Path
-from pipelines.run_dir import RunDir, RunLock
+from pipelines.run_dir.paths import RunDir, RunLock
 lock = RunLock(RunDir(Path(sys.argv[1])), "remit parent")
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
                          pass_fds=(lock.descriptor,), stdout=subprocess.DEVNULL,
@@ -38,7 +38,7 @@ import os; os._exit(0)
 RANK = """
 import sys, time
 from pathlib import Path
-from pipelines.run_dir import RunDir, hold_as_rank
+from pipelines.run_dir.paths import RunDir, hold_as_rank
 hold_as_rank(RunDir(Path(sys.argv[1])))
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))

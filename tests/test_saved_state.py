@@ -95,7 +95,7 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_it_used(
     check_splits(plan_base(load("world-tiny", []), None), run)
     assert changed_versions(stage_dir) == []
     assert newest_checkpoint(stage_dir, 2) == stage_dir.checkpoints / "checkpoint-5"
-    assert f"{newest} is damaged and is left out" in capsys.readouterr().out
+    assert f"removing checkpoint {newest}: it is damaged" in capsys.readouterr().out
     assert not newest.exists()
 
 

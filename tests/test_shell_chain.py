@@ -23,7 +23,8 @@ remit pretrain-ckpt "${small[@]}" pretrain.tokens=2048
 remit mid-train --base "$run/base" "${small[@]}" mid_train.tokens=2048
 remit post-train --base "$run/mid-train" "${small[@]}" sft.max_steps=2 dpo.enabled=false \
     rlvr.enabled=false
-remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.max_steps=2 rlvr.global_batch_size=8
+remit rl-tune --base "$run/post-train/20-sft" "${small[@]}" rlvr.max_steps=2 \
+    rlvr.global_batch_size=8
 remit mid-train --base "$run/base" --ref "$run/rl-tune" "${small[@]}" stage.name=remit \
     mid_train.tokens=1024 mid_train.remit.eps=0.1
 remit eval --model "$run/mid-train-remit" "${small[@]}" --json eval.tasks.world.limit=20 \
@@ -40,13 +41,13 @@ INPUTS = {
 }
 
 
-def test_chain_run_twice(cli_env: dict[str, str], tmp_path: Path) -> None:
+def test_chain_run_twice(stage_env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "chain.sh").write_text(SCRIPT)
     run = tmp_path / "runs" / "chain"
 
     def chain() -> list[dict[str, Any]]:
         done = subprocess.run(
-            ["bash", "chain.sh"], cwd=tmp_path, env=cli_env | {"PYTHON": sys.executable},
+            ["bash", "chain.sh"], cwd=tmp_path, env=stage_env | {"PYTHON": sys.executable},
             capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.launch.launcher import can_fork
 from pipelines.machine.process import free_port
-from pipelines.plan.placement import command_line, hosts, num_ranks
+from pipelines.plan.placement import can_fork, command_line, hosts, num_ranks
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
 
@@ -20,13 +19,35 @@ from pipelines.run_dir.paths import StageDir
 def test_started_directly_the_weights_are_those_of_the_forked_stage(
     remit: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
-    # A single-stage command starts an interpreter; a flywheel forks its stages.
-    remit("pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run", check=True)
-    direct, forked = (
+    # A single-stage command starts an interpreter, a flywheel forks its stages, and a server may
+    # fork those of single-stage commands.
+    args = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir")
+    remit(*args, tmp_path / "direct", cold=True, check=True)
+    remit(*args, tmp_path / "served", check=True)
+    assert "started directly" not in (tmp_path / "served" / "base" / "log.txt").read_text()
+    direct, served, forked = (
         (root / "base" / "model" / "model.safetensors").read_bytes()
-        for root in (tmp_path / "run", tiny_run.root)
+        for root in (tmp_path / "direct", tmp_path / "served", tiny_run.root)
     )
-    assert direct == forked
+    assert direct == served == forked
+
+
+def test_a_stage_of_another_environment_is_not_forked_by_a_server(
+    remit: Any, tmp_path: Path
+) -> None:
+    args = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run")
+    remit(*args, "pretrain.tokens=2048", "launch.env={OMP_NUM_THREADS: '2'}", check=True)
+    log = (tmp_path / "run" / "base" / "log.txt").read_text()
+    assert "the server differs in OMP_NUM_THREADS; this stage is started directly" in log
+    result = json.loads((tmp_path / "run" / "base" / "result.json").read_text())
+    assert result["environment"]["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_server_that_does_not_answer_is_named(remit: Any, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nobody")
+    args = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run")
+    done = remit(*args, env={"REMIT_FORK_SERVER": nowhere}, cold=True)
+    assert done.returncode == 2 and f"REMIT_FORK_SERVER={nowhere}: no fork server" in done.stderr
 
 
 def post_train(base: Path, run: Path, *args: str) -> tuple[str | Path, ...]:
@@ -45,9 +66,10 @@ def test_two_forked_ranks_make_what_the_launchers_two_ranks_make(
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs 2 cores")
     # The ranks of several stages are forked, those of one stage alone are launched.
-    remit(*post_train(tiny_model, tmp_path / "forked", "--gpus", "2"), check=True)
+    forked_args = post_train(tiny_model, tmp_path / "forked", "--gpus", "2")
+    remit(*forked_args, check=True, cold=True)
     alone = post_train(tiny_model, tmp_path / "launched", "--gpus", "2", "dpo.enabled=false")
-    remit(*alone, check=True)
+    remit(*alone, check=True, cold=True)
     forked, launched = finished(tmp_path / "forked"), finished(tmp_path / "launched")
     assert [line["world_size"] for line in forked.values()] == [2, 2]
     sft = "post-train/20-sft"
@@ -96,11 +118,12 @@ def test_where_a_fork_would_lose_a_thread_stages_are_started_directly(
     )
     run = tmp_path / "run"
     base = tiny_run.root / "round-0" / "10-mid-train"
-    remit(*post_train(base, run, f"launch.env.PYTHONPATH={tmp_path}"), check=True)
+    args = post_train(base, run, f"launch.env.PYTHONPATH={tmp_path}")
+    remit(*args, check=True, cold=True)
     for step in ("20-sft", "30-dpo"):
         stage = run / "post-train" / step
         log = (stage / "log.txt").read_text()
-        assert "2 threads run after the imports" in log and "it is started directly" in log
+        assert "2 threads run after the imports" in log and "starting it directly" in log
         direct, forked = (
             (folder / "model" / "model.safetensors").read_bytes()
             for folder in (stage, tiny_run.root / "round-0" / step)

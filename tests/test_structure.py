@@ -90,7 +90,7 @@ def test_help_is_quick(remit: Any) -> None:
     walls, cpus = [], []
     for _ in range(5):
         started, cpu = time.perf_counter(), cpu_seconds()
-        assert "flywheel" in remit("--help", check=True).stdout
+        assert "flywheel" in remit("--help", check=True, cold=True).stdout
         walls.append(time.perf_counter() - started)
         cpus.append(cpu_seconds() - cpu)
     # On a busy machine the wall clock measures the others.

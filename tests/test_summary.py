@@ -1,4 +1,4 @@
-"""What the built-in world is calibrated to show: met, not met, or not asked of this plan."""
+"""Expected behaviours of the built-in world: met, not met, or not part of this plan."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def round_0(**changes: Any) -> dict[str, dict[str, Any]]:
     return plain | changes
 
 
-CHANCE = {f"family-{i}": 0.1 for i in range(10)}
+CONSTANT = {f"family-{i}": 0.1 for i in range(10)}
 
 
 def unmet(results: dict[str, dict[str, Any]]) -> list[str]:
-    return [e.text for e in expectations(results, CHANCE) if not e.met]
+    return [e.text for e in expectations(results, CONSTANT) if not e.met]
 
 
 def test_a_plan_without_remit_is_not_asked_for_its_weights() -> None:
-    found = expectations(round_0(), CHANCE)
+    found = expectations(round_0(), CONSTANT)
     assert len(found) == 7 and unmet(round_0()) == []
     assert not any("ReMiT" in e.text for e in found)
 
@@ -52,8 +52,8 @@ def test_every_round_counts() -> None:
     remit = {"kind": "mid_train", "objective": "remit", "weight_std": 0.15}
     dead = remit | {"weight_std": 0.0}
     both = round_0(**{"round-1/10-mid-train": remit, "round-2/10-mid-train": dead})
-    assert unmet(both) == ["ReMiT: spread of the weights above 0.01 in every round"]
-    assert expectations(both, CHANCE)[-1].measured == "round-1 0.150, round-2 0.000"
+    assert unmet(both) == ["ReMiT: standard deviation of the token weights above 0.01"]
+    assert expectations(both, CONSTANT)[-1].measured == "round-1 0.150, round-2 0.000"
 
 
 def test_each_can_fail() -> None:
@@ -66,10 +66,18 @@ def test_each_can_fail() -> None:
     assert "mid-0 average between" in unmet(round_0(**{"round-0/15-eval": evaluation(8)}))[0]
     high = unmet(round_0(**{"round-0/15-eval": evaluation(195)}))
     assert [text.split()[0] for text in high] == ["mid-0", "post-0", "no"]
-    assert "above chance" in unmet(round_0(**{"round-0/50-eval": evaluation(25)}))[-1]
+    assert (
+        "above the best constant answer"
+        in unmet(round_0(**{"round-0/50-eval": evaluation(25)}))[-1]
+    )
 
 
 def test_a_run_that_has_not_come_to_the_models_has_those_of_its_steps() -> None:
     results = round_0()
     del results["round-0/50-eval"]
-    assert [e.text.split(":")[0] for e in expectations(results, CHANCE)] == ["DPO", "RLVR", "RLVR"]
+    found = [e.text.split(":")[0] for e in expectations(results, CONSTANT)]
+    assert found == [
+        "DPO",
+        "RLVR",
+        "RLVR",
+    ]

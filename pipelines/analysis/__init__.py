@@ -1,1 +1,1 @@
-"""What training did: dynamics, token weights, how far a model moved."""
+"""Analysis of a run: training dynamics, token weights, and how far the model moved."""

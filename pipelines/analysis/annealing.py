@@ -1,4 +1,4 @@
-"""Accuracy along the annealing: the first questions of each family, asked of every kept model."""
+"""Accuracy along the annealing: every snapshot answers the first questions of each family."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pipelines.recipe.schema import Config, TaskConfig
 
 @dataclass(frozen=True)
 class Asked:
-    """What the models are asked of one task.
+    """The questions of one task that the models answer.
 
     Attributes:
-        families: of each problem, the name under which it is scored.
+        families: for each problem, the name under which it is scored.
     """
 
     task: TaskConfig
@@ -50,7 +50,7 @@ def first_questions(config: Config) -> list[Asked]:
 def scores_of(
     model: Any, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], batch_size: int
 ) -> dict[str, Any]:
-    """Greedy answers of a model without chat, judged: scores by family, and their average."""
+    """Judge a model's greedy answers (no chat template); return scores by family and average."""
     tasks: dict[str, Any] = {}
     for each in asked:
         prompts = [prompt_ids(p.prompt, each.task, tokenizer, False) for p in each.problems]

@@ -1,6 +1,7 @@
-"""Models on held-out text: how far a checkpoint is from another, with intervals over windows.
+"""Compare models on held-out text, with intervals over windows.
 
-A window is a document, or a context of a long one; see `pipelines.evals.bits_per_byte.cut`.
+A window is a document, or one context length of a long document; see
+`pipelines.evals.bits_per_byte.cut`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class HeldOut:
 
     @property
     def counts(self) -> list[int]:
-        """Predicted tokens of each window."""
+        """Number of predicted tokens in each window."""
         return [len(window) - 1 for window in self.windows]
 
 
@@ -37,7 +38,7 @@ def read_heldout(
     sequence_length: int,
     max_tokens: int,
 ) -> HeldOut:
-    """The first windows of some texts, to `max_tokens` tokens, the last window whole."""
+    """Read the first windows of some texts, up to the one that reaches `max_tokens`."""
     found = cut(
         tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
     )
@@ -50,10 +51,10 @@ def read_heldout(
 def window_logprobs(
     model: Any, tokenizer: PreTrainedTokenizerBase, heldout: HeldOut, batch_size: int
 ) -> np.ndarray:
-    """Summed log-probability of the tokens of each window, float64 [windows].
+    """Sum the log-probabilities of the tokens in each window, float64 [windows].
 
     Args:
-        model: after `score_tokens_in_forward`.
+        model: prepared by `score_tokens_in_forward`.
     """
     sums = np.zeros(len(heldout.windows))
     for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
@@ -70,11 +71,11 @@ def window_kl(
     heldout: HeldOut,
     batch_size: int,
 ) -> np.ndarray:
-    """Summed KL(reference || model) of the predictions for the tokens of each window, [windows].
+    """Sum KL(reference || model) over the predicted positions of each window, float64 [windows].
 
     Args:
-        model: after `score_tokens_in_forward` with the head of `reference`.
-        reference: after `score_tokens_in_forward`.
+        model: prepared by `score_tokens_in_forward` with the head of `reference`.
+        reference: prepared by `score_tokens_in_forward`.
     """
     sums = np.zeros(len(heldout.windows))
     for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
@@ -89,14 +90,14 @@ def gap(logprobs: np.ndarray, rl_logprobs: np.ndarray, counts: list[int]) -> dic
     """Mean over tokens of log p_RL - log p_checkpoint in nats, with its interval over windows.
 
     Args:
-        logprobs, rl_logprobs: of each window, the sum over its tokens, [windows].
-        counts: tokens of each window.
+        logprobs, rl_logprobs: summed log-probabilities of each window, [windows].
+        counts: number of tokens in each window.
     """
     mean, half = ratio_interval((rl_logprobs - logprobs).tolist(), counts)
     return {"mean": mean, "half_interval": half}
 
 
 def divergence(sums: np.ndarray, counts: list[int]) -> dict[str, Any]:
-    """Mean KL of a token in nats, with its interval over windows."""
+    """Mean KL per token in nats, with its interval over windows."""
     mean, half = ratio_interval(sums.tolist(), counts)
     return {"kl": mean, "half_interval": half}

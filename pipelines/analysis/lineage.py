@@ -1,4 +1,4 @@
-"""The models of a run and how they descend from each other, from the names of their stages."""
+"""The models of a run and which model each was trained from, derived from stage names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, read_json
 
-BASE, OUTSIDE = "base", "ref"
+BASE, EXTERNAL_REFERENCE = "base", "ref"
 OF_ROUND = re.compile(r"round-(\d+)/\d+-(mid-train|sft|dpo|rlvr)")
 
 
@@ -19,10 +19,10 @@ class Checkpoint:
     """One model of a run.
 
     Attributes:
-        name: of its stage; `name@2` is the second model kept along that stage.
-        round: None for the base and before it.
-        step: of its stage.
-        tokens: trained on in pre-training and annealing, up to this model; 0 for an adopted base.
+        name: name of its stage; `name@2` is the second snapshot of that stage.
+        round: round of the loop; None for the base and its snapshots.
+        step: training step within its stage.
+        tokens: tokens seen in pre-training and annealing up to this model; 0 for an imported base.
     """
 
     name: str
@@ -39,32 +39,32 @@ class Lineage:
 
     Attributes:
         checkpoints: by name, in the order of training.
-        mids, posts: by round, the annealed and the last post-trained model.
-        outside: folder of a reference that no stage made.
+        mids, posts: by round, the annealed model and the last post-trained model.
+        external_reference: folder of a reference given with --ref; None without one.
     """
 
     checkpoints: dict[str, Checkpoint]
     mids: dict[int, str]
     posts: dict[int, str]
-    outside: Path | None
+    external_reference: Path | None
 
     def folder(self, name: str) -> Path:
-        """The folder of a model by its name, or of the reference from outside by its path."""
+        """The folder of a model, given its name, or the path of the external reference."""
         return self.checkpoints[name].folder if name in self.checkpoints else Path(name)
 
     def reference(self, number: int) -> str | None:
-        """What weights the tokens of round `number` from 1 on: a name, or a path outside."""
-        if number == 1 and self.outside is not None:
-            return str(self.outside)
+        """The reference that weights tokens in round `number` >= 1: a model's name, or a path."""
+        if number == 1 and self.external_reference is not None:
+            return str(self.external_reference)
         return self.posts.get(number - 1)
 
 
 def lineage(inputs: Mapping[str, Path], last_step: str) -> Lineage:
-    """The models of a run.
+    """Collect the models of a run.
 
     Args:
-        inputs: folder by stage name; `ref` is a reference from outside.
-        last_step: the post-training step whose model is the next reference: sft, dpo or rlvr.
+        inputs: folder by stage name; `ref` is the external reference.
+        last_step: the post-training step whose model becomes the next reference: sft, dpo or rlvr.
     """
     found: dict[str, Checkpoint] = {}
     mids: dict[int, str] = {}
@@ -83,7 +83,7 @@ def lineage(inputs: Mapping[str, Path], last_step: str) -> Lineage:
             found[name] = Checkpoint(name, inputs[name], "post", number, step, before)
             if made[2] == last_step:
                 posts[number] = name
-    return Lineage(found, mids, posts, inputs.get(OUTSIDE))
+    return Lineage(found, mids, posts, inputs.get(EXTERNAL_REFERENCE))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -99,14 +99,14 @@ def _add(
     number: int | None,
     tokens_before: int,
 ) -> None:
-    """A model that was trained on text, after those kept along its training."""
+    """Add a model that was trained on text, preceded by its snapshots."""
     result = _result(folder)
     steps, tokens = result.get("steps", 0), result.get("tokens", 0)
-    for kept in StageDir(folder.parent).snapshots():
-        step = read_json(kept / SNAPSHOT_FACTS)["step"]
+    for snapshot in StageDir(folder.parent).snapshots():
+        step = read_json(snapshot / SNAPSHOT_FACTS)["step"]
         seen = tokens_before + round(tokens * step / steps)
-        at = f"{name}@{kept.name}"
-        found[at] = Checkpoint(at, kept, phase, number, step, seen)
+        at = f"{name}@{snapshot.name}"
+        found[at] = Checkpoint(at, snapshot, phase, number, step, seen)
     found[name] = Checkpoint(name, folder, phase, number, steps, tokens_before + tokens)
 
 

@@ -1,7 +1,7 @@
-"""Classes of tokens: digits, connectives, code, names, punctuation, other. Our own, by rules.
+"""Token classes by our rules: digits, connectives, code, names, punctuation, other.
 
-A token is of the class of the word or line that it is part of, so that tokenizers of characters, of
-pieces of words and of whole words give the same picture.
+A token gets the class of the word or line that contains it, so that character, subword and word
+tokenizers give comparable results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 CLASSES = ("digits", "connectives", "code", "names", "punctuation", "other")
 
-# English words that join steps of a reasoning. A small list of ours, no resource of the field.
+# English words that connect steps of reasoning: a small list of ours, not a published resource.
 CONNECTIVES = frozenset([
     "therefore", "thus", "hence", "so", "because", "since", "then", "if", "else", "when", "while",
     "unless", "until", "but", "however", "although", "though", "yet", "and", "or", "not", "either",
@@ -20,7 +20,7 @@ CONNECTIVES = frozenset([
     "whereas", "where", "given", "assume", "suppose", "let", "implies",
 ])  # fmt: skip
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-# What a line of a program begins or ends with, or has inside; prose and arithmetic have none of it.
+# Patterns that occur in lines of programs, but not in prose or arithmetic.
 CODE_LINE = re.compile(
     r"""^[ \t]*(?:(?:async[ ])?def[ ]\w+\(|class[ ]\w+[(:{]|import[ ][\w.]+(?:[ ]as[ ]\w+)?[ \t]*$
         |from[ ][\w.]+[ ]import\b|return\b.*[;()\[\]]|return[ ]\w+[ \t]*$
@@ -32,22 +32,22 @@ CODE_LINE = re.compile(
     |\w\.\w+\(|\w\(\)""",
     re.VERBOSE,
 )
-# A document of so many lines, with such a share that looks like a program, is one as a whole.
+# A document with at least this many lines, of which this fraction looks like code, is a program.
 PROGRAM_LINES, PROGRAM_SHARE = 5, 0.3
 SENTENCE_END = frozenset('.!?:;\n"\u201c\u201d(')
 
 
 def token_classes(tokens: Sequence[str]) -> list[str]:
-    """The class of each token of a document, one of `CLASSES`.
+    """Assign each token of a document to one of `CLASSES`.
 
-    The first that fits: `code` (in a line that looks like a program, or
-    in a document many of whose lines do), `digits`, `connectives` (a
-    word of `CONNECTIVES`), `names` (a capitalised word of two letters or more that begins no
-    sentence), `punctuation`, `other`. A token of several characters is what most of its characters
-    without the spaces are, the first one winning a tie; white space alone is `other`.
+    The first matching class applies: `code` (in a line that looks like code, or in a document with
+    many such lines), `digits`, `connectives` (a word of `CONNECTIVES`), `names` (a capitalised word
+    of two letters or more that does not begin a sentence), `punctuation`, `other`. A token of
+    several characters gets the class of most of its characters, ignoring spaces; ties go to the
+    first class. White space alone is `other`.
 
     Args:
-        tokens: texts of the tokens of one document, in order; joined they are its text.
+        tokens: texts of the tokens of one document, in order; together they form its text.
     """
     by_character = _character_classes("".join(tokens))
     found, start = [], 0
@@ -74,11 +74,11 @@ def _character_classes(text: str) -> list[str]:
 
 
 def _lines(text: str) -> list[tuple[str, bool]]:
-    """The lines of a document with their ends, and whether they are code."""
+    """The lines of a document with their line ends, and whether each is code."""
     lines = text.splitlines(keepends=True)
     found = [CODE_LINE.search(line.rstrip("\r\n")) is not None for line in lines]
     filled = sum(bool(line.strip()) for line in lines)
-    # In a program, comments and continued lines look like nothing in particular.
+    # Comments and continuation lines of a program do not look like code by themselves.
     if filled >= PROGRAM_LINES and sum(found) >= PROGRAM_SHARE * filled:
         found = [True] * len(lines)
     return list(zip(lines, found, strict=True))

@@ -1,4 +1,4 @@
-"""The text of single tokens, such that the texts of a document's tokens join to its text."""
+"""The text of single tokens; the texts of a document's tokens concatenate to its text."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ UNFINISHED = "\ufffd"
 
 
 class TokenText:
-    """Texts of tokens of one tokenizer.
+    """Texts of the tokens of one tokenizer.
 
-    A byte-level token may hold a part of a character: the text of the whole is then given to the
-    token that completes it, and the others have none.
+    A byte-level token may hold only part of a character. The token that completes the character
+    then gets its text, and the tokens before it get an empty text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        # Behind another token, because some decoders drop the space that a text begins with.
+        # Decode each token after another one, because some decoders drop a leading space.
         self.anchor = tokenizer("a", add_special_tokens=False).input_ids
         self.anchored = len(self._decode(self.anchor))
         self.known: dict[int, str] = {}
         self.special = frozenset(tokenizer.all_special_ids)
 
     def alone(self, token_id: int) -> str:
-        """The text of one token; the replacement character for a part of one."""
+        """The text of one token; the replacement character for part of a character."""
         if token_id not in self.known:
             self.known[token_id] = self._decode([*self.anchor, token_id])[self.anchored :]
         return self.known[token_id]
@@ -40,8 +40,8 @@ class TokenText:
         return texts
 
     def _join(self, ids: Sequence[int], texts: list[str], start: int) -> int:
-        """Join the tokens of one character from `start` on; the last of them."""
-        # A character has four bytes at most.
+        """Join the tokens of the character that starts at `start`; return the index of the last."""
+        # A UTF-8 character has at most four bytes.
         for end in range(start + 1, min(start + 4, len(ids))):
             whole = self._decode([*self.anchor, *ids[start : end + 1]])[self.anchored :]
             if UNFINISHED not in whole:

@@ -1,4 +1,4 @@
-"""What is up-weighted: mean weight and share at the clip by group of tokens, and single tokens."""
+"""Which tokens are up-weighted: mean weight and clipped share by token group, and single tokens."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def weights_of(
     documents: Tensor,
     micro_batch_size: int,
 ) -> Tensor:
-    """Weights of many sequences as the training would take them, a micro-batch at a time.
+    """Compute the weights of many sequences as training would, one micro-batch at a time.
 
     Args:
         logprobs, ref_logprobs, mask, documents: [sequences, seq], see `remit_weights`.
-        micro_batch_size: sequences that `center="batch"` and RHO-1's ranking see together.
+        micro_batch_size: number of sequences over which `center="batch"` and RHO-1's ranking run.
 
     Returns:
         fp32 [sequences, seq], 0 where the mask is false.
@@ -37,12 +37,12 @@ def weights_of(
 def by_group(
     weights: np.ndarray, groups: Sequence[str], names: Sequence[str], eps: float
 ) -> dict[str, dict[str, float]]:
-    """Targets, mean weight and shares at the two ends of the clip range, for each group.
+    """Count targets and compute mean weight and clipped shares, for each group of tokens.
 
     Args:
-        weights: fp32 [tokens], NaN for a token that is no target.
+        weights: fp32 [tokens], NaN for a token that is not a target.
         groups: the group of each token.
-        names: the groups to report; one without a target is left out.
+        names: the groups to report; a group without targets is omitted.
         eps: half width of the clip range.
     """
     group, target = np.asarray(groups), ~np.isnan(weights)
@@ -54,7 +54,7 @@ def by_group(
         found[name] = {
             "tokens": len(own),
             "mean_weight": float(own.mean(dtype=np.float64)),
-            # The bounds as fp32 has them, which is where clamp puts the weights.
+            # Compare with the bounds rounded to fp32, which are the values that clamp produces.
             "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
             "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
         }
@@ -64,13 +64,13 @@ def by_group(
 def extremes(
     weights: np.ndarray, ids: np.ndarray, *, count: int = 20, least: int = 20
 ) -> tuple[list[tuple[int, int, float]], list[tuple[int, int, float]]]:
-    """Token ids with the highest and with the lowest mean weight: (id, targets, mean weight).
+    """Token ids with the highest and with the lowest mean weight, as (id, targets, mean weight).
 
     Args:
-        weights: [tokens], NaN for a token that is no target.
-        ids: of the tokens, int64 [tokens].
-        count: ids in each list; no id is in both.
-        least: an id with fewer targets is left out.
+        weights: [tokens], NaN for a token that is not a target.
+        ids: token ids, int64 [tokens].
+        count: number of ids in each list; no id is in both lists.
+        least: an id with fewer targets is omitted.
     """
     target = ~np.isnan(weights)
     sums = np.bincount(ids[target], weights[target].astype(np.float64))

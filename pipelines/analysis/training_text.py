@@ -1,4 +1,4 @@
-"""The first sequences of a packed set as text: which document, domain and class a token is of."""
+"""The first sequences of a packed set as text: the document, domain and class of each token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipelines.recipe.schema import SourceConfig
 
 @dataclass(frozen=True)
 class Span:
-    """One document, or as much of the last one as the sequences hold.
+    """One document; the last one may be cut where the sequences end.
 
     Attributes:
-        start, stop: in the tokens of the sequences.
-        number: of the document in the order of its source, from 0.
-        domain: what its record says, else the name of the source.
+        start, stop: token positions in the sequences.
+        number: index of the document in the order of its source, from 0.
+        domain: domain named by its record, else the name of the source.
     """
 
     start: int
@@ -36,13 +36,13 @@ class Span:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Tokens of the first sequences of a packed set; one entry for each token.
+    """Tokens of the first sequences of a packed set, with one entry per token.
 
     Attributes:
-        ids: int64 [tokens].
-        texts, classes: of each token.
+        ids: token ids, int64 [tokens].
+        texts, classes: text and class of each token.
         spans: the documents, in order and without gaps.
-        sequence_length: tokens of a sequence.
+        sequence_length: number of tokens in a sequence.
     """
 
     ids: np.ndarray
@@ -57,7 +57,7 @@ class TrainingText:
         return [span.domain for span in self.spans for _ in range(span.start, span.stop)]
 
     def published(self, sources: Mapping[str, SourceConfig]) -> np.ndarray:
-        """Whether each token is of a source whose text may be shown, bool [tokens]."""
+        """Whether each token comes from a source whose text may be shown, bool [tokens]."""
         lengths = [span.stop - span.start for span in self.spans]
         return np.repeat([sources[span.source].publish for span in self.spans], lengths)
 
@@ -70,15 +70,15 @@ def read_training_text(
     data_root: str | Path,
     seed: int,
 ) -> TrainingText:
-    """The first `num_sequences` sequences of a packed set.
+    """Read the first `num_sequences` sequences of a packed set.
 
-    A packed set knows the source of a document. Its domain is read from the sources again, whose
-    order is a function of the seed.
+    A packed set stores only the source of each document. Its domain is read from the sources again,
+    whose order depends only on the seed.
 
     Args:
-        text: of the tokenizer that packed the set.
+        text: decodes tokens of the tokenizer that packed the set.
         sources: the mixture that was packed.
-        seed: of the data order.
+        seed: seed of the data order.
     """
     rows = [dataset[index]["input_ids"] for index in range(num_sequences)]
     ids = np.concatenate(rows)
@@ -88,7 +88,7 @@ def read_training_text(
         own_ids = ids[span.start : span.stop].tolist()
         own = text.of(own_ids)
         texts += own
-        # A special token is none of the text.
+        # Special tokens are not part of the text.
         words = zip(own_ids, own, strict=True)
         classes += token_classes(["" if i in text.special else word for i, word in words])
     return TrainingText(ids, texts, classes, spans, dataset.sequence_length)
@@ -114,11 +114,11 @@ def read_spans(
 
 
 def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -> dict[str, Any]:
-    """By domain, its share of the tokens of all sequences and of those of the chosen ones.
+    """Token share of each domain, in all sequences and in the selected ones.
 
     Args:
         spans: documents of some sequences, in order and without gaps.
-        chosen: numbers of the chosen ones among these sequences.
+        chosen: indices of the selected sequences.
     """
     domains = sorted({span.domain for span in spans})
     number = {domain: i for i, domain in enumerate(domains)}
@@ -129,9 +129,9 @@ def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -
     def shares(part: np.ndarray) -> np.ndarray:
         return np.bincount(part.reshape(-1), minlength=len(domains)) / max(1, part.size)
 
-    pool, kept = shares(rows), shares(rows[chosen])
+    pool, selected = shares(rows), shares(rows[chosen])
     return {
-        domain: {"pool": round(float(pool[i]), 4), "kept": round(float(kept[i]), 4)}
+        domain: {"pool": round(float(pool[i]), 4), "kept": round(float(selected[i]), 4)}
         for domain, i in number.items()
     }
 
@@ -141,14 +141,14 @@ def _filled(stream: Iterator[Document]) -> Iterator[Document]:
 
 
 def target_rows(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values of targets, moved from the position that predicts to the token that is predicted.
+    """Move values from the position that predicts a target to the target token itself.
 
     Args:
-        values: [sequences, context], at the position before each target.
-        mask: true where the position has a target, the same shape.
+        values: [sequences, context], stored at the position before each target.
+        mask: true where the position has a target, same shape.
 
     Returns:
-        float32 [sequences * context]; NaN for a token that is no target.
+        float32 [sequences * context]; NaN for a token that is not a target.
     """
     moved = np.full(values.shape, np.nan, dtype=np.float32)
     moved[:, 1:] = np.where(mask, values, np.nan)[:, :-1]
@@ -164,14 +164,14 @@ def excerpts(
     longest: int = 512,
     shortest: int = 8,
 ) -> list[dict[str, Any]]:
-    """Pieces of documents with a number for each token, the domains in turn.
+    """Select excerpts of documents from all domains, with a value for each token.
 
-    A piece lies within one document and one packed sequence, since weights are centred there. A
-    source with `publish: false` gives the place and the hash of a piece, and neither text nor ids.
+    An excerpt lies within one document and one packed sequence, over which weights are centred. For
+    a source with `publish: false` it has the position and hash of the text, but no text or ids.
 
     Args:
-        values: by name, [tokens] with NaN for a token that is no target, see `target_rows`.
-        longest, shortest: tokens of a piece.
+        values: by name, [tokens] with NaN for a token that is not a target, see `target_rows`.
+        longest, shortest: length limits of an excerpt, in tokens.
     """
     found = []
     for span, start, stop in _spread(text, count, longest, shortest):
@@ -196,10 +196,10 @@ def excerpts(
 def _spread(
     text: TrainingText, count: int, longest: int, shortest: int
 ) -> list[tuple[Span, int, int]]:
-    """Pieces of `count` documents: the domains share them, each evenly over its text."""
+    """Select `count` excerpts, split evenly over the domains and spread over each one's text."""
     by_domain: dict[str, list[tuple[Span, int, int]]] = {}
     for span in text.spans:
-        # The part in the sequence where the document begins, or else in the next one.
+        # Take the part in the document's first sequence or, if that is too short, in the next.
         end_of_row = (span.start // text.sequence_length + 1) * text.sequence_length
         start = span.start if min(span.stop, end_of_row) - span.start >= shortest else end_of_row
         stop = min(span.stop, (start // text.sequence_length + 1) * text.sequence_length)

@@ -1,1 +1,1 @@
-"""Every objective from one base over seeds: arms, rows, tables."""
+"""Comparing objectives from one base over seeds: arms, rows, tables."""

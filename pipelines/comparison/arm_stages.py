@@ -1,4 +1,4 @@
-"""The stages of a comparison, read back: what an evaluation needs, and where it stands. Pure."""
+"""The stages of a comparison: what an evaluation needs, and its arm, seed and point. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.plan.stage import COMPARISON, CONTAMINATION, Stage
 
 FOLDER = COMPARISON
 CHECK = f"{FOLDER}/{CONTAMINATION}"
-# Where an arm is evaluated besides along its annealing, and after what, in the order of its stages.
+# The points where an arm is evaluated after mid-training, in the order of its stages.
 AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 POINTS = tuple(AFTER)
 _POINT = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}
@@ -19,12 +19,12 @@ _EVALUATION = re.compile(
 
 
 def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
-    """The stages that made what a stage reads, back to the mid-training or, if `whole`, the start.
+    """The stages that a stage depends on, back to the mid-training or, if `whole`, to the start.
 
-    Stages that lie outside `by_name` are not followed.
+    Stages that are not in `by_name` are not followed.
     """
     if stage.kind == "mid_train":
-        # A mid-training finds its scores by their fingerprint, not by an input.
+        # A mid-training stage finds its scores by their fingerprint, not by an input.
         for name, scored in by_name.items():
             if name.startswith(f"{stage.name}-score"):
                 yield scored
@@ -42,7 +42,7 @@ def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[
 
 
 def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[Stage]:
-    """The evaluations that are not `known` (arm, seed, point), with all that is behind them."""
+    """The evaluations that are not `known` (arm, seed, point), and all stages they depend on."""
     by_name = {stage.name: stage for stage in stages}
     kept: set[str] = set()
     for stage in stages:
@@ -59,7 +59,7 @@ def place(stage: Stage) -> tuple[str, int, str]:
 
 
 def place_of(name: str) -> tuple[str, int, str] | None:
-    """Arm, seed and point of an evaluation by its name; None of another stage.
+    """Arm, seed and point of an evaluation by its name; None for other stages.
 
     `compare/seed-0/ntp/12-eval-1-of-4` is the point `1/4` of seed 0, `.../15-eval` is `mid`,
     `.../25-eval` is `sft`, `.../35-eval` is `dpo`, `.../50-eval` is `post`.

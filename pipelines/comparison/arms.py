@@ -1,8 +1,8 @@
-"""`compare`: the arms of the paper's table, and variants of them, as a plan. Pure.
+"""The plan of `compare`: the arms of the paper's table, and variants of them. Pure.
 
-Every arm mid-trains with the same settings on the same data order; only the objective and what it
-needs differ, and of a variant what it changes. Seeds vary the data order and the random numbers,
-and where wanted the base too.
+Every arm mid-trains with the same settings on the same data order. Arms differ only in the
+objective and its inputs, variants also in the keys that they override. Seeds vary the data order
+and the random numbers, and with `compare.base_per_seed` the base too.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
     """The stages of all arms and seeds.
 
     Raises:
-        UserError: an unknown arm, no task, settings that do not go together, or an arm whose
+        UserError: an unknown arm, no task, settings that cannot be combined, or an arm whose
             reference cannot be found.
     """
     check_comparison(config, base, ref)
     given = config.compare
-    outside = _Outside(base, ref)
+    models = _GivenModels(base, ref)
     if given.small:
-        outside.small = find_checkpoint(given.small, "compare.small")
+        models.small = find_checkpoint(given.small, "compare.small")
     stages: dict[str, Stage] = {}
     for seed in range(config.seed, config.seed + given.seeds):
-        own = _Seed(config, seed, outside, stages)
+        own = _Seed(config, seed, models, stages)
         if given.base_per_seed:
             own.reference()
         for arm in dict.fromkeys(given.arms):
             own.evaluated(arm)
-    # A name of its own: it reads less than that of a flywheel in the same run directory.
+    # A separate name, since a flywheel in the same run directory reads more sources.
     return with_contamination(
         _with_all_sources(config, stages.values()), list(stages.values()), CHECK
     )
@@ -66,7 +66,7 @@ def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
     """The recipe with the mid-training sources that variants add.
 
     Raises:
-        UserError: two sources of one name; a source is known by its key.
+        UserError: two different sources have the same name.
     """
     sources = dict(config.mid_train.sources)
     for stage in stages:
@@ -77,17 +77,17 @@ def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
             if dataclasses.replace(known, weight=source.weight) != source:
                 arm = stage.name.split("/")[2]
                 raise UserError(
-                    f"compare.variants.{arm}.set: source '{name}' is another one than in the "
-                    "recipe or in another variant. Give it a name of its own (weight=0 leaves one "
-                    "of the recipe out)."
+                    f"compare.variants.{arm}.set: source '{name}' differs from the source of that "
+                    "name in the recipe or in another variant. Rename it (weight=0 leaves a "
+                    "source of the recipe out)."
                 )
     mid = dataclasses.replace(config.mid_train, sources=sources)
     return dataclasses.replace(config, mid_train=mid)
 
 
 @dataclass
-class _Outside:
-    """Models that a comparison is given."""
+class _GivenModels:
+    """Checkpoints that the user gave to a comparison."""
 
     base: ModelRef | None
     ref: ModelRef | None
@@ -96,16 +96,16 @@ class _Outside:
 
 @dataclass
 class _Seed:
-    """The arms of one seed. Each method adds what it names to `stages`, once.
+    """The arms of one seed. Each method adds the stages that it names to `stages`, once.
 
     Attributes:
-        stages: of all seeds, by name, each after what it needs.
-        making: arms whose mid-training is being planned, to find a circle of references.
+        stages: stages of all seeds by name, each after the stages it needs.
+        making: arms whose mid-training is being planned, to detect circular references.
     """
 
     recipe: Config
     seed: int
-    outside: _Outside
+    models: _GivenModels
     stages: dict[str, Stage]
     making: list[str] = field(default_factory=list)
 
@@ -114,33 +114,33 @@ class _Seed:
         mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points)
         self.config = dataclasses.replace(self.recipe, seed=self.seed, mid_train=mid)
         self.folder = f"{FOLDER}/seed-{self.seed}"
-        # Under equal FLOPs arm `ntp` trains on more tokens than the plain pipeline.
+        # With equal FLOPs, arm `ntp` trains on more tokens than the plain pipeline.
         self.plain = "ntp" if compare.budget == "tokens" else PLAIN
 
     def base(self) -> Given:
-        if self.outside.base is not None:
-            return self.outside.base
+        if self.models.base is not None:
+            return self.models.base
         return self._add([Stage("pretrain", f"{self.folder}/base", self.config)])
 
     def reference(self) -> Given:
-        """What weights the tokens unless an arm says otherwise."""
-        if self.outside.ref is not None:
-            return self.outside.ref
+        """The default reference model of the arms."""
+        if self.models.ref is not None:
+            return self.models.ref
         if not self.recipe.compare.base_per_seed:
             raise UserError(
                 f"arm '{self.making[-1]}' needs --ref CKPT, the RL-tuned model; "
-                f"{' and '.join(self.making[:-1]) or 'compare.arms'} asked for it."
+                f"{' and '.join(self.making[:-1]) or 'compare.arms'} requires that arm."
             )
         return self.post_trained(self.plain)[-1].name
 
     def mid(self, arm: str) -> str:
-        """The mid-training of an arm, after the score stages that it reads."""
+        """The mid-training stage of an arm, after the score stages that it reads."""
         name = f"{self.folder}/{arm}/10-mid-train"
         if name in self.stages:
             return name
         if arm in self.making:
-            circle = " -> ".join([*self.making[self.making.index(arm) :], arm])
-            raise UserError(f"compare.variants: arms that wait for each other: {circle}.")
+            cycle = " -> ".join([*self.making[self.making.index(arm) :], arm])
+            raise UserError(f"compare.variants: circular reference between arms: {cycle}.")
         self.making.append(arm)
         base = self._starts_from(arm)
         found = self._mid_stages(arm, self._settings(arm), name, base, self._reference_of(arm))
@@ -156,7 +156,7 @@ class _Seed:
         return stages
 
     def evaluated(self, arm: str) -> None:
-        """An arm with its evaluations."""
+        """Add an arm with its evaluations."""
         if arm == "more-rl":
             self._more_rl()
             return
@@ -166,7 +166,7 @@ class _Seed:
         for number in range(1, config.mid_train.snapshots + 1):
             name = f"{folder}/12-eval-{number}-of-{compare.points + 1}"
             inputs: dict[str, Given] = {"model": f"{mid}@{number}"}
-            self._add([Stage("evaluate", name, _without_draws(config), inputs)])
+            self._add([Stage("evaluate", name, _without_samples(config), inputs)])
         self._add([Stage("evaluate", f"{folder}/15-eval", config, {"model": mid})])
         if compare.post_train:
             self._post_evaluated(self.post_trained(arm), folder)
@@ -200,7 +200,7 @@ class _Seed:
         own = self
         if variant.ref_seed:
             seed = self.seed + variant.ref_seed
-            own = _Seed(self.recipe, seed, self.outside, self.stages, self.making)
+            own = _Seed(self.recipe, seed, self.models, self.stages, self.making)
         if step:
             return own._step(name, step, arm)
         if not (post := own.post_trained(name)):
@@ -211,62 +211,62 @@ class _Seed:
         return post[-1].name
 
     def _step(self, arm: str, step: str, asking: str) -> str:
-        """A stage of an arm, or a snapshot of its mid-training: 20-sft, 10-mid-train@2."""
+        """A stage of an arm, or a snapshot of its mid-training: 20-sft or 10-mid-train@2."""
         self.post_trained(arm)
         folder = f"{self.folder}/{arm}/"
-        there = [name.removeprefix(folder) for name in self.stages if name.startswith(folder)]
+        existing = [name.removeprefix(folder) for name in self.stages if name.startswith(folder)]
         bare, _, number = step.partition("@")
         key = f"compare.variants.{asking}.ref" if variant_of(self.recipe, asking).ref else asking
         last = self.stages[f"{folder}10-mid-train"].config.mid_train.snapshots
         if number and not (number.isdigit() and 1 <= int(number) <= last):
             raise UserError(
-                f"{key}: @{number}: the mid-training of arm '{arm}' keeps {last} models along the "
-                "way, from @1 on (compare.points, for arms of the table)."
+                f"{key}: @{number}: mid-training of arm '{arm}' saves {last} snapshots, from @1 "
+                "on (set by compare.points for built-in arms, 0 for variants)."
             )
-        if bare not in there or (number and bare != "10-mid-train"):
+        if bare not in existing or (number and bare != "10-mid-train"):
             raise UserError(
                 f"{key}: arm '{arm}' has no stage '{step}'; it has "
-                f"{', '.join(n for n in there if 'eval' not in n and 'score' not in n)}."
+                f"{', '.join(n for n in existing if 'eval' not in n and 'score' not in n)}."
             )
         return f"{folder}{step}"
 
     def _sft_reference(self, arm: str) -> Given:
-        """`compare.sft_ref`, or the SFT stage beside the reference's stage."""
-        given, ref = self.recipe.compare.sft_ref, self.outside.ref
+        """`compare.sft_ref`, or the SFT stage in the same folder as the reference's stage."""
+        given, ref = self.recipe.compare.sft_ref, self.models.ref
         if given:
             return find_checkpoint(given, "compare.sft_ref")
         if self.recipe.compare.base_per_seed:
             return self._step(self.plain, "20-sft", arm)
-        beside = ref.folder.parent.parent / "20-sft" if ref and ref.folder else None
-        if beside is None or not StageDir(beside).is_complete():
+        sibling = ref.folder.parent.parent / "20-sft" if ref and ref.folder else None
+        if sibling is None or not StageDir(sibling).is_complete():
             raise UserError(
-                f"arm '{arm}': no SFT stage lies beside the reference"
-                f"{f' {ref.location}' if ref else ', which is not given'}. Name the SFT model with "
+                f"arm '{arm}': the folder of the reference"
+                f"{f' {ref.location}' if ref else ' (not given)'} has no SFT stage 20-sft. Set "
                 "compare.sft_ref=CKPT, or leave sft out of compare.arms."
             )
-        return find_checkpoint(str(beside), "compare.sft_ref")
+        return find_checkpoint(str(sibling), "compare.sft_ref")
 
     def _found(self, ckpt: str, arm: str, key: str) -> ModelRef:
-        """A CKPT, of a variant that names no arm."""
+        """The checkpoint that a variant names, if it does not name an arm."""
         known, named = known_arms(self.recipe), f"compare.variants.{arm}.{key}"
         first, _, step = ckpt.partition("/")
-        # It looks like a name of the hub.
+        # Such a name would otherwise pass for one on the hub.
         if not Path(ckpt).exists() and (first in known or re.match(r"\d\d-", step)):
             raise UserError(
                 f"{named} = {ckpt}: "
                 + (
-                    "a base is an arm, whose mid-trained model it is, or a CKPT."
+                    "name an arm, whose mid-trained model is then the base, or a CKPT."
                     if first in known
-                    else f"no arm '{first}'{did_you_mean(first, known)}"
+                    else f"unknown arm '{first}'{did_you_mean(first, known)}"
                 )
             )
         try:
             return find_checkpoint(ckpt, named)
         except UserError as error:
-            raise UserError(f"{error} Or an arm: {', '.join(known)}.") from error
+            raise UserError(f"{error} Or name an arm: {', '.join(known)}.") from error
 
     def _settings(self, arm: str) -> Config:
-        """The config of an arm's stages, with its own overrides and its tokens."""
+        """The config of an arm's stages, with its overrides and its number of tokens."""
         variant = variant_of(self.recipe, arm)
         own = varied(self.config, variant.set, f"compare.variants.{arm}.set")
         if arm != PLAIN and (variant.budget or self.recipe.compare.budget) == "flops":
@@ -275,7 +275,7 @@ class _Seed:
                 own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
             )
         if arm in self.recipe.compare.variants:
-            # Nobody evaluates the models along its way.
+            # The snapshots of a variant are not evaluated.
             mid = dataclasses.replace(own.mid_train, snapshots=0)
             own = dataclasses.replace(own, mid_train=mid)
         try:
@@ -291,35 +291,35 @@ class _Seed:
         kind = kind_of(self.recipe, arm)
         mid = dataclasses.replace(config.mid_train, objective=ARMS[kind])
         if kind == "kd":
-            # It needs whole distributions, which no cache keeps.
+            # KD needs full distributions; the cache stores only the log-probability of each token.
             mid = dataclasses.replace(mid, reference="inline")
         decided = with_objective(dataclasses.replace(config, mid_train=mid), ref is not None)
-        return mid_stages(decided, name, base, ref, self.outside.small)
+        return mid_stages(decided, name, base, ref, self.models.small)
 
     def _mid_flops(self, config: Config, arm: str) -> float:
-        """FLOPs of an arm's mid-training for each parameter, with its scoring.
+        """FLOPs per parameter of an arm's mid-training, including scoring.
 
-        The reference counts as large as the base, which it is in this method.
+        The reference counts as large as the base, as it is in ReMiT.
         """
-        # Whichever model it is, it costs the same, so that this needs no reference at hand.
+        # All references cost the same, so BASE can stand in for one that does not exist yet.
         ref = None if kind_of(self.recipe, arm) in WITHOUT_REFERENCE else BASE
         return sum(stage_flops(s, 1) for s in self._mid_stages(arm, config, "", BASE, ref))
 
     def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:
-        """Tokens for which an arm costs what ReMiT costs for `mid_train.tokens`, in whole steps."""
+        """Tokens, in whole steps, that cost an arm as much as `mid_train.tokens` cost ReMiT."""
         budget = self._mid_flops(self.config, "remit")
         step = config.mid_train.global_batch_size * config.sequence_length
         tokens = config.mid_train.tokens * budget / self._mid_flops(config, arm)
         if tokens < step:
             raise UserError(
                 f"arm '{arm}': compare.budget=flops leaves it {int(tokens)} of the mid_train.tokens"
-                f" = {config.mid_train.tokens}, less than one step of {step} tokens. Give more "
-                "tokens."
+                f" = {config.mid_train.tokens}, fewer than one step of {step} tokens. Raise "
+                "mid_train.tokens."
             )
         return round(tokens / step) * step
 
     def _more_rl(self) -> None:
-        """The plain pipeline, with the FLOPs of ReMiT's reference in more steps of RLVR."""
+        """The plain pipeline; the FLOPs of ReMiT's reference go into more RLVR steps."""
         folder = f"{self.folder}/more-rl"
         mid = self.mid(self.plain)
         before = [s for s in self.post_trained(self.plain) if s.kind != "rlvr"]
@@ -335,7 +335,7 @@ class _Seed:
     def _post_evaluated(self, post: list[Stage], folder: str) -> None:
         evaluated = {f"{folder}/50-eval": post[-1]}
         if self.recipe.compare.post_points:
-            # `20-sft` before `25-eval`, as in a round: the number is that of the step, and five.
+            # `25-eval` follows `20-sft`, as in a round: its number is that of the step plus five.
             between = {f"{folder}/{int(s.name.rpartition('/')[2][:2]) + 5}-eval": s for s in post}
             evaluated = dict(list(between.items())[:-1]) | evaluated
         for name, stage in evaluated.items():
@@ -343,8 +343,8 @@ class _Seed:
             self._add([Stage("evaluate", name, stage.config, inputs, chat=True)])
 
 
-def _without_draws(config: Config) -> Config:
-    """An evaluation of the same questions that draws no answers."""
+def _without_samples(config: Config) -> Config:
+    """The same evaluation without samples for pass@k."""
     settings = config.eval
     return dataclasses.replace(
         config,

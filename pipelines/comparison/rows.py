@@ -1,7 +1,7 @@
-"""The rows of a comparison: written, read back and put together.
+"""Writing, reading and combining the rows of a comparison.
 
-Rows can leave their run directory and be read back elsewhere, so that a study goes on on another
-machine. A row names the study it belongs to; rows of another one are refused.
+Rows can be copied out of their run directory and read elsewhere, so that a study can continue on
+another machine. Each row identifies the study it belongs to; rows of another study are refused.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from pipelines.comparison.study import Study
 from pipelines.errors import UserError
 from pipelines.run_dir.paths import RunDir, write_text
 
-# What two rows of one model have alike.
-MEASURED = ("identity", "average", "tasks", "bits_per_byte", "drawn")
+# Fields that two rows of the same model must agree in.
+MEASURED = ("identity", "average", "tasks", "bits_per_byte", "sampled")
 
 
 def rows_path(run: RunDir) -> Path:
     return run.root / FOLDER / "rows.jsonl"
 
 
-def rows_there(run: RunDir) -> list[Row]:
-    """The rows that comparisons left in a run directory.
+def existing_rows(run: RunDir) -> list[Row]:
+    """The rows that earlier comparisons wrote to a run directory.
 
     Raises:
-        UserError: a line that is no row, or rows that do not belong to one study.
+        UserError: a line is not a valid row, or the rows belong to different studies.
     """
     path = rows_path(run)
     return collected([path]) if path.is_file() else []
 
 
 def check_kept(run: RunDir, study: Study) -> None:
-    """Refuse a plan whose rows could not stand beside those that earlier ones left in its run.
+    """Refuse a plan whose rows cannot be combined with those that its run directory has.
 
     Raises:
-        UserError: names the row, and what it differs in.
+        UserError: names the row and how it differs.
     """
     planned = {place(s): study.parts(s) for s in study.stages if s.kind == "evaluate"}
-    for number, row in enumerate(rows_there(run), 1):
+    for number, row in enumerate(existing_rows(run), 1):
         if (row.arm, row.seed, row.point) in planned:
-            continue  # written anew
+            continue  # it will be overwritten
         differing = _differing(row.shared, study.shared, both=True)
         for (arm, _, point), parts in planned.items():
             if point == row.point:
@@ -53,36 +53,36 @@ def check_kept(run: RunDir, study: Study) -> None:
             raise UserError(
                 f"{rows_path(run)}, line {number}: {row.arm}, seed {row.seed}, {row.point} is of "
                 f"another study: it differs in {', '.join(sorted(differing))}. Choose another "
-                "--run-dir, or give the same checkpoints, recipe and overrides."
+                "--run-dir, or use the same checkpoints, recipe and overrides."
             )
 
 
 def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
-    """Write `compare/rows.jsonl`; its path.
+    """Write `compare/rows.jsonl` and return its path.
 
-    Rows of other arms and seeds that earlier comparisons left there stay.
+    Rows of other arms and seeds that earlier comparisons wrote to it stay.
     """
     path = rows_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {(row.arm, row.seed, row.point): row for row in found}
-    kept = [row for row in rows_there(run) if (row.arm, row.seed, row.point) not in new]
+    kept = [row for row in existing_rows(run) if (row.arm, row.seed, row.point) not in new]
     lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in [*kept, *found])
     write_text(path, "".join(lines))
     return path
 
 
 def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
-    """The rows of some files that a plan asks for; others in them are passed over.
+    """The rows of some files that a plan needs; other rows are ignored.
 
     Raises:
-        UserError: a file that is not there, a line that is no row, a row of another study, or two
-            rows of one model that differ; the message names file and line.
+        UserError: a file does not exist, a line is not a valid row, a row belongs to another study,
+            or two rows of one model differ; the message names file and line.
     """
     wanted = {place(stage): stage for stage in study.stages if stage.kind == "evaluate"}
     found: dict[tuple[str, int, str], Row] = {}
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"compare.rows: there is no file {path}.")
+            raise UserError(f"compare.rows: {path} does not exist or is not a file.")
         for number, row in enumerate(parsed(path, f"compare.rows: {path}"), 1):
             where = f"compare.rows: {path}, line {number}"
             key = (row.arm, row.seed, row.point)
@@ -97,13 +97,13 @@ def collected(paths: Sequence[Path]) -> list[Row]:
     """All rows of some files, each model once.
 
     Raises:
-        UserError: a file that is not there, a line that is no row, two rows of one model that
-            differ, or rows that do not belong to one study.
+        UserError: a file does not exist, a line is not a valid row, two rows of one model differ,
+            or the rows belong to different studies.
     """
     found: dict[tuple[str, int, str], Row] = {}
     for path in paths:
         if not path.is_file():
-            raise UserError(f"there is no file {path}.")
+            raise UserError(f"{path} does not exist or is not a file.")
         for number, row in enumerate(parsed(path, str(path)), 1):
             where = f"{path}, line {number}"
             for other in found.values():
@@ -113,39 +113,39 @@ def collected(paths: Sequence[Path]) -> list[Row]:
 
 
 def _check_together(row: Row, other: Row, where: str) -> None:
-    """Rows are of one recipe, those of an arm trained alike, and those of a point asked alike."""
+    """Check that rows share the recipe, those of an arm the training, of a point the evaluation."""
     differing = _differing(row.shared, other.shared, both=True)
     if row.point == other.point:
         differing |= _differing_parts(row, other.study, same_arm=row.arm == other.arm)
     if differing:
         raise UserError(
             f"{where}: a row of another study than that of {other.arm}, seed {other.seed}, "
-            f"{other.point}: it differs in {', '.join(sorted(differing))}. Draw them apart."
+            f"{other.point}: it differs in {', '.join(sorted(differing))}. Report them separately."
         )
 
 
 def _differing_parts(row: Row, parts: dict[str, str], *, same_arm: bool) -> set[str]:
-    """Arms differ in how they were trained, but not in what they were asked."""
+    """The keys that differ; arms may differ in their training, but not in their evaluation."""
     found = _differing(row.study, parts)
     return found if same_arm else found & {"evaluate"}
 
 
 def _differing(own: dict[str, str], other: dict[str, str], *, both: bool = False) -> set[str]:
-    """The keys of different values; `both`: of those that both have."""
+    """The keys whose values differ; with `both`, only among keys that both have."""
     keys = own.keys() & other.keys() if both else own.keys() | other.keys()
     return {key for key in keys if own.get(key) != other.get(key)}
 
 
 def places(paths: Sequence[str]) -> set[tuple[str, int, str]]:
-    """Arm, seed and point of the rows of some files, of whatever study.
+    """Arm, seed and point of the rows of some files, of any study.
 
     Raises:
-        UserError: a file that is not there, or a line that is no row.
+        UserError: a file does not exist, or a line is not a valid row.
     """
     found = set()
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"compare.rows: there is no file {path}.")
+            raise UserError(f"compare.rows: {path} does not exist or is not a file.")
         found |= {(r.arm, r.seed, r.point) for r in parsed(path, f"compare.rows: {path}")}
     return found
 
@@ -156,62 +156,62 @@ def shown(
     against: str | None,
     seeds: Sequence[str] | None = None,
 ) -> list[Row]:
-    """The rows of some arms and seeds, held against another arm; None: as they are.
+    """The rows of some arms and seeds, with baseline `against`; None leaves each as it is.
 
     Raises:
-        UserError: no row is of such an arm, such a seed or of both, or the rows of one arm are held
-            against different ones.
+        UserError: no row has such an arm, such a seed or both, or the rows of one arm have
+            different baselines.
     """
     named = [("--arms", arm) for arm in arms or ()] + ([("--against", against)] if against else [])
     _check_named(named, "arm", [row.arm for row in found])
     _check_named([("--seeds", s) for s in seeds or ()], "seed", [str(row.seed) for row in found])
     if arms is not None and against is not None and against not in arms:
-        raise UserError(f"--against {against}: name it in --arms too.")
+        raise UserError(f"--against {against}: add this arm to --arms.")
     kept = [
         row
         for row in found
         if (arms is None or row.arm in arms) and (seeds is None or str(row.seed) in seeds)
     ]
     if found and not kept:
-        raise UserError("no row is of an arm of --arms and a seed of --seeds both.")
+        raise UserError("no row matches both --arms and --seeds.")
     if against is not None and against not in {row.arm for row in kept}:
-        raise UserError(f"--against {against}: it has no row of a seed of --seeds.")
-    return _held_against(kept, against)
+        raise UserError(f"--against {against}: this arm has no row with a seed of --seeds.")
+    return _with_baseline(kept, against)
 
 
-def _check_named(named: Sequence[tuple[str, str]], what: str, there: Sequence[str]) -> None:
+def _check_named(named: Sequence[tuple[str, str]], what: str, existing: Sequence[str]) -> None:
     for option, name in named:
-        if name not in there:
-            known = ", ".join(dict.fromkeys(there))
-            raise UserError(f"{option} {name}: no row is of that {what}; there are {known}.")
+        if name not in existing:
+            known = ", ".join(dict.fromkeys(existing))
+            raise UserError(f"{option} {name}: no row has that {what}. Choose from {known}.")
 
 
-def _held_against(found: Sequence[Row], arm: str | None) -> list[Row]:
-    if arm is None:
+def _with_baseline(found: Sequence[Row], baseline: str | None) -> list[Row]:
+    if baseline is None:
         named: dict[str, str] = {}
         for row in found:
             if named.setdefault(row.arm, row.against) != row.against:
                 raise UserError(
-                    f"rows of {row.arm} are held against {named[row.arm]} and against "
-                    f"{row.against}: name one with --against."
+                    f"rows of {row.arm} have different baselines, {named[row.arm]} and "
+                    f"{row.against}: choose one with --against."
                 )
         return list(found)
-    return [dataclasses.replace(row, against=arm) for row in found]
+    return [dataclasses.replace(row, against=baseline) for row in found]
 
 
 def _keep(found: dict[tuple[str, int, str], Row], row: Row, where: str) -> None:
     before = found.setdefault((row.arm, row.seed, row.point), row)
-    # The time that it took, and what rows of other versions do not tell, may differ.
+    # Its time, and fields that rows of other versions lack, may differ.
     if any(getattr(before, key) != getattr(row, key) for key in MEASURED):
         raise UserError(
-            f"{where}: another row of {row.arm}, seed {row.seed}, {row.point} came before it, and "
-            "the two differ. Keep one."
+            f"{where}: this row differs from an earlier row of {row.arm}, seed {row.seed}, "
+            f"{row.point}. Keep one of the two."
         )
 
 
 def _check_study(row: Row, wanted: dict[str, str], shared: dict[str, str], where: str) -> None:
     if differing := _differing(row.study, wanted) | _differing(row.shared, shared, both=True):
         raise UserError(
-            f"{where}: a row of another study; it differs in {', '.join(sorted(differing))}. Give "
+            f"{where}: a row of another study; it differs in {', '.join(sorted(differing))}. Use "
             "the same checkpoints, recipe and overrides, or leave the file out."
         )

@@ -1,4 +1,4 @@
-"""What the rows of a comparison depend on, and the rows that its complete stages make."""
+"""What the rows of a comparison depend on, and the rows of its complete stages."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipelines.plan.stage import Stage
 from pipelines.recipe.schema import Config
 from pipelines.run_dir.paths import RunDir
 
-# What rows of one arm may differ in.
+# Keys in which rows of one arm may differ.
 _OF_A_SEED = ("seed", "mid_train.snapshots")
-# What the arms of one comparison may differ in besides, before any variant changes more.
+# Keys in which the built-in arms of a comparison may differ too; variants change more.
 _OF_AN_ARM = (
     *_OF_A_SEED, "mid_train.objective", "mid_train.reference",
 )  # fmt: skip
@@ -30,12 +30,12 @@ _OF_AN_ARM = (
 
 @dataclass
 class Study:
-    """What each evaluation of a plan depends on, apart from its seed.
+    """Hashes of what each evaluation of a plan depends on, apart from its seed.
 
     Args:
         stages: the whole plan of a comparison.
-        data_sha256: of each source, by config key.
-        config, base, ref: what the comparison was given.
+        data_sha256: hash of each source, by config key.
+        config, base, ref: the recipe and the checkpoints given to the comparison.
     """
 
     stages: Sequence[Stage]
@@ -49,18 +49,18 @@ class Study:
         self.by_name = {stage.name: stage for stage in self.stages}
 
     def parts(self, evaluation: Stage) -> dict[str, str]:
-        """By role the models that an arm starts from, by kind the settings of its stages."""
-        way = [evaluation, *behind(evaluation, self.by_name, whole=False)]
-        parts = {stage.kind: self._settings(stage) for stage in way if stage.kind != "score"}
-        mid = next(stage for stage in way if stage.kind == "mid_train")
+        """Hashes of an arm's input models by role, and of the settings of its stages by kind."""
+        chain = [evaluation, *behind(evaluation, self.by_name, whole=False)]
+        parts = {stage.kind: self._settings(stage) for stage in chain if stage.kind != "score"}
+        mid = next(stage for stage in chain if stage.kind == "mid_train")
         seed = evaluation.config.seed
         return parts | {role: self._model(given, seed) for role, given in mid.inputs.items()}
 
     @cached_property
     def shared(self) -> dict[str, str]:
-        """Hashes of what all arms share: the recipe of their training, its text, base, reference.
+        """Hashes of what all arms share: the recipe of their training, its data, base, reference.
 
-        Two rows that differ in one of them are of different studies, whichever arms they are.
+        Two rows that differ in one of them belong to different studies, whatever their arms.
         """
         kinds = ["mid_train"] if self.base else ["pretrain", "mid_train"]
         if self.config.compare.base_per_seed or self.config.compare.post_train:
@@ -75,7 +75,7 @@ class Study:
         return parts | {role: self._content(given) for role, given in models.items()}
 
     def _shared_texts(self) -> dict[str, str]:
-        """Hashes of the recipe's sources that a mid-training reads; no variant changes one."""
+        """Hashes of the recipe's sources that mid-training reads; variants cannot change them."""
         own = {f"mid_train.sources.{name}" for name in self.config.mid_train.sources}
         read = {
             key
@@ -93,7 +93,7 @@ class Study:
         return digest(kept | data)[:16]
 
     def _model(self, given: str | ModelRef, seed: int) -> str:
-        """Content of a model outside; what decides one that the plan of a seed makes."""
+        """Hash of a given model's content, or of what determines a model that the plan makes."""
         if isinstance(given, str):
             name, _, number = given.partition("@")
             stage = self.by_name[name]
@@ -114,7 +114,7 @@ class Study:
 
 
 def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: int) -> list[Row]:
-    """The evaluated models among complete stages of a comparison, of a base of `parameters`."""
+    """The rows of a comparison's complete evaluations; the base has so many `parameters`."""
     made = {stage.name: stage for stage in stages if run.stage(stage.name).is_complete()}
     results = {name: run.stage(name).read_result() for name in made}
     found = []
@@ -142,7 +142,7 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
                     domain: value["bits_per_byte"]
                     for domain, value in result["bits_per_byte"].items()
                 },
-                drawn=_mean_drawn(result["tasks"]),
+                sampled=_mean_sampled(result["tasks"]),
                 training=training_measures({s.kind: results[s.name] for s in spent.values()}),
                 shared=study.shared,
                 tokens=results[mid.name]["tokens"],
@@ -159,10 +159,10 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
 
 
 def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What the training of an arm left to compare, from its results by kind of stage.
+    """Measures of an arm's training to compare, from its results by kind of stage.
 
-    The first and the last loss of SFT, in nats: all arms have the same one there, other than in
-    mid-training. Of an arm that chooses sequences, the share of each domain in its tokens.
+    The first and the last loss of SFT, in nats, which all arms compute in the same way, unlike the
+    mid-training loss. For an arm that selects sequences, also each domain's share of its tokens.
     """
     sft = results.get("sft", {})
     losses = {f"SFT loss, {end}": sft[f"loss_{end}"] for end in ("first", "last") if sft}
@@ -170,8 +170,8 @@ def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return losses | {f"chosen {domain}": share["kept"] for domain, share in domains.items()}
 
 
-def _mean_drawn(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """By measure, the mean over the tasks that all have it."""
+def _mean_sampled(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The mean over tasks of each measure that all sampled tasks have."""
     sampled = [task["sampled"] for task in tasks.values() if "sampled" in task]
     names = dict.fromkeys(name for scores in sampled for name in scores)
     return {

@@ -1,4 +1,4 @@
-"""The tables of a comparison: means over seeds with intervals, gains paired by seed, curves."""
+"""Tables of a comparison: means over seeds with intervals, differences paired by seed, curves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipelines.comparison.row import Row
 from pipelines.evals.intervals import holm, mean_interval, t_test
 
 AVERAGE = "average"
-# Differences that vary less than this vary by rounding alone.
+# A smaller standard deviation of the differences counts as rounding error.
 NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over seeds, with half its 95% interval; None with one seed."""
+    """A mean over seeds, with half its 95% interval (None with one seed)."""
 
     mean: float
     half: float | None
@@ -26,20 +26,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an arm has more than the arm it is held against, paired by seed.
+    """The difference between an arm and its baseline, paired by seed.
 
     Attributes:
         half: half the 95% interval by Student's t; None with one seed.
-        effect: mean over standard deviation of the differences (Cohen's d of pairs); None where
-            that is not defined.
-        p: two-sided, of the t-test; `holm` is the same adjusted for all arms of the table.
+        effect: mean divided by standard deviation of the differences (Cohen's d of pairs); None if
+            undefined.
+        p_value: of the two-sided paired t-test.
+        holm: `p_value` adjusted by Holm's method for all arms of the table.
     """
 
-    against: str
+    baseline: str
     mean: float
     half: float | None
     effect: float | None
-    p: float | None
+    p_value: float | None
     holm: float | None
     by_seed: dict[int, float]
 
@@ -49,8 +50,9 @@ class Line:
     """One measure of all arms.
 
     Attributes:
-        cells: None where an arm has not been measured.
-        gains: None for an arm that is held against itself, or against one that is not there.
+        cells: means of the arms; None where an arm was not measured.
+        gains: differences from the baselines; None for an arm that is its own baseline, and where
+            the baseline has no row.
     """
 
     cells: list[Cell | None]
@@ -59,15 +61,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Lines of one entry for each of `arms`.
+    """The table of one point; each line has one entry per arm in `arms`.
 
     Attributes:
-        baselines: the arm that each is held against.
-        own_seeds: of each arm, those that it has a row of.
-        accuracy: by task, and the average of the tasks.
+        baselines: the baseline of each arm.
+        own_seeds: for each arm, the seeds that it has rows for.
+        accuracy: by task, and the average over tasks.
         bits_per_byte: by domain.
-        drawn: by measure of drawn answers, such as pass@8.
-        training: by measure of the arms' training, such as the first loss of SFT.
+        sampled: by measure of the samples, such as pass@8.
+        training: by measure of the training, such as the first loss of SFT.
     """
 
     point: str
@@ -77,12 +79,12 @@ class Comparison:
     own_seeds: list[list[int]]
     accuracy: dict[str, Line]
     bits_per_byte: dict[str, Line]
-    drawn: dict[str, Line]
+    sampled: dict[str, Line]
     training: dict[str, Line]
 
     @property
     def same_seeds(self) -> bool:
-        """Whether the levels of the arms compare: all are of the same seeds."""
+        """Whether all arms have the same seeds, so that their means are comparable."""
         return all(seeds == self.seeds for seeds in self.own_seeds)
 
     @property
@@ -91,13 +93,13 @@ class Comparison:
 
 
 def _arms(found: Iterable[Row]) -> list[str]:
-    """The arms of some rows: those of the table in one order, then variants as they come."""
-    there = dict.fromkeys(row.arm for row in found)
-    return [*(arm for arm in ARMS if arm in there), *(arm for arm in there if arm not in ARMS)]
+    """The arms of some rows: built-in ones in a fixed order, then variants as they occur."""
+    own = dict.fromkeys(row.arm for row in found)
+    return [*(arm for arm in ARMS if arm in own), *(arm for arm in own if arm not in ARMS)]
 
 
 def tables(found: Sequence[Row]) -> list[Comparison]:
-    """One table after mid-training, and one after each step of post-training that was evaluated."""
+    """One table after mid-training, and one after each evaluated step of post-training."""
     return [
         _table(point, [row for row in found if row.point == point])
         for point in POINTS
@@ -124,7 +126,7 @@ def _table(point: str, found: list[Row]) -> Comparison:
         own_seeds=[sorted(own) for own in by_arm.values()],
         accuracy=lines(_accuracies),
         bits_per_byte=lines(lambda row: row.bits_per_byte),
-        drawn=lines(lambda row: row.drawn),
+        sampled=lines(lambda row: row.sampled),
         training=lines(lambda row: row.training),
     )
 
@@ -153,17 +155,17 @@ def _over_seeds(values: dict[int, float]) -> Cell | None:
 
 
 def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
-    against = next(row.against for row in rows.values())
-    other = values.get(against, {})
+    baseline = next(row.against for row in rows.values())
+    other = values.get(baseline, {})
     deltas = {s: values[arm][s] - other[s] for s in sorted(values[arm].keys() & other.keys())}
-    if arm == against or not deltas:
+    if arm == baseline or not deltas:
         return None
     numbers = list(deltas.values())
     spread = stdev(numbers) if len(numbers) > 1 else 0.0
     mean, half = mean_interval(numbers)
     if spread < NO_SPREAD:
-        return Gain(against, mean, half, None, None, None, deltas)
-    return Gain(against, mean, half, mean / spread, t_test(numbers), None, deltas)
+        return Gain(baseline, mean, half, None, None, None, deltas)
+    return Gain(baseline, mean, half, mean / spread, t_test(numbers), None, deltas)
 
 
 def by_seed(gain: Gain) -> str:
@@ -171,30 +173,30 @@ def by_seed(gain: Gain) -> str:
     return ", ".join(f"{seed}: {100 * delta:+.1f}" for seed, delta in gain.by_seed.items())
 
 
-def chance(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def p_text(p_value: float) -> str:
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _adjusted(gains: list[Gain | None]) -> list[Gain | None]:
-    chances = holm([gain.p if gain else None for gain in gains])
+    adjusted = holm([gain.p_value if gain else None for gain in gains])
     return [
-        replace(gain, holm=chance) if gain else None
-        for gain, chance in zip(gains, chances, strict=True)
+        replace(gain, holm=p_value) if gain else None
+        for gain, p_value in zip(gains, adjusted, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The average of one arm along the annealing.
+    """The average accuracy of one arm during mid-training.
 
     Attributes:
-        seeds: that the averages are over.
-        parts: of the mid-training that were done, the last one 1.
-        averages: means over seeds, with intervals.
-        reaches_ntp: part after which the mean reaches NTP's final mean, between two points by a
-            straight line; None if it never does, or there is nothing to reach: no NTP arm, or one
-            that was no lower at its first point.
-        steps_to_ntp: the same in steps.
+        seeds: the seeds that the averages are over.
+        parts: shares of the mid-training that were done; the last one is 1.
+        averages: means over seeds with intervals, one per part.
+        reaches_ntp: share of the mid-training after which the mean reaches NTP's final mean, linear
+            between two points. None if it never does, without an NTP arm, and if NTP's mean did
+            not rise from its first point.
+        steps_to_ntp: the same share in steps.
     """
 
     arm: str
@@ -206,15 +208,15 @@ class Curve:
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
-    """The annealing curve of each arm with points before the last.
+    """The curve of each arm that has points during mid-training.
 
-    Over the seeds that have every point of it; what it is to reach is NTP's end of those seeds.
+    It covers the seeds that have every point, and is compared with NTP's final mean of those seeds.
     """
     along: dict[str, dict[float, dict[int, Row]]] = {}
     for row in found:
         if row.point == "mid" or "/" in row.point:
             along.setdefault(row.arm, {}).setdefault(_part(row.point), {})[row.seed] = row
-    drawn = []
+    found_curves = []
     for arm in _arms(row for row in found if "/" in row.point):
         by_part = along[arm]
         parts = sorted(by_part)
@@ -222,19 +224,19 @@ def curves(found: Sequence[Row]) -> list[Curve]:
         if not seeds:
             continue
         cells = [Cell(*mean_interval([by_part[p][s].average for s in seeds])) for p in parts]
-        reached = _reaches(parts, [c.mean for c in cells], _aim(along.get("ntp", {}), seeds))
+        reached = _reaches(parts, [c.mean for c in cells], _target(along.get("ntp", {}), seeds))
         steps = max(row.steps for own in by_part.values() for row in own.values())
-        drawn.append(
+        found_curves.append(
             Curve(
                 arm, seeds, parts, cells, reached,
                 None if reached is None else round(reached * steps),
             )
         )  # fmt: skip
-    return drawn
+    return found_curves
 
 
-def _aim(plain: dict[float, dict[int, Row]], seeds: list[int]) -> float | None:
-    """NTP's mean at its end over some seeds; None where it is not there or never rose to it."""
+def _target(plain: dict[float, dict[int, Row]], seeds: list[int]) -> float | None:
+    """NTP's final mean over some seeds; None if a seed lacks it or the mean did not rise."""
     whole = [rows for _, rows in sorted(plain.items()) if all(seed in rows for seed in seeds)]
     means = [sum(rows[seed].average for seed in seeds) / len(seeds) for rows in whole]
     if not means or whole[-1] is not plain.get(1.0) or (len(means) > 1 and means[0] >= means[-1]):
@@ -249,15 +251,15 @@ def _part(point: str) -> float:
     return int(done) / int(whole)
 
 
-def _reaches(parts: list[float], means: list[float], aim: float | None) -> float | None:
-    if aim is None:
+def _reaches(parts: list[float], means: list[float], target: float | None) -> float | None:
+    if target is None:
         return None
     for i, mean in enumerate(means):
-        if mean < aim:
+        if mean < target:
             continue
         if i == 0:
             return parts[0]
-        return parts[i - 1] + (parts[i] - parts[i - 1]) * (aim - means[i - 1]) / (
+        return parts[i - 1] + (parts[i] - parts[i - 1]) * (target - means[i - 1]) / (
             mean - means[i - 1]
         )
     return None

@@ -1,1 +1,1 @@
-"""Text: sources, records, packing, the cache of scores."""
+"""Training data: sources, records, packing and the score cache."""

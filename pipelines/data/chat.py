@@ -1,4 +1,4 @@
-"""The two turns of a conversation, as chat templates take them."""
+"""The two turns of a conversation, in the form that chat templates take."""
 
 from __future__ import annotations
 

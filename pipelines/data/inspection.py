@@ -1,6 +1,6 @@
-"""Inspection: everything that can be wrong with a data source, found before a stage starts.
+"""Inspect data sources, so that every error in them is found before a stage starts.
 
-Torch-free, for the launcher. A file is read once in full; what was found is cached by its path,
+The launcher runs this without torch. Each file is read once in full; the result is cached by path,
 size and modification time.
 """
 
@@ -35,16 +35,15 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a source is made of.
+    """Facts about a source.
 
     Attributes:
-        files: absolute paths, in reading order; empty for world and hub.
-        bytes: their size on disk.
-        sha256: of their content; for world and hub of what names it.
-        records: lines or rows before any filter; 0 where it is not known without reading (world,
-            hub).
-        kept: records that pass the filters and `limit`; 0 where it is not known: of documents, a
-            hub, and a stream of the world without limit.
+        files: absolute paths in reading order; empty for world and hub.
+        bytes: size of the files on disk.
+        sha256: hash of their content; for world and hub, of the names that identify the data.
+        records: lines or rows before any filter; 0 if not known without reading (world, hub).
+        kept: records that pass the filters and `limit`; 0 if not known: for documents, a hub, and a
+            world stream without limit.
     """
 
     files: list[str]
@@ -63,20 +62,20 @@ def inspect_source(
     *,
     needs: str = "",
 ) -> SourceFacts:
-    """Check one source against how a stage will use it.
+    """Check that a stage can use a source.
 
     Args:
-        key: its key in the configuration, for messages.
+        key: key of the source in the configuration, for messages.
         source: the configured source.
         data_root: folder that relative paths start from.
-        use: which templates must fit its records.
-        cache_path: JSON file that remembers files already read.
-        needs: a field that every record must have besides; empty: none.
+        use: kind of record, which decides the templates that must fit.
+        cache_path: JSON file that caches facts about files already read.
+        needs: an additional field that every record must have; empty for none.
 
     Raises:
-        UserError: missing, empty or broken files (with line), an unknown world stream, a bad
-            regular expression, a hub data set that cannot be had, or a record that lacks a field
-            or a gold answer.
+        UserError: a file is missing, empty or broken (with its line), a world stream is unknown, a
+            regular expression is invalid, a hub data set cannot be loaded, or a record lacks a
+            field or a gold answer.
     """
     try:
         _check_expressions(source, use)
@@ -94,7 +93,7 @@ def _named(name: str) -> SourceFacts:
 
 
 def _inspect_hub(key: str, source: SourceConfig, use: RecordKind, needs: str) -> SourceFacts:
-    # Into the hub's cache on disk, where the stages find it.
+    # This downloads the data to the hub's cache on disk, where the stages find it.
     found = open_source(key.rpartition(".")[2], source, "", 0)
     for number, record in enumerate(found, start=1):
         _check_record(
@@ -110,9 +109,9 @@ def _inspect_world(source: SourceConfig, use: RecordKind, needs: str) -> SourceF
 
     if source.stream not in world.STREAMS:
         raise UserError(
-            f"the world has no stream '{source.stream}'"
+            f"the built-in world has no stream '{source.stream}'"
             f"{did_you_mean(source.stream, world.STREAMS)} "
-            f"Its streams: {', '.join(world.STREAMS)}"
+            f"Its streams are {', '.join(world.STREAMS)}."
         )
     first = next(iter(world.records(source.stream, 0)))
     _check_record(first, source, use, needs, f"world stream '{source.stream}'")
@@ -149,11 +148,9 @@ def _inspect_files(
 
 
 def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, needs: str) -> int:
-    """Check the records that pass the filters, up to the limit, for documents the first; how many
-    these are.
-    """
+    """Check the records that pass the filters, of documents only the first; return how many."""
     first: tuple[Record, str] | None = None
-    kept = 0
+    passed = 0
     for path in files:
         for number, record in _records(path, source):
             where = f"{path}, {_unit(source)} {number}"
@@ -164,12 +161,12 @@ def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, nee
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
             _check_record(record, source, use, needs, where)
-            kept += 1
-            # A pre-training corpus is too large to render twice, and an empty document no error.
-            if use == "documents" or kept == source.limit:
-                return kept
-    if kept:
-        return kept
+            passed += 1
+            # A pre-training corpus is too large to render twice, and its empty documents are valid.
+            if use == "documents" or passed == source.limit:
+                return passed
+    if passed:
+        return passed
     assert first is not None, "_scan refuses files without a record"
     hint = f" The first record is {str(first[0])[:300]}" if source.filter else ""
     raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
@@ -180,8 +177,8 @@ def _check_expressions(source: SourceConfig, use: RecordKind) -> None:
     compiled = templates.pattern(source.answer_pattern, "answer_pattern")
     if source.answer_pattern and not compiled.groups:
         raise UserError(
-            f"answer_pattern {source.answer_pattern!r} has no group: "
-            "put the part that is the answer in ( )"
+            f"answer_pattern {source.answer_pattern!r} has no group. Put the part that matches "
+            "the answer in ( )."
         )
     for name in _parts(source, use):
         templates.compiled(_template(source, name))
@@ -217,7 +214,7 @@ def _check_record(
                 text = templates.gold_answer(record, source)
             else:
                 text = templates.source_text(_template(source, part), record, source)
-            # One empty document is skipped in training; an empty turn is an error there.
+            # Training skips empty documents, but an empty turn is an error.
             if not text.strip() and part != "text":
                 named = "gold answer" if part == "answer" else part
                 raise UserError(f"the {named} is empty")
@@ -230,7 +227,7 @@ def _unit(source: SourceConfig) -> str:
 
 
 def _records(path: Path, source: SourceConfig) -> Iterator[tuple[int, Record]]:
-    """Records of one file with their numbers from 1."""
+    """Yield the records of one file, numbered from 1."""
     if source.kind == "parquet":
         yield from _parquet_records(path)
     elif source.kind == "jsonl":
@@ -256,8 +253,8 @@ def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
                 raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
             if not isinstance(record, dict):
                 raise UserError(
-                    f"{path}, line {number}: a record must be a JSON object, "
-                    f"this one is a {type(record).__name__}"
+                    f"{path}, line {number}: a record must be a JSON object, but this one is a "
+                    f"{type(record).__name__}"
                 )
             yield number, record
 
@@ -296,7 +293,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _scan(path: Path, source: SourceConfig) -> dict[str, Any]:
-    """Read a whole file: its records parse, it has some, and its content hash."""
+    """Read a whole file; check that it has records and that they parse; return hash and count."""
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
     try:
@@ -308,7 +305,7 @@ def _scan(path: Path, source: SourceConfig) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not count:
-        raise UserError(f"{path} holds no record")
+        raise UserError(f"{path} holds no records")
     return {"sha256": digest, "records": count}
 
 
@@ -330,14 +327,14 @@ def _checked_key(source: SourceConfig, use: str, content: str) -> str:
 
 
 class _Cache:
-    """What earlier scans found, by path, kind, size and modification time of a file."""
+    """Cache of earlier scans, by path, kind, size and modification time of a file."""
 
     def __init__(self, path: str | Path | None) -> None:
         self._path = Path(path) if path else None
         self._entries: dict[str, dict[str, Any]] = {}
         self._changed = False
         if self._path and self._path.is_file():
-            # A damaged one: scan again.
+            # If the cache is damaged, scan again.
             with contextlib.suppress(DamagedFile):
                 self._entries = read_marker(self._path, {})
 

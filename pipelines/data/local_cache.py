@@ -1,4 +1,4 @@
-"""Packed data on the disk of each machine: copied once, checked, then memory-mapped from there."""
+"""Copy packed data to a local disk of each node, check it, and memory-map it from there."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipelines.run_dir.paths import read_json
 
 
 def copied(folder: Path, cache: str) -> Path:
-    """Copy a packed set to this machine's cache, unless an equal one is there.
+    """Copy a packed set to this node's cache, unless an identical copy exists.
 
     Args:
         folder: the packed set in the run directory, named by its fingerprint.
-        cache: folder of this machine; `~` and environment variables are filled in here.
+        cache: folder on this node; `~` and environment variables are expanded here.
 
     Returns:
-        The copy, whose files have the checksums of the set's marker.
+        The copy; its files match the checksums in the set's marker.
 
     Raises:
-        UserError: the cache cannot be written, or the copy is not what it should be.
+        UserError: the cache cannot be written, or the copy differs from the original.
     """
     copy = place(folder, cache)
     if is_whole(folder, copy):
@@ -36,8 +36,8 @@ def copied(folder: Path, cache: str) -> Path:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
             if not is_whole(folder, temporary):
                 raise UserError(
-                    f"launch.local_cache: the copy of {folder} in {copy.parent} has other bytes "
-                    "than the original, or the original was damaged. Remove both and try again."
+                    f"launch.local_cache: the copy of {folder} in {copy.parent} does not match the "
+                    "checksums of the original. Remove both, and run the command again."
                 )
             _replace(temporary, copy, folder)
         finally:
@@ -45,27 +45,28 @@ def copied(folder: Path, cache: str) -> Path:
     except OSError as error:
         raise UserError(
             f"launch.local_cache = {cache}: {folder} cannot be copied to {copy} ({error}). Choose "
-            "a folder with space that you may write, or leave launch.local_cache out."
+            "a writable folder with enough space, or remove launch.local_cache."
         ) from error
     return copy
 
 
 def place(folder: Path, cache: str) -> Path:
-    """Where the copy of a packed set lies on this machine.
+    """The path of a packed set's copy on this node.
 
     Raises:
-        UserError: the cache names a variable that is not set here, or is no absolute path.
+        UserError: the cache uses an unset environment variable, or is not an absolute path.
     """
     root = Path(os.path.expandvars(os.path.expanduser(cache)))
     if "$" in str(root) or not root.is_absolute():
         raise UserError(
-            f"launch.local_cache = {cache}: on this machine that is {root}, no absolute path."
+            f"launch.local_cache = {cache}: on this node it expands to {root}, which is not an "
+            "absolute path. Give an absolute path, and set the variables that it uses."
         )
     return root / folder.name
 
 
 def is_whole(folder: Path, copy: Path) -> bool:
-    """Whether a copy has the files of the set's marker, byte for byte."""
+    """Whether a copy's files match the set's marker by size and checksum."""
     facts = read_json(folder / MARKER, needs=("files",))
     marker = copy / MARKER
     return (marker.is_file() and marker.read_bytes() == (folder / MARKER).read_bytes()) and all(
@@ -77,7 +78,7 @@ def is_whole(folder: Path, copy: Path) -> bool:
 
 
 def _replace(temporary: Path, copy: Path, folder: Path) -> None:
-    """Move a checked copy to its place; a whole one that another process made first is kept."""
+    """Move a checked copy to its path, unless another process has put a complete one there."""
     if copy.exists() and not is_whole(folder, copy):
         shutil.rmtree(copy)
     try:

@@ -1,4 +1,4 @@
-"""Near misses: a worked solution with a wrong result, as the rejected side of a preference pair."""
+"""Near misses: worked solutions with a wrong result, the rejected answers of preference pairs."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import random
 import re
 from decimal import Decimal
 
-# A number, with thousands separators or without. Digits of a word (x2, 5th), a denominator, a power
-# and an index are left alone: changing 0/4 to 0/5 would change nothing.
+# A number, with or without thousands separators. Digits in words (x2, 5th), denominators, powers
+# and indices are excluded: changing 0/4 to 0/5 would not change the value.
 _NUMBER = re.compile(
     r"(?<![\w.,/^])(?<![\^_}]\{)(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|,\d)"
 )
-# What may follow the final number: no digit, except a denominator or a power of it.
+# Text that may follow the final number: no digits, except its denominator or power.
 _TAIL = re.compile(r"(?:\s*/\s*|\}\{|\^\{?)?[\d.,]*\D*")
 _AFTER_EQUALS = re.compile(r"=\s*[$(]?\s*-?$")
 
 
 def near_miss(response: str, rng: random.Random) -> str | None:
-    """The response with a wrong final number and, where there is one, a wrong intermediate result.
+    """Change the final number of a response and, if it has one, an intermediate result.
 
-    The last number counts as the final result. An intermediate is a number after an equals sign;
-    the changed one is carried to where its value appears again, as a reasoner's slip would be.
+    The last number counts as the final result, and a number after an equals sign as an intermediate
+    result. The changed value also replaces later occurrences of the old one, as in a real mistake.
 
     Returns:
-        The changed text, whose final number never equals the right one; None where the response
-        has no number, or ends in something that is not surely one (`\\frac34`, `72km`).
+        The changed text, whose final number always differs from the right one; None if the response
+        has no number, or its last number is ambiguous (`\\frac34`, `72km`).
     """
     found = list(_NUMBER.finditer(response))
     if not found or not _TAIL.fullmatch(response, found[-1].end()):
@@ -56,7 +56,7 @@ def _value(match: re.Match[str]) -> Decimal:
 
 
 def _plausible(number: str, rng: random.Random) -> str:
-    """Another number of the same form: an off-by-one, a wrong digit, a wrong factor."""
+    """Pick a different number of the same form: off by one, a wrong digit or a wrong factor."""
     value = Decimal(number.replace(",", ""))
     decimals = len(number.partition(".")[2])
     unit = Decimal(1).scaleb(-decimals)

@@ -35,14 +35,14 @@ def build_tokenizer(
     *,
     model_max_length: int = 1_000_000,
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a base that is trained from scratch.
+    """Build the tokenizer of a base that is trained from scratch.
 
-    Kind world: one token per character of the world's alphabet. Kind bpe: byte-level BPE, digits
-    one by one, trained on `config.train_characters` characters of the mixture. No BOS; padding is
-    never EOS.
+    Kind `world` has one token per character of the built-in world's alphabet. Kind `bpe` is
+    byte-level BPE with single digits, trained on `config.train_characters` characters of the
+    mixture. Neither has BOS, and the padding token differs from EOS.
 
     Raises:
-        UserError: a vocabulary too small for the bytes, or a source that cannot be read.
+        UserError: the vocabulary is too small for all bytes, or a source cannot be read.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -78,7 +78,7 @@ def _world_backend() -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models
 
     vocab = {token: i for i, token in enumerate(_world_tokens())}
-    # BPE without merges is a character tokenizer that needs no pre-tokenizer: twice as fast.
+    # BPE without merges is a character tokenizer; without a pre-tokenizer it is twice as fast.
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
     backend.decoder = decoders.Fuse()
     return backend
@@ -92,7 +92,9 @@ def _bpe_backend(
     specials = [PAD, EOS, USER, ASSISTANT]
     least = 256 + len(specials)
     if config.vocab_size < least:
-        raise UserError(f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs {least}")
+        raise UserError(
+            f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs at least {least}."
+        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -123,10 +125,10 @@ def _characters(
 
 
 def check_made_tokenizer(config: Config, ref: Path) -> None:
-    """`check_tokenizers` for a base that is yet to be trained: makes its tokenizer.
+    """Do what `check_tokenizers` does for a base not yet trained: build its tokenizer and compare.
 
     Raises:
-        UserError: they differ, or a source of the tokenizer cannot be read.
+        UserError: the tokenizers differ, or a source of the tokenizer cannot be read.
     """
     made = _backend(config.tokenizer, config.pretrain.sources, config.data_root, config.seed)
     refuse_difference(

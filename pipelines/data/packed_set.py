@@ -1,4 +1,4 @@
-"""A packed set: fixed contexts of one token stream, memory-mapped, and the batches made of them."""
+"""A packed set: sequences of equal length from one token stream, memory-mapped and batched."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TYPES = {
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The content of a packed set's marker.
+    """Read the marker of a packed set.
 
     Raises:
-        DamagedFile: it is not what was written.
+        DamagedFile: the marker is not what was written.
     """
     path = folder / MARKER
     facts = read_marker(path, _TYPES)
@@ -38,7 +38,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: {error}.") from error
     if not fits or facts["dtype"] not in ("uint16", "uint32"):
-        raise DamagedFile(f"{path} is damaged: its numbers do not fit each other.")
+        raise DamagedFile(f"{path} is damaged: its numbers are inconsistent.")
     return facts
 
 
@@ -46,10 +46,10 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
     """A packed set on disk; an item is one sequence.
 
     Attributes:
-        facts: the content of `complete.json`: counts of tokens and documents, epochs and share of
-            each source, sizes and SHA-256 of the files.
+        facts: content of `complete.json`: counts of tokens and documents, epochs and share of each
+            source, sizes and SHA-256 of the files.
         fingerprint: name of the set.
-        stream: what it shares with longer and shorter sets that begin with the same sequences.
+        stream: fingerprint shared by longer and shorter sets that begin with the same sequences.
         with_documents: whether batches carry `documents`.
     """
 
@@ -71,7 +71,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
 
     @property
     def mixture(self) -> dict[str, dict[str, float]]:
-        """By source: its share of the tokens, and the passes over it that were begun."""
+        """For each source, its share of the tokens and the number of passes started over it."""
         return {
             name: {"share": counts["share"], "epochs": counts["epochs"]}
             for name, counts in self.facts["sources"].items()
@@ -91,14 +91,14 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         return item
 
     def documents(self, index: int) -> np.ndarray:
-        """Which document of its sequence each position's target is of, int64 [sequence_length]."""
+        """Index, within the sequence, of the document of each position's target, int64 [seq]."""
         number = np.zeros(self.sequence_length + 1, dtype=np.int64)
         inside = self._starts_of(index)
         number[inside[inside > 0]] = 1
         return number.cumsum()[1:]
 
     def num_targets(self, index: int) -> int:
-        """Targets of a sequence: all positions but the last, and those before a document."""
+        """Number of targets: all positions but the last; with the mask, none before a document."""
         if not self.document_mask:
             return self.sequence_length - 1
         inside = self._starts_of(index)
@@ -124,9 +124,9 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         return self.source_names[int(self._sources[first])]
 
     def spans(self, num_sequences: int) -> list[tuple[int, int, str]]:
-        """Documents in the first sequences: start and end in their tokens, and the source.
+        """Documents in the first sequences, as (start, end, source) with token positions.
 
-        The last one ends with the sequences, whether or not its text does.
+        The last document may be cut where the sequences end.
         """
         end = num_sequences * self.sequence_length
         count = int(np.searchsorted(self._starts, np.array(end, dtype=START_TYPE)))
@@ -136,7 +136,7 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
 
     def _starts_of(self, index: int) -> np.ndarray:
         offset = index * self.sequence_length
-        # Bounds of the array's own type keep numpy from converting the whole of it.
+        # With bounds of the array's dtype, numpy does not convert the whole array.
         bounds = np.array([offset, offset + self.sequence_length], dtype=START_TYPE)
         low, high = np.searchsorted(self._starts, bounds)
         return self._starts[low:high].astype(np.int64) - offset
@@ -144,9 +144,10 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
     def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Stack items into int64 tensors [batch, seq].
 
-        `shift_labels[t]` is the token after t; -100 at the last position and, under the document
-        mask, where a document begins at t + 1. `labels` is a copy that Trainer counts targets by.
-        `position_ids` comes only with the document mask, `documents` only if asked for.
+        `shift_labels[t]` is the token after t. It is -100 at the last position and, under the
+        document mask, where a document begins at t + 1. `labels` is a copy with which Trainer
+        counts targets. `position_ids` is present only with the document mask, `documents` only if
+        `with_documents` is set.
         """
         input_ids = torch.from_numpy(np.stack([item["input_ids"] for item in batch]))
         shift_labels = torch.full_like(input_ids, -100)

@@ -1,8 +1,8 @@
-"""Packing: documents joined by EOS and cut into contexts, on disk and memory-mapped.
+"""Packing: join documents by EOS, cut the stream into sequences, and store them on disk.
 
-A packed set lies in `<out_dir>/<fingerprint>/`: `tokens.bin` [num_sequences, sequence_length],
-`starts.bin` (offset of every document in the token stream), `sources.bin` (its source), and
-`complete.json`, written last. Positions follow from the starts, so they are not stored.
+A packed set is a folder `<out_dir>/<fingerprint>/` with `tokens.bin` [num_sequences,
+sequence_length], `starts.bin` (offset of each document in the token stream), `sources.bin` (source
+of each document), and `complete.json`, written last. Positions are computed from the starts.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ logger = logging.getLogger(__name__)
 
 Ids = list[list[int]]
 
-# Start of the name of a set that is being made; what a killed process left has it too.
+# Prefix of folders that are still being written; a killed process leaves them behind.
 TEMPORARY = ".packing-"
 
-# Raise when the same inputs give other tokens.
+# Increase this when the same inputs give different tokens.
 PACKING_VERSION = 1
 
-# What a thread encodes at a time: little enough to stay in its core's cache.
+# Batch that a thread encodes at a time, small enough for its core's cache.
 _BATCH_DOCUMENTS = 128
 _BATCH_CHARACTERS = 1 << 17
 _MAX_THREADS = 16
 _FLUSH_TOKENS = 1 << 18
-# Keys of a source that no document depends on.
+# Keys of a source that do not affect its documents.
 _OTHER_KEYS = (
     "response", "chosen", "rejected", "answer", "answer_pattern", "near_miss", "reward", "licence",
     "publish",
@@ -78,23 +78,24 @@ def pack(
     data_sha256: Mapping[str, str],
     verify: bool = True,
 ) -> PackedDataset:
-    """Pack a mixture by token share, or open what an equal call packed before.
+    """Pack a mixture by token share, or open the set that an identical call packed before.
 
     Args:
-        sources: the mixture; sources of weight 0 are left out.
-        tokenizer: has an EOS token.
+        sources: the mixture; sources of weight 0 are ignored.
+        tokenizer: must have an EOS token.
         sequence_length: tokens per sequence.
-        document_mask: whether positions restart at a document (and its first token is no target).
+        document_mask: whether positions restart at each document, whose first token is then not a
+            target.
         num_tokens: tokens wanted; rounded up to whole sequences.
-        seed: of the data order.
+        seed: seed of the data order.
         data_root: folder that relative paths start from.
-        out_dir: folder of packed sets; this one lies in a folder named by its fingerprint.
-        data_sha256: content hash per source, as `inspect_source` gives it.
-        verify: read a set that is there whole and pack it again where a checksum differs. One rank
-            of a stage does it.
+        out_dir: folder of all packed sets; each has a subfolder named by its fingerprint.
+        data_sha256: content hash by source, as `inspect_source` returns it.
+        verify: check the checksums of an existing set, and pack it again if one differs. Only one
+            rank of a stage does this.
 
     Raises:
-        UserError: a source that cannot be read or has no text.
+        UserError: a source cannot be read or has no text, or the tokenizer has no EOS token.
     """
     live = {name: source for name, source in sources.items() if source.weight > 0}
     stream = stream_fingerprint(
@@ -105,7 +106,9 @@ def pack(
         _drop_damaged(folder)
     if not _is_complete(folder):
         if tokenizer.eos_token_id is None:
-            raise UserError("packing joins documents by EOS, and the tokenizer has no EOS token")
+            raise UserError(
+                "packing joins documents by EOS, but the tokenizer has no EOS token. Add one to it."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
         try:
@@ -121,7 +124,7 @@ def pack(
 
 
 def packing_fingerprint(stream: str, sequence_length: int, num_tokens: int) -> str:
-    """Name of a packed set: of its stream, and of how much of it is packed."""
+    """Name of a packed set: a hash of its stream and its number of sequences."""
     return _digest([stream, -(-num_tokens // sequence_length)])
 
 
@@ -133,15 +136,16 @@ def stream_fingerprint(
     seed: int,
     data_sha256: Mapping[str, str],
 ) -> str:
-    """Everything that decides the sequences of packed sets, of which a longer one only has more.
+    """Hash of everything that determines the sequences of a packed set, except their number.
 
-    The document mask is left out: it changes positions and targets, which are made on reading.
+    The document mask is not part of it: it changes only positions and targets, which are computed
+    when the set is read.
     """
     described = []
     for name, source in sources.items():
         keys = {k: v for k, v in asdict(source).items() if k not in _OTHER_KEYS}
         if source.kind != "hub":
-            del keys["path"]  # the content hash stands for it, wherever the file lies
+            del keys["path"]  # the content hash identifies the files, wherever they are stored
         described.append([name, keys, data_sha256[name]])
     everything = {
         "version": PACKING_VERSION,
@@ -160,7 +164,7 @@ def _digest(values: Any) -> str:
 
 @dataclass
 class _Count:
-    """What one source gave."""
+    """Counts for one source."""
 
     documents: int = 0
     tokens: int = 0
@@ -169,7 +173,7 @@ class _Count:
 
 
 class _Writer:
-    """Writes the token stream of a mixture into a folder, a buffer at a time."""
+    """Writes the token stream of a mixture into a folder, one buffer at a time."""
 
     def __init__(
         self,
@@ -192,7 +196,7 @@ class _Writer:
     def write(
         self, streams: Mapping[str, Iterator[Document]], weights: Mapping[str, float]
     ) -> None:
-        """Draw documents by token share until the contexts are full; marker last."""
+        """Write documents by token share until all sequences are full, then the marker."""
         number = {name: i for i, name in enumerate(self.names)}
         written = pending = 0
         buffer: Ids = []
@@ -227,7 +231,7 @@ class _Writer:
                 if written == self.total:
                     break
             else:
-                raise RuntimeError("the documents ended before the contexts were full")
+                raise RuntimeError("the documents ended before all sequences were full")
         self._mark()
 
     def _count(self, sources: np.ndarray, lengths: np.ndarray) -> None:
@@ -240,10 +244,10 @@ class _Writer:
     def _encoded(
         self, stream: Iterator[Document], encode: Callable[[list[str]], Future[Ids]]
     ) -> Iterator[tuple[Document, list[int]]]:
-        """Documents with their ids, EOS at the end; no ids for an empty one."""
+        """Yield documents with their token ids, ending in EOS; an empty document has no ids."""
         eos = self.tokenizer.eos_token_id
         for batch, encoded in _ahead(_batches(stream), encode):
-            heartbeat.moves()
+            heartbeat.tick()
             for document, ids in zip(batch, encoded, strict=True):
                 if ids:
                     ids.append(eos)
@@ -276,7 +280,7 @@ class _Writer:
 
 
 def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
-    # Short first batches: a small set should not encode hundreds of documents it never uses.
+    # Start with short batches, so that a small set does not encode documents that it never uses.
     size = 16
     while True:
         batch: list[Document] = []
@@ -295,7 +299,7 @@ def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
 def _ahead(
     batches: Iterator[list[Document]], encode: Callable[[list[str]], Future[Ids]]
 ) -> Iterator[tuple[list[Document], Ids]]:
-    """Batches with their ids, while the threads encode the next ones."""
+    """Yield batches with their ids, while threads encode the next batches."""
     running: deque[tuple[list[Document], Future[Ids]]] = deque()
     for batch in batches:
         running.append((batch, encode([document.text for document in batch])))
@@ -314,10 +318,10 @@ def _num_threads() -> int:
 def _encoding_threads(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[Callable[[list[str]], Future[Ids]]]:
-    """Threads that turn texts into ids; in a text, the name of a special token is plain text.
+    """Start threads that encode texts; the name of a special token in a text is plain text.
 
-    Each has a batch to itself, which costs less than the tokenizer's own threads within a batch;
-    a stage has those off (TOKENIZERS_PARALLELISM). None is left on return: the process can fork.
+    One batch per thread is cheaper than the tokenizer's own threads within a batch, which a stage
+    turns off (TOKENIZERS_PARALLELISM). All threads end on return, so the process can fork.
     """
     if not tokenizer.is_fast:
         with ThreadPoolExecutor(1) as pool:
@@ -343,12 +347,12 @@ def _encoding_threads(
 
 
 def _is_complete(folder: Path) -> bool:
-    """By sizes alone."""
+    """Whether a set is complete, judged by file sizes only."""
     return (folder / MARKER).is_file() and not _damaged(folder, checksums=False)
 
 
 def _damaged(folder: Path, *, checksums: bool) -> list[str]:
-    """Files of a marked set that differ from its marker, or the marker itself."""
+    """Files of a set that differ from its marker, or the marker if it is damaged."""
     try:
         files = read_facts(folder)["files"]
     except DamagedFile:
@@ -364,19 +368,19 @@ def _damaged(folder: Path, *, checksums: bool) -> list[str]:
 
 
 def _drop_damaged(folder: Path) -> None:
-    """Remove a set whose files differ from its marker by size or checksum; each is named."""
+    """Remove a set with files that differ from its marker by size or checksum, and name them."""
     if not (folder / MARKER).is_file():
         return
     bad = _damaged(folder, checksums=True)
     if bad:
         names = ", ".join(str(folder / name) for name in bad)
-        print(f"{names}: damaged (size or checksum); the set is packed again", flush=True)
+        print(f"{names}: damaged (size or checksum); packing the set again", flush=True)
         (folder / MARKER).unlink()
         shutil.rmtree(folder)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    """Move a finished set to its place; one that another process finished first is kept."""
+    """Move a finished set to its folder, unless another process has put a complete one there."""
     if folder.exists() and not _is_complete(folder):
         shutil.rmtree(folder)
     try:

@@ -1,7 +1,7 @@
 """Typed views of a mixture: documents, conversations, preference pairs and problems.
 
-A mixture is drawn deterministically: the next item always comes from the source that is furthest
-below its share. A finite source starts again, in a new order, when it runs out.
+Sources are mixed deterministically: the next item always comes from the source that is furthest
+below its share. A finite source that runs out starts again in a new order.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt whose answer a reward can judge; `record` is the whole record."""
+    """A prompt whose answer a reward can judge; `record` is the complete source record."""
 
     prompt: str
     answer: str
@@ -68,10 +68,11 @@ def interleave(
     weights: Mapping[str, float],
     cost: Callable[[Item], float],
 ) -> Iterator[Item]:
-    """Merge streams so that the summed cost of each follows its weight.
+    """Merge streams so that the summed cost of each is proportional to its weight.
 
-    Always draws from the stream with the largest deficit (its share of the total, less what it
-    gave); the first one wins a tie. A stream that ends is left out from then on.
+    The next item always comes from the stream with the largest deficit, which is its share of the
+    total minus the cost of its items so far. Ties go to the first stream. A stream that ends is
+    dropped.
     """
     live = dict(streams)
     given = dict.fromkeys(live, 0.0)
@@ -93,12 +94,13 @@ def interleave(
 def document_streams(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> dict[str, Iterator[Document]]:
-    """One stream of documents per source with weight; empty documents are among them.
+    """One stream of documents per source with a weight above 0; empty documents are included.
 
-    Endless with `repeat`; without, one pass over each finite source.
+    With `repeat` the streams are endless; without it, each finite source is read once.
 
     Raises:
-        UserError: no source, a missing field, or (while iterating) only empty documents.
+        UserError: no source has a weight above 0, or (while iterating) a record lacks a field or a
+            source has only empty documents.
     """
     return _streams(sources, data_root, seed, _document, repeat=repeat)
 
@@ -106,9 +108,10 @@ def document_streams(
 def documents(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> Iterator[Document]:
-    """Documents of a mixture, by share of characters, without the empty ones.
+    """Non-empty documents of a mixture, mixed by share of characters.
 
-    Endless with `repeat`; without, one pass over each finite source (for held-out text).
+    With `repeat` the stream is endless; without it, each finite source is read once (for held-out
+    text).
     """
     streams = document_streams(sources, data_root, seed, repeat=repeat)
     merged = interleave(streams, _weights(sources), lambda document: len(document.text))
@@ -118,11 +121,11 @@ def documents(
 def conversations(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
 ) -> list[Conversation]:
-    """`count` conversations of a mixture (finite sources repeat); 0: one pass over every source.
+    """Return `count` conversations of a mixture (finite sources repeat); 0 reads each source once.
 
     Raises:
-        UserError: a record without prompt or response (file and line are named), a missing field,
-            or `count` = 0 with an endless source.
+        UserError: a record lacks a prompt, a response or a field (the message names file and line),
+            or `count` is 0 and a source is endless.
     """
     return _take(sources, data_root, seed, count, _conversation)
 
@@ -130,10 +133,10 @@ def conversations(
 def pairs(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
 ) -> list[Pair]:
-    """`count` preference pairs of a mixture; 0: one pass over every source.
+    """Return `count` preference pairs of a mixture; 0 reads each source once.
 
-    Records whose two answers are equal, and with `near_miss` those whose response has no number,
-    are left out. Raises as `conversations` does.
+    Records with two equal answers are skipped and, with `near_miss`, records whose response has no
+    number. Raises as `conversations` does.
     """
     return _take(sources, data_root, seed, count, _pair_view(seed))
 
@@ -159,7 +162,7 @@ def pair_passes(
 def problems(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
 ) -> list[Problem]:
-    """`count` problems of a mixture; 0: one pass over every source. Raises as `conversations`."""
+    """Return `count` problems of a mixture; 0 reads each source once. Raises as `conversations`."""
     return _take(sources, data_root, seed, count, _problem)
 
 
@@ -238,7 +241,7 @@ def _filled(part: str, record: Record, records: Records) -> str:
 def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
     weights = {name: source.weight for name, source in sources.items() if source.weight > 0}
     if not weights:
-        raise UserError("no data source with a weight above 0")
+        raise UserError("no data source has a weight above 0. Set the weight of at least one.")
     return weights
 
 
@@ -304,7 +307,7 @@ def _each_pass(
 def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
     for name in _weights(sources):
         if is_endless(sources[name]):
-            raise UserError(f"source '{name}' never ends: set its limit")
+            raise UserError(f"source '{name}' is endless. Set its limit.")
 
 
 def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) -> list[Item]:

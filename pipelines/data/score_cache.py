@@ -1,13 +1,14 @@
-"""The score cache: per-token log-probabilities of a model over packed sequences, kept on disk.
+"""The score cache: per-token log-probabilities of a model over packed sequences, on disk.
 
-Two bytes a token. A set is named by everything that decides its numbers, written in shards that
-appear whole, and counts only with its marker, so a scoring that was cut off goes on where it was.
+A score takes two bytes per token. The name of a set is a hash of everything that determines its
+numbers. It is written in shards, each renamed into place when complete, and is valid only with its
+marker. Scoring that was interrupted resumes with the missing shards.
 
-Rounding: fp16 has 11 significant bits, so a log-probability of -x is off by at most x / 2048: 0.004
-at -8. A mean is subtracted, so ReMiT's weight moves by at most half of the token's own error plus
-the mean error of its sequence (the slope of 2 sigmoid(c) is at most 1/2), and so by at most the
-largest error of the sequence. Twice that with the maps identity and tanh; `standardize` divides it
-by the spread too.
+Rounding: fp16 has 11 significant bits, so the error of a log-probability -x is at most x / 2048,
+for example 0.004 at -8. ReMiT subtracts a mean, and the slope of 2 sigmoid(c) is at most 1/2. So a
+weight changes by at most half of the token's error plus half of its sequence's mean error, which is
+at most the largest error in the sequence. With the maps identity and tanh the bound is twice as
+large; `standardize` also divides it by the standard deviation.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class ScoreKey:
-    """Everything that decides a set of scores.
+    """Everything that determines a set of scores.
 
     Attributes:
         data: fingerprint of the packed set (sources, tokenizer, packing, seed, length).
         document_mask: whether attention stays within documents.
         model: content hash of the scoring model.
         num_tokens: size of the base's tokenizer, to which logits are cut.
-        attn_implementation: attention backend.
-        dtype: of weights and activations.
+        attn_implementation: attention implementation.
+        dtype: dtype of weights and activations.
     """
 
     data: str
@@ -66,12 +67,12 @@ class ScoreKey:
 
 
 class ScoreCache:
-    """One set of scores: `<scores>/<fingerprint>/sequences-<from>-<to>.npy`, fp16 each.
+    """One set of scores, stored as fp16 in `<scores>/<fingerprint>/sequences-<from>-<to>.npy`.
 
     Args:
         scores_dir: folder of all sets.
-        stream, num_sequences: of the packed set.
-        shard_sequences: sequences to a file; a complete set keeps the number it was made with.
+        stream, num_sequences: stream and length of the packed set.
+        shard_sequences: sequences per file; for a complete set, the number it was written with.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ScoreCache:
         self.stream = stream
         self.num_sequences = num_sequences
         if self.is_complete():
-            # `drop_damaged` names a damaged one, and removes it with all shards.
+            # `drop_damaged` reports a damaged marker, and removes it with all shards.
             with contextlib.suppress(DamagedFile):
                 shard_sequences = self._marker()["shard_sequences"]
         self.shard_sequences = shard_sequences
@@ -95,7 +96,7 @@ class ScoreCache:
         self._shards: list[np.ndarray] = []
 
     def sequences_of(self, shard: int) -> range:
-        """Indices of the sequences of a shard."""
+        """Indices of the sequences in a shard."""
         first = shard * self.shard_sequences
         return range(first, min(first + self.shard_sequences, self.num_sequences))
 
@@ -107,7 +108,7 @@ class ScoreCache:
         return (self.folder / _MARKER).is_file()
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is there and is what was written; reads it whole."""
+        """Whether a shard exists and matches its checksum; reads the whole file."""
         facts = _facts(self.path(shard))
         beside = self._facts_path(shard)
         if facts is None or not beside.is_file():
@@ -118,11 +119,11 @@ class ScoreCache:
             return False
 
     def _facts_path(self, shard: int) -> Path:
-        """Size and checksum of a shard, until the marker holds those of all."""
+        """File with size and checksum of a shard, used until the marker lists all shards."""
         return self.path(shard).with_suffix(".json")
 
     def write(self, shard: int, logprobs: np.ndarray) -> None:
-        """Write a shard, whole or not at all. `logprobs` is [sequences, context]."""
+        """Write a shard atomically; `logprobs` is [sequences, context]."""
         self.folder.mkdir(parents=True, exist_ok=True)
         require_space(self.folder, 2 * logprobs.size, f"score shard {shard}")
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".shard-")
@@ -134,16 +135,16 @@ class ScoreCache:
             os.fsync(stream.fileno())
         facts = _facts(Path(temporary))
         assert facts is not None
-        # First: a shard that is there has its facts, so no instant loses one that was written.
+        # Write the facts before the shard appears, so that a crash loses no finished shard.
         write_json(self._facts_path(shard), facts)
         os.replace(temporary, self.path(shard))
         fsync_dir(self.folder)
 
     def finish(self) -> None:
-        """Write the marker, and remove the files of shards that it does not name.
+        """Write the marker, and remove shard files that it does not list.
 
-        Every shard must be there. Others are of a scoring that was cut off and had shards of
-        another size.
+        Every shard must exist. Other shard files come from an interrupted scoring with a different
+        shard size.
         """
         files = {
             self.path(shard).name: read_json(self._facts_path(shard))
@@ -168,7 +169,7 @@ class ScoreCache:
         remove_parts(self.folder)
 
     def _marker(self) -> dict[str, Any]:
-        """What the marker says; raises `DamagedFile` where it is not what was written."""
+        """Read the marker; raises `DamagedFile` if it is not what was written."""
         path = self.folder / _MARKER
         marker = read_marker(path, _TYPES)
         size = marker["shard_sequences"]
@@ -177,11 +178,11 @@ class ScoreCache:
             for first in range(0, self.num_sequences, max(size, 1))
         ]
         if size < 1 or marker["key"] != asdict(self.key) or sorted(marker["files"]) != names:
-            raise DamagedFile(f"{path} is damaged: it is of other scores.")
+            raise DamagedFile(f"{path} is damaged: it describes different scores.")
         return marker
 
     def damaged(self) -> list[str]:
-        """Names of the shards that differ from the marker of a complete set, or the marker's."""
+        """Names of shards of a complete set that differ from the marker, or the damaged marker."""
         if not self.is_complete():
             return []
         try:
@@ -191,9 +192,9 @@ class ScoreCache:
         return [name for name, facts in files.items() if _facts(self.folder / name) != facts]
 
     def drop_damaged(self) -> list[str]:
-        """Remove the marker and the shards that differ from it; their names.
+        """Remove damaged shards and the marker, and return the names of the damaged files.
 
-        A marker that is damaged itself says of no shard whether it is whole: all go.
+        If the marker is damaged, no shard can be checked, so all are removed.
         """
         bad = self.damaged()
         if bad == [_MARKER]:
@@ -206,12 +207,12 @@ class ScoreCache:
                     (self.folder / name).unlink(missing_ok=True)
                 else:
                     write_json((self.folder / name).with_suffix(".json"), facts)
-            # Last: a crash before it leaves a marker that names what is not there.
+            # Remove the marker last: until then it still reports the missing shards.
             (self.folder / _MARKER).unlink(missing_ok=True)
         return bad
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Log-probabilities of a sequence's targets, fp32 [context], 0 where there is none."""
+        """Log-probabilities of a sequence's targets, fp32 [context]; 0 without a target."""
         if not self._shards:
             self._shards = [
                 np.load(self.path(shard), mmap_mode="r") for shard in range(self.num_shards)
@@ -232,9 +233,10 @@ def _facts(path: Path) -> dict[str, Any] | None:
 def longer_scores(
     scores_dir: Path, key: ScoreKey, stream: str, num_sequences: int
 ) -> ScoreCache | None:
-    """A whole set by the same model whose first sequences are those of `key`; None without one.
+    """Find a complete, longer set of the same model that begins with the sequences of `key`.
 
-    MiniPLM's pool is twice as long as what is trained on, and begins with it.
+    MiniPLM scores a pool that is twice as long as the training set and begins with it. Returns None
+    if there is no such set.
     """
     for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
         try:
@@ -258,15 +260,15 @@ def open_scores(
     """The complete set of scores of `key`, or a longer one that begins with it.
 
     Raises:
-        UserError: there is none, or a shard is damaged; the message names what differs from the
-            nearest set that is there.
+        UserError: no such set exists, or a shard is damaged; the message says how the nearest
+            existing set differs.
     """
     cache = ScoreCache(scores_dir, key, stream, num_sequences)
     damaged = cache.drop_damaged()
     if damaged:
         raise UserError(
-            f"scores of {whose}: {', '.join(damaged)} in {cache.folder} differs from its checksum "
-            "and was removed. Run the command again: only what was removed is scored anew."
+            f"scores of {whose}: {', '.join(damaged)} in {cache.folder} did not match the checksum "
+            "and was removed. Run the command again to score only what was removed."
         )
     if cache.is_complete():
         return cache
@@ -281,15 +283,15 @@ def open_scores(
             # Of another set, whose own stage names it.
             continue
         differing = [
-            f"{name}: {found.get(name)} there, {value} here"
+            f"{name}: {found.get(name)} instead of {value}"
             for name, value in wanted.items()
             if found.get(name) != value
         ]
         nearest = min(nearest or differing, differing, key=len)
-    there = f" The nearest set differs ({'; '.join(nearest)})." if nearest else ""
+    hint = f" The nearest existing set differs ({'; '.join(nearest)})." if nearest else ""
     raise UserError(
-        f"no scores of {whose} for these sequences in {scores_dir}.{there} Make them with remit "
-        "score, in the same run directory and with the same config."
+        f"{scores_dir} has no scores of {whose} for these sequences.{hint} Run remit score in the "
+        "same run directory and with the same config."
     )
 
 
@@ -307,7 +309,7 @@ class ScoredSequences(Dataset):  # type: ignore[type-arg]
         return {**self.packed[index], "ref_logprobs": self.scores[index]}
 
     def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Batches of the packed sequences, and `ref_logprobs` fp32 [batch, seq]."""
+        """Stack items into a batch, with `ref_logprobs` fp32 [batch, seq]."""
         import torch
 
         scores = torch.from_numpy(np.stack([item["ref_logprobs"] for item in batch]))
@@ -315,7 +317,7 @@ class ScoredSequences(Dataset):  # type: ignore[type-arg]
 
 
 class ChosenSequences(Dataset):  # type: ignore[type-arg]
-    """Some of the packed sequences, in the order of `chosen`."""
+    """A selection of the packed sequences, in the order of `chosen`."""
 
     def __init__(self, packed: PackedDataset, chosen: np.ndarray) -> None:
         self.packed = packed

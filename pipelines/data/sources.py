@@ -1,8 +1,8 @@
-"""Sources: records of one configured source in a deterministic order.
+"""Sources: read the records of one configured source in a deterministic order.
 
-Files go through `datasets` into memory-mapped Arrow tables, so memory does not grow with them.
-JSON Lines are kept there as lines and parsed one record at a time: a record is exactly what its
-line says (no types merged over the file), and a bad one is named by its line.
+`datasets` converts files to memory-mapped Arrow tables, so memory use does not grow with them. JSON
+Lines are stored as text and parsed one record at a time. A record is then exactly what its line
+says (types are not merged over the file), and an error names the line.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Records(Protocol):
         ...
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
-        """One pass as (index in the source, record); every epoch has an order of its own."""
+        """One pass as (index in the source, record); every epoch has a different order."""
         ...
 
     def locate(self, index: int) -> str:
-        """Where a record is, for a message: file and line."""
+        """The location of a record for messages: file and line."""
         ...
 
 
@@ -53,14 +53,14 @@ def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: in
     """Open a source.
 
     Args:
-        name: its key in the mixture; part of the seed of its order.
+        name: key of the source in the mixture; it is part of the seed of the order.
         source: the configured source.
         data_root: folder that relative paths start from.
         seed: seed of the order (files) or of the generator (world).
 
     Raises:
-        UserError: files missing or unreadable, an unknown world stream, or no record left after
-            `where`, `hash_range` and `limit`.
+        UserError: a file is missing or unreadable, a world stream is unknown, or no record passes
+            `filter`, `hash_range` and `limit`.
     """
     if source.kind == "world":
         return WorldRecords(name, source, seed)
@@ -68,24 +68,24 @@ def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: in
 
 
 def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> list[Path]:
-    """Sorted files of a local source.
+    """The files of a local source, sorted.
 
     Raises:
-        UserError: no path, no such file, or a glob without a match.
+        UserError: the path is empty, the file does not exist, or a glob matches nothing.
     """
     if not source.path:
         raise UserError(f"source '{name}': kind {source.kind} needs a path")
     full = Path(data_root).expanduser() / Path(source.path).expanduser()
     hint = (
-        f"Relative paths start at data_root = {data_root}: "
-        "set the environment variable REMIT_DATA or data_root=FOLDER."
+        f"Relative paths start at data_root = {data_root}. To change it, set the environment "
+        "variable REMIT_DATA or data_root=FOLDER."
     )
     if full.is_file():
         return [full]
     if full.is_dir():
-        raise UserError(f"source '{name}': {full} is a folder; name its files, as in {full}/*.*")
+        raise UserError(f"source '{name}': {full} is a folder. Name its files, as in {full}/*.*")
     if not glob.has_magic(source.path):
-        raise UserError(f"source '{name}': no file {full}. {hint}")
+        raise UserError(f"source '{name}': file {full} does not exist. {hint}")
     pattern = os.path.join(glob.escape(str(Path(data_root).expanduser())), source.path)
     found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not found:
@@ -94,19 +94,19 @@ def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> lis
 
 
 def prompt_hash(prompt: str) -> float:
-    """Position of a prompt in [0, 1), blind to case and white space."""
+    """Hash a prompt to a number in [0, 1), ignoring case and white space."""
     normal = " ".join(prompt.lower().split())
     digest = hashlib.blake2b(normal.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
 
 
 def keeps_everything(source: SourceConfig) -> bool:
-    """Whether neither `where` nor `hash_range` can leave a record out."""
+    """Whether neither `filter` nor `hash_range` can exclude a record."""
     return not source.filter and source.hash_range[0] <= 0 and source.hash_range[1] >= 1
 
 
 def is_kept(record: Record, source: SourceConfig) -> bool:
-    """Whether a record passes `where` and `hash_range`."""
+    """Whether a record passes `filter` and `hash_range`."""
     if source.filter and not templates.matches(record, source.filter):
         return False
     low, high = source.hash_range
@@ -116,15 +116,15 @@ def is_kept(record: Record, source: SourceConfig) -> bool:
 
 
 class WorldRecords:
-    """A stream of the built-in world: endless, unless `limit` or the stream itself ends it."""
+    """Records of a stream of the built-in world; endless unless `limit` or the stream ends it."""
 
     def __init__(self, name: str, source: SourceConfig, seed: int) -> None:
         from pipelines import world
 
         if source.stream not in world.STREAMS:
             raise UserError(
-                f"source '{name}': the world has no stream '{source.stream}'; "
-                f"it has: {', '.join(world.STREAMS)}"
+                f"source '{name}': the built-in world has no stream '{source.stream}'. "
+                f"Its streams are {', '.join(world.STREAMS)}."
             )
         self.name = name
         self.source = source
@@ -153,8 +153,8 @@ class WorldRecords:
             skipped += 1
             if skipped >= _MAX_SKIPPED:
                 raise UserError(
-                    f"source '{self.name}': where and hash_range leave none of {_MAX_SKIPPED} "
-                    f"records in a row of world stream '{self.source.stream}'"
+                    f"source '{self.name}': {_MAX_SKIPPED} records in a row of world stream "
+                    f"'{self.source.stream}' do not pass filter and hash_range. Relax them."
                 )
 
     def locate(self, index: int) -> str:
@@ -162,7 +162,7 @@ class WorldRecords:
 
 
 class FileRecords:
-    """Records of local files or of a hub data set; a pass is a seeded permutation of them."""
+    """Records of local files or of a hub data set; each pass is a seeded permutation."""
 
     def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
         self.name = name
@@ -173,7 +173,8 @@ class FileRecords:
         self._table = _load_hub(name, source) if is_hub else _load_files(name, source, self.files)
         self._kept = self._filter()
         if not len(self._kept):
-            reason = "no record" if keeps_everything(source) else "no record passes its filters"
+            everything = keeps_everything(source)
+            reason = "it has no records" if everything else "no record passes its filters"
             raise UserError(f"source '{name}' ({source.path}): {reason}")
 
     def __len__(self) -> int:
@@ -197,14 +198,14 @@ class FileRecords:
 
     @cached_property
     def _rows_per_file(self) -> list[int]:
-        # Only a message needs them, so the files are opened one by one then.
+        # Only error messages need these counts, so the files are opened again here.
         if len(self.files) == 1:
             return [len(self._table)]
         return [len(_load_files(self.name, self.source, [path])) for path in self.files]
 
     def _read(self, order: np.ndarray) -> Iterator[tuple[int, Record]]:
         if self.source.kind in ("jsonl", "text"):
-            # Straight from the Arrow column: a short line is found faster than a batch is gathered.
+            # Read single lines from the Arrow column; for short lines this is faster than batches.
             lines = self._table.data.column("text")
             is_json = self.source.kind == "jsonl"
             for index in map(int, order):
@@ -228,13 +229,13 @@ class FileRecords:
         return record
 
     def _filter(self) -> np.ndarray:
-        """Indices of the kept records, int64, in file order."""
+        """Indices of the records that pass the filters, int64, in file order."""
         rows = self._filled_lines() if self.source.kind == "jsonl" else np.arange(len(self._table))
         limit = self.source.limit or len(rows)
         if keeps_everything(self.source):
             return rows[:limit].astype(np.int64)
-        kept = (i for i, record in self._read(rows) if self._passes(i, record))
-        return np.fromiter(islice(kept, limit), dtype=np.int64)
+        passing = (i for i, record in self._read(rows) if self._passes(i, record))
+        return np.fromiter(islice(passing, limit), dtype=np.int64)
 
     def _passes(self, index: int, record: Record) -> bool:
         try:
@@ -256,7 +257,7 @@ def _load_files(name: str, source: SourceConfig, files: list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    # The builders expand patterns in the names they get, and a file may be called a[1].jsonl.
+    # Escape the names: the builders expand patterns, and a file may be called a[1].jsonl.
     paths = [glob.escape(str(path.resolve())) for path in files]
     try:
         if source.kind == "parquet":
@@ -273,7 +274,7 @@ def _load_hub(name: str, source: SourceConfig) -> Any:
     import datasets
 
     if not source.path:
-        raise UserError(f"source '{name}': kind hub needs the name of a data set as its path")
+        raise UserError(f"source '{name}': kind hub needs a path, the name of a data set")
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(source.path, source.name or None, split=source.split)

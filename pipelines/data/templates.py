@@ -21,64 +21,17 @@ from pipelines.recipe.schema import SourceConfig
 _MISSING = object()
 # A field as str.format writes it, which Jinja would take for text.
 _SINGLE_BRACES = re.compile(r"\{(\w[^{}]*)\}")
-_FILTERS = [
-    "abs",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "first",
-    "float",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "select",
-    "selectattr",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "trim",
-    "unique",
+_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "first", "float", "int", "items", "join",
+    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace",
+    "reverse", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique",
     "upper",
-]
-_METHODS = frozenset(
-    [
-        "capitalize",
-        "count",
-        "endswith",
-        "find",
-        "get",
-        "index",
-        "items",
-        "keys",
-        "lower",
-        "lstrip",
-        "removeprefix",
-        "removesuffix",
-        "replace",
-        "rsplit",
-        "rstrip",
-        "split",
-        "splitlines",
-        "startswith",
-        "strip",
-        "title",
-        "upper",
-        "values",
-    ]
-)
+)  # fmt: skip
+_METHODS = frozenset((
+    "capitalize", "count", "endswith", "find", "get", "index", "items", "keys", "lower", "lstrip",
+    "removeprefix", "removesuffix", "replace", "rsplit", "rstrip", "split", "splitlines",
+    "startswith", "strip", "title", "upper", "values",
+))  # fmt: skip
 _ALLOWED = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.CondExpr,
     nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test, nodes.Keyword,

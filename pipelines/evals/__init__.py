@@ -1,1 +1,1 @@
-"""Questions, answers, benchmarks, intervals, contamination."""
+"""Evaluation: questions, answers, benchmarks, confidence intervals, contamination."""

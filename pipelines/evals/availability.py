@@ -1,4 +1,4 @@
-"""Which benchmarks can be asked on this machine, and why the others cannot."""
+"""Which benchmarks can run on this machine, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 
 def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
-    """Enabled benchmarks that cannot be asked here, with the reason.
+    """Enabled benchmarks that cannot run here, with the reason.
 
-    With `REMIT_DATA` set, or the hub switched off, nothing is fetched: a benchmark without its
-    local files is left out by name.
+    With `REMIT_DATA` set, or the hub switched off, nothing is downloaded. A benchmark without local
+    files is then skipped, and its name is reported.
     """
     reasons = {n: _obstacle(b, data_root) for n, b in settings.benchmarks.items() if b.enabled}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfig]:
-    """The enabled benchmarks without those of `unavailable`."""
+    """The enabled benchmarks that can run here."""
     left_out = unavailable(settings, data_root)
     found = settings.benchmarks.items()
     return {name: b for name, b in found if b.enabled and name not in left_out}
@@ -30,8 +30,8 @@ def check_available(settings: EvalConfig, data_root: str) -> None:
     """Refuse an evaluation that would measure nothing.
 
     Raises:
-        UserError: `REMIT_DATA` names no folder and benchmarks would be looked for below it, or no
-            benchmark can be asked and nothing else is measured.
+        UserError: `REMIT_DATA` is not a folder though benchmarks are read from it, or no benchmark
+            can run and nothing else is measured.
     """
     enabled = [benchmark for benchmark in settings.benchmarks.values() if benchmark.enabled]
     if not enabled:
@@ -39,8 +39,8 @@ def check_available(settings: EvalConfig, data_root: str) -> None:
     given = os.environ.get("REMIT_DATA")
     if given and not Path(data_root).is_dir():
         raise UserError(
-            f"REMIT_DATA={given}: benchmarks are read below data_root = {data_root}, which is no "
-            "folder. Export the right one, or unset it to read from the hub."
+            f"REMIT_DATA={given}: benchmarks are read from data_root = {data_root}, which is not a "
+            "folder. Set REMIT_DATA to the right folder, or unset it to read from the hub."
         )
     if any(task.enabled for task in settings.tasks.values()) or settings.bits_per_byte:
         return
@@ -50,29 +50,29 @@ def check_available(settings: EvalConfig, data_root: str) -> None:
 
 
 def nothing_asked(reasons: dict[str, str]) -> UserError:
-    """What to say where no benchmark can be asked and nothing else is measured."""
+    """The error for an evaluation in which no benchmark can run and nothing else is measured."""
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return UserError(
-        f"no benchmark can be asked here, and nothing else is measured: {listed}. "
-        "docs/evaluation.md lists the files of each."
+        f"no benchmark can run here, and the evaluation measures nothing else: {listed}. "
+        "docs/guides/evaluation.md lists the files that each benchmark reads."
     )
 
 
 def check_lengths(asked: dict[str, BenchmarkConfig], max_length: int | None) -> None:
-    """Refuse answers that leave no room for a question.
+    """Refuse an answer length that leaves no room for a question.
 
     Args:
-        max_length: tokens that the model takes; None where it does not say.
+        max_length: longest sequence that the model accepts, in tokens; None if it is not known.
 
     Raises:
-        UserError: names the first benchmark whose answers are too long.
+        UserError: an answer may fill the whole sequence; the message names the benchmark.
     """
     for name, benchmark in asked.items():
         if max_length and benchmark.max_new_tokens >= max_length:
             raise UserError(
                 f"eval.benchmarks.{name}.max_new_tokens = {benchmark.max_new_tokens} leaves no "
-                f"room for a question in the {max_length} tokens that the model takes. Lower it, "
-                "or raise eval.max_length for a model that can take more."
+                f"room for a question: the model accepts {max_length} tokens. Lower it, or raise "
+                "eval.max_length if the model accepts more."
             )
 
 
@@ -83,7 +83,7 @@ def is_local() -> bool:
 
 
 def needs_hub(settings: EvalConfig, data_root: str) -> bool:
-    """Whether a benchmark that will be asked has no local files."""
+    """Whether an enabled benchmark must be downloaded from the hub."""
     return not is_local() and any(
         not benchmark.files or _missing(benchmark, data_root)
         for benchmark in settings.benchmarks.values()
@@ -92,14 +92,14 @@ def needs_hub(settings: EvalConfig, data_root: str) -> bool:
 
 
 def _obstacle(benchmark: BenchmarkConfig, data_root: str) -> str:
-    """Why a benchmark cannot be asked here; empty where it can."""
+    """Why a benchmark cannot run here; empty if it can."""
     if benchmark.runs_code:
         from pipelines.rewards import sandbox
 
         if reason := sandbox.unavailable():
             return reason
     missing = _missing(benchmark, data_root)
-    return f"no file {missing[0]}" if missing and is_local() else ""
+    return f"file {missing[0]} does not exist" if missing and is_local() else ""
 
 
 def _missing(benchmark: BenchmarkConfig, data_root: str) -> list[Path]:
@@ -108,7 +108,7 @@ def _missing(benchmark: BenchmarkConfig, data_root: str) -> list[Path]:
 
 
 def _exists(root: Path, path: str) -> bool:
-    """Whether a file is there; `{name}` stands for any text."""
+    """Whether a file exists; `{name}` in its path stands for any text."""
     if "{name}" not in path:
         return (root / path).is_file()
     return any(root.glob(path.replace("{name}", "*")))

@@ -1,8 +1,8 @@
-"""Benchmarks from local files: task files for lm-evaluation-harness that read them.
+"""Benchmarks from local files: task files with which lm-evaluation-harness reads them.
 
-A task file of ours includes the harness's own, under the same name, and changes nothing but where
-the records come from, in what process answers are judged (`VERIFIED`), and what `REPLACED` lists.
-So prompts, examples and answer extraction are the harness's.
+Each of our task files includes the harness's file of the same name. It changes only where the
+records come from, in which process answers are judged (`VERIFIED`), and the keys in `REPLACED`.
+Prompts, few-shot examples and answer extraction stay those of the harness.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 
 
 class Function(str):
-    """Name of a function, as the harness's task files write it: `!function module.name`."""
+    """Name of a function, written as in the harness's task files: `!function module.name`."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -51,7 +51,7 @@ MATH_SUBJECTS = (
     "algebra", "counting_and_prob", "geometry", "intermediate_algebra", "num_theory", "prealgebra",
     "precalc",
 )  # fmt: skip
-# Keys of upstream tasks that a file of ours sets in another way; task_functions.py says why.
+# Keys of upstream tasks that our files replace; task_functions.py explains why.
 REPLACED: dict[str, dict[str, Any]] = {
     "humaneval": {
         "metric_list": [_JUDGE],
@@ -71,7 +71,7 @@ REPLACED: dict[str, dict[str, Any]] = {
         for part in ("main", "diamond", "extended")
     },
 }
-# The harness's judges, in killable children.
+# The harness's judges, run in child processes that can be killed.
 VERIFIED: dict[str, dict[str, Any]] = {
     "ifeval": {"process_results": _ours("ifeval_results")},
     **{
@@ -82,7 +82,7 @@ VERIFIED: dict[str, dict[str, Any]] = {
 
 
 def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
-    """The harness's tasks, those with local files reading them.
+    """Index the harness's tasks; tasks that have local files read those.
 
     Args:
         folder: where our task files are written.
@@ -91,7 +91,7 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     from lm_eval.tasks._index import TaskIndex
 
     tasks = TaskManager(include_path=settings.task_folder or None)
-    # Those of an earlier start may be of other files.
+    # Task files left by an earlier start may name other data files.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, benchmark in asked_here(settings, data_root).items():
@@ -100,18 +100,18 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
             if changed:
                 text = yaml.dump(changed, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
                 (folder / f"{_plain_name(task, task)}.yaml").write_text(text, "utf-8")
-    # A second manager over both folders would read the harness's 10,000 files once more.
+    # Update the index: a second TaskManager would read the harness's 10,000 files again.
     tasks.task_index.update(TaskIndex.build([folder]))
     return tasks
 
 
 def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
-    """The single tasks of a benchmark, loaded with their data, in the harness's order.
+    """Load the subtasks of a benchmark with their data, in the harness's order.
 
     Raises:
-        UserError: the harness has no such task, or it runs generated code in another way than in
-            the sandbox.
-        OSError, datasets.exceptions.DatasetsError: the hub refuses its data.
+        UserError: the harness has no such task, or the task runs generated code outside the
+            sandbox.
+        OSError, datasets.exceptions.DatasetsError: the hub refuses the data.
     """
     task, where = benchmark.task or name, f"eval.benchmarks.{name}"
     if task not in tasks.task_index:
@@ -124,9 +124,9 @@ def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
             raise UserError(
                 f"{where}: {leaf} runs generated code. "
                 + (
-                    f"Set {where}.runs_code=true: it runs in the sandbox."
+                    f"Set {where}.runs_code=true to run it in the sandbox."
                     if leaf in REPLACED
-                    else "Only humaneval and mbpp are judged in the sandbox; leave it out."
+                    else "The sandbox supports only humaneval and mbpp; remove this benchmark."
                 )
             )
     loaded: dict[str, Any] = tasks.load([task])["tasks"]
@@ -134,7 +134,7 @@ def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
 
 
 def files_sha256(benchmark: BenchmarkConfig, data_root: str) -> str:
-    """Hash of the contents of a benchmark's local files; empty where none is there."""
+    """SHA-256 over the contents of a benchmark's local files; empty if it has none."""
     found = [
         path
         for pattern in benchmark.files.values()
@@ -151,17 +151,17 @@ def _file_sha256(path: Path, _: int) -> str:
 
 
 def questions(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) -> list[Question]:
-    """The questions of a benchmark with their right answers, in the order of its bits.
+    """The questions of a benchmark with their correct answers, in the order of its bits.
 
     Args:
-        loaded: its single tasks, as `leaves` gives them.
+        loaded: the benchmark's subtasks, as `leaves` returns them.
     """
     found: list[Question] = []
     for task in loaded.values():
         for number, record in enumerate(task.eval_docs):
             if benchmark.limit and number == benchmark.limit:
                 break
-            # The record's own field: a prompt has words around the question.
+            # Prefer the record's field: the prompt surrounds the question with other words.
             field = next((key for key in _QUESTION_FIELDS if record.get(key)), None)
             asked = str(record[field] if field else task.doc_to_text(record))
             found.append(Question(f"{name}/{len(found)}", asked, _right_answer(task, record)))
@@ -176,7 +176,7 @@ def _right_answer(task: Any, record: dict[str, Any]) -> str:
 
 
 def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:
-    """The single tasks of a task or group, with their entries; none for an unknown name."""
+    """Yield the subtasks of a task or group with their index entries; none if it is unknown."""
     entry = tasks.task_index.get(task)
     if entry is None:
         return
@@ -191,13 +191,16 @@ def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:
 def _changes(
     task: str, entry: Any, benchmark: BenchmarkConfig, root: Path
 ) -> dict[str, Any] | None:
-    """Our task file: the upstream one with its data on local files, and our judge of programs."""
+    """Our task file: the upstream one, but with local data files and our judges; None if equal."""
     name = _plain_name(entry.cfg.get("dataset_name") or task, task)
     paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
     data: dict[str, Any] = {}
     missing = [path for path in paths.values() if not path.is_file()]
     if missing and is_local() and "{name}" in "".join(benchmark.files.values()):
-        raise UserError(f"{task}: no file {missing[0]}; its benchmark needs one for every task.")
+        raise UserError(
+            f"{task}: file {missing[0]} does not exist. This benchmark needs one file for every "
+            "subtask."
+        )
     if paths and all(path.is_file() for path in paths.values()):
         kinds = {_format(path) for path in paths.values()}
         data = {
@@ -217,20 +220,20 @@ def _changes(
 
 
 def _plain_name(name: Any, task: str) -> str:
-    """A name of a task file as a part of a path; it must not lead elsewhere.
+    """Check a name from a task file that becomes part of a path.
 
     Raises:
-        UserError: it has a separator, or is no name.
+        UserError: the name is empty, is not text or contains a path separator.
     """
     if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", ".", ".."):
         raise UserError(
-            f"{task}: {name!r} would name a file, and must be a plain name without '/'. Rename it "
-            "in the task's file."
+            f"{task}: {name!r} becomes part of a file name, so it must be a plain name without "
+            "'/'. Rename it in the task's file."
         )
     return name
 
 
 def _format(path: Path) -> str:
-    """The loader of `datasets` for a file, by its name without `.gz`."""
+    """The loader in `datasets` for a file, chosen by its suffix before `.gz`."""
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     return _FORMATS[plain.suffix]

@@ -16,19 +16,19 @@ from pipelines.evals.intervals import digest_of, ratio_interval
 from pipelines.objectives.token_nll import IGNORE
 from pipelines.run_dir import heartbeat
 
-# Enough for an interval; two numbers of each are kept.
+# Enough blocks for an interval; the result stores two numbers per block.
 MAX_BLOCKS = 200
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Texts cut into windows, each to be read from its first token on, which is not predicted.
+    """Texts cut into windows. The first token of a window is context only; it is not predicted.
 
     Attributes:
-        ids: token ids of each window, in the order of the texts; each has two or more.
-        documents: the number of the text that each window is of.
-        text_bytes: of each text, in UTF-8, those of its predicted tokens.
-        texts_sha256: of all the texts in their order.
+        ids: token ids of each window, in the order of the texts; at least two per window.
+        documents: the index of the text that each window belongs to.
+        text_bytes: UTF-8 bytes of each text, without those of its unpredicted first token.
+        texts_sha256: hash of all texts in order.
     """
 
     ids: list[list[int]]
@@ -38,12 +38,12 @@ class Windows:
 
     @property
     def counts(self) -> list[int]:
-        """Predicted tokens of each window."""
+        """Number of predicted tokens in each window."""
         return [len(window) - 1 for window in self.ids]
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text: BOS, or nothing."""
+    """The tokens that the tokenizer puts before a text: BOS, or nothing."""
     first: list[int] = tokenizer("a").input_ids[:1]
     return first if first == [tokenizer.bos_token_id] else []
 
@@ -56,17 +56,17 @@ def cut(
     sequence_length: int,
     max_tokens: int,
 ) -> Windows:
-    """Every token of a text but its first is predicted once, in a context of what came before it.
+    """Cut texts into windows so that every token but the first of a text is predicted once.
 
-    The first is what a model reads the rest after, and no more: under the document mask no training
-    has predicted it, and none has read a text after EOS. A window begins with the last token of the
-    one before. Texts are taken to `max_tokens` tokens, the last one whole.
+    The first token of a text serves as context only. Under the document mask it is not a target in
+    training, and no text follows an EOS there. Each further window of a text starts with the last
+    token of the window before it. Reading stops with the text that reaches `max_tokens` tokens.
 
     Args:
-        named: the domain, for the error.
+        named: the domain, for the error message.
 
     Raises:
-        UserError: no text has a second token.
+        UserError: no text has two tokens.
     """
     windows: list[list[int]] = []
     documents: list[int] = []
@@ -76,7 +76,7 @@ def cut(
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         taken.append(text)
-        # A token may be a part of a letter, and is then decoded to another number of bytes.
+        # If a token holds only part of a character, it decodes to a different number of bytes.
         first = len(tokenizer.decode(ids[:1]).encode())
         text_bytes.append(max(len(text.encode()) - first, 0) if len(ids) > 1 else 0)
         num_tokens += len(ids)
@@ -87,8 +87,8 @@ def cut(
             break
     if not windows:
         raise UserError(
-            f"eval.bits_per_byte.{named}: none of its {len(taken)} documents has two tokens, and "
-            "the first is only what the rest is read after. Give longer documents."
+            f"eval.bits_per_byte.{named}: none of its {len(taken)} documents has two tokens. The "
+            "first token is not scored, so nothing can be measured. Give longer documents."
         )
     return Windows(windows, documents, text_bytes, digest_of(taken))
 
@@ -96,7 +96,7 @@ def cut(
 def window_batches(
     windows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """The longest windows first: their numbers, `input_ids` and `shift_labels` [batch, seq]."""
+    """Yield batches, longest windows first: indices, `input_ids`, `shift_labels` [batch, seq]."""
     order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
     start, pad = opening(tokenizer), tokenizer.pad_token_id
     unscored = [IGNORE] * len(start)
@@ -107,7 +107,7 @@ def window_batches(
         inputs = torch.tensor([start + w[:-1] + [pad] * (width - len(w)) for w in batch])
         labels = torch.tensor([unscored + w[1:] + [IGNORE] * (width - len(w)) for w in batch])
         yield rows, inputs, labels
-        heartbeat.moves()
+        heartbeat.tick()
 
 
 @torch.inference_mode()
@@ -121,15 +121,16 @@ def bits_per_byte(
     max_tokens: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Sum of -log2 p over the predicted tokens of the texts, over their UTF-8 bytes; see `cut`.
+    """Measure bits per byte: sum of -log2 p of the predicted tokens divided by their UTF-8 bytes.
 
     Args:
-        scoring_model: a model after `score_tokens_in_forward`.
-        named: the domain, for the error of `cut`.
+        scoring_model: a model prepared by `score_tokens_in_forward`.
+        named: the domain, for the error message of `cut`.
 
     Returns:
-        bits_per_byte with half its 95% interval over the blocks (None for one block), tokens and
-        bytes; `blocks`: nll in nats and bytes of each block of documents, and the texts' hash.
+        `bits_per_byte`, `half_interval` (half the 95% interval over the blocks; None for one
+        block), `tokens`, `bytes`, and `blocks`: NLL in nats and bytes of each block of documents,
+        with the hash of the texts.
     """
     found = cut(
         tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
@@ -159,6 +160,6 @@ def bits_per_byte(
 
 
 def blocks(num_documents: int) -> list[int]:
-    """The block of each document: at most `MAX_BLOCKS`, of documents that follow each other."""
+    """Assign each document to one of at most `MAX_BLOCKS` blocks of consecutive documents."""
     count = min(MAX_BLOCKS, num_documents)
     return [number * count // num_documents for number in range(num_documents)]

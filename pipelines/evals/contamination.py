@@ -1,16 +1,16 @@
-"""Contamination: which evaluation questions stand in the text that a model was trained on.
+"""Contamination: which evaluation questions occur in the text that a model was trained on.
 
-Two tests, both exact, neither probabilistic:
+There are two tests, and neither is probabilistic:
 
-- n-gram: a run of n words (13, as in GPT-3, arXiv 2005.14165, appendix C, and in the
-  decontamination of lm-evaluation-harness) of the question and its gold answer stands in a
-  training text. Words are lower case, without punctuation and symbols.
-- exact: the whole question, with or without its answer, is a whole training text, a line of it,
-  or one of its parts (a prompt, a field). Case, white space and punctuation at the ends of words
-  do not count; signs do, since `3 - 4` and `3 + 4` are two questions. Of a question shorter than
-  n words this is the only test: short runs of words are shared by chance.
+- n-gram: n consecutive words of the question and its gold answer occur in a training text. n is 13
+  by default, as in GPT-3 (arXiv 2005.14165, appendix C) and in lm-evaluation-harness. Words are
+  compared in lower case, without punctuation and symbols.
+- exact: the whole question, with or without its answer, equals a training text, one of its lines
+  or one of its parts (a prompt, a field). Case, white space and punctuation at word ends are
+  ignored. Signs count, since `3 - 4` and `3 + 4` are different questions. Questions shorter than n
+  words get this test alone, because short word sequences match by accident.
 
-Memory is that of the evaluation sets; the training text passes by once.
+The index holds the evaluation sets in memory; the training text is streamed once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 NGRAM = 13
 MAX_EXAMPLES = 5
-MAX_CHARACTERS = 500  # of a question in an example
-# Punctuation that an exact match does not see at the beginning and end of a word.
+MAX_CHARACTERS = 500  # of a question shown as an example
+# Punctuation that an exact match ignores at the beginning and end of a word.
 _ENDS = ".,;:!?\"'`\u2026\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 
 class Question(NamedTuple):
-    """What an evaluation asks; of held-out text the whole document, without answer."""
+    """A question of an evaluation; for held-out text, a whole document without an answer."""
 
     id: str
     prompt: str
@@ -38,17 +38,17 @@ class Question(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Hash of prompt and answer, to name a question that may not be published."""
+        """Hash of prompt and answer; identifies a question that must not be published."""
         return hashlib.sha256(f"{self.prompt}\n{self.answer}".encode()).hexdigest()
 
 
 class Passage(NamedTuple):
-    """What a training source gives at a time.
+    """One record of a training source.
 
     Attributes:
-        text: searched for n-grams; compared as a whole and line by line.
-        where: its place, such as file and line; asked only where something was found.
-        parts: pieces of it that are compared as a whole too, such as the prompt.
+        text: searched for n-grams, and compared as a whole and line by line.
+        where: returns the location, such as file and line; called only if something was found.
+        parts: pieces of the record that are also compared as a whole, such as the prompt.
     """
 
     text: str
@@ -68,17 +68,18 @@ def check(
     Args:
         evals: questions by evaluation.
         sources: training text by source; each is iterated once.
-        n: words of an n-gram, at least 1.
-        unpublished: evaluations whose examples show id and hash alone.
+        n: number of words in an n-gram, at least 1.
+        unpublished: evaluations whose examples show only id and hash.
 
     Returns:
-        By evaluation: `questions`, `publish`, `contaminated` (found either way, in any source),
-        `exact`, `bits` (one for each question in its order, 1 where contaminated), `not_compared`
-        (without letters and digits), `ngrams` and `ngrams_found` (different ones), and by source
-        the number of questions found as `ngram` and as `exact`, with at most five `examples`.
+        By evaluation: `questions`, `publish`, `contaminated` (questions found by either test in any
+        source), `exact`, `bits` (one per question in order, 1 if contaminated), `not_compared`
+        (questions without letters or digits), `ngrams` and `ngrams_found` (distinct n-grams), and
+        `sources`: by source, the number of questions found by `ngram` and by `exact`, with at most
+        five `examples`.
     """
     if n < 1:
-        raise ValueError(f"n-grams of {n} words")
+        raise ValueError(f"an n-gram needs at least 1 word, not {n}")
     index = _Index(n)
     for name, questions in evals.items():
         index.add(name, questions)
@@ -86,7 +87,7 @@ def check(
     return {name: index.result(name, hits, name not in unpublished) for name in index.ranges}
 
 
-# What is neither letter, digit nor white space: punctuation, symbols, controls, combining marks.
+# Everything but letters, digits and white space: punctuation, symbols, control characters, marks.
 _DROPPED = re.compile(r"[^\w\s]+|_+")
 _SPACE = re.compile(r"[^\S \n]")
 _ASCII = {
@@ -97,7 +98,7 @@ _ASCII = {
 
 
 def plain(text: str) -> str:
-    """Text in lower case without punctuation and symbols; white space but newlines is a space."""
+    """Lower-case text without punctuation and symbols; white space except newlines becomes " "."""
     text = text.lower()
     if text.isascii():
         return text.translate(_ASCII)
@@ -105,7 +106,7 @@ def plain(text: str) -> str:
 
 
 def exact_form(text: str) -> str:
-    """Text as exact matches compare it: lower case, words without punctuation at their ends."""
+    """Text as the exact test compares it: lower case, no punctuation at the ends of words."""
     words = (word.strip(_ENDS) for word in text.lower().split())
     return " ".join(word for word in words if word)
 
@@ -116,7 +117,7 @@ def _shortened(text: str) -> str:
 
 @dataclass
 class _Hits:
-    """What one source holds: by number of the question where it was found first."""
+    """Questions found in one source: by question number, where it was found first."""
 
     ngram: dict[int, tuple[str, str]] = field(default_factory=dict)
     exact: dict[int, str] = field(default_factory=dict)
@@ -125,9 +126,10 @@ class _Hits:
 class _Index:
     """The n-grams and whole texts of all evaluation questions.
 
-    A run of n words that begins anywhere holds the first `s` words after exactly one of the places
-    0, n - s + 1, 2 (n - s + 1), ... So only the `seeds`, the runs of s words of the questions, are
-    looked up, at every (n - s + 1)th place; around one that is found, n-grams are compared whole.
+    The search looks up only seeds: all sequences of s < n consecutive words of the questions. Any n
+    consecutive words of a text contain exactly one s-word sequence that starts at a multiple of
+    n - s + 1, so a lookup at these positions misses nothing. Around a seed that is found, whole
+    n-grams are compared.
     """
 
     def __init__(self, n: int) -> None:
@@ -139,7 +141,7 @@ class _Index:
         self.ngrams: dict[str, list[int]] = {}
         self.seeds: set[tuple[str, ...]] = set()
         self.wholes: dict[str, list[int]] = {}
-        # The wholes without any punctuation and space: quick to look up, and never misses one.
+        # Whole questions without punctuation and spaces: a fast first test without misses.
         self.squeezed: set[str] = set()
         self.not_compared: set[int] = set()
         self.found: set[str] = set()
@@ -172,7 +174,7 @@ class _Index:
         return (" ".join(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
 
     def search(self, passages: Iterable[Passage]) -> _Hits:
-        """One pass over a source. What is not found costs no loop in Python over words."""
+        """Search a source in one pass; text without a match costs no Python loop over its words."""
         hits = _Hits()
         seeds, squeezed = self.seeds, self.squeezed
         offsets, stride = range(self.seed_length), self.stride
@@ -237,7 +239,7 @@ class _Index:
         }
 
     def _examples(self, own: range, hit: _Hits, publish: bool) -> list[dict[str, str]]:
-        """The first questions found, exact ones first; without their words unless published."""
+        """The first questions found, exact matches first; without their text unless published."""
         numbers = sorted(n for n in {*hit.exact, *hit.ngram} if n in own)
         numbers.sort(key=lambda number: number not in hit.exact)
         examples = []

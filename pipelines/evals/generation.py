@@ -1,4 +1,4 @@
-"""Answers to many prompts: sorted by length, in large batches, each rank its share."""
+"""Generate answers to many prompts, in large batches sorted by length."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Decoding:
     """How answers are decoded.
 
     Attributes:
-        max_new_tokens: length of an answer.
-        stop: text at which an answer is cut; generation ends early on it where it is one token.
-        num_samples: answers drawn for each prompt; 0: one, greedy.
-        temperature, top_p: of the draws.
+        max_new_tokens: maximum length of an answer, in tokens.
+        stop: text at which an answer is cut off; if it is a single token, generation stops there.
+        num_samples: samples per prompt; 0 gives one greedy answer.
+        temperature, top_p: sampling parameters.
     """
 
     max_new_tokens: int
@@ -39,15 +39,16 @@ class Decoding:
     top_p: float = 1.0
 
 
-class SeededDraw(LogitsProcessor):
-    """Leaves of the next token's distribution the one token that a given number draws.
+class SeededSampler(LogitsProcessor):
+    """Samples each next token by inverse transform sampling from a given uniform number.
 
-    The number is uniform in [0, 1), and the token the first whose cumulated probability is above
-    it. So a draw belongs to its prompt, whatever else is in the batch and on however many ranks.
+    It keeps only the first token whose cumulative probability exceeds the number, which lies in
+    [0, 1). A sample thus depends only on its prompt and seed, and not on the rest of the batch or
+    on the number of ranks.
 
     Args:
         uniforms: float64 [rows, new tokens].
-        prompt_length: tokens of the padded prompts.
+        prompt_length: length of the padded prompts, in tokens.
     """
 
     def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
@@ -56,14 +57,14 @@ class SeededDraw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        cumulated = scores.double().softmax(-1).cumsum(-1)
-        sought = self.uniforms[:, step : step + 1].to(scores.device) * cumulated[:, -1:]
-        drawn = torch.searchsorted(cumulated, sought, right=True)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        threshold = self.uniforms[:, step : step + 1].to(scores.device) * cumulative[:, -1:]
+        sampled = torch.searchsorted(cumulative, threshold, right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, sampled, 0.0)
 
 
-def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
-    """Draws of `num_samples` answers to each prompt, from a generator for each answer."""
+def _sampler(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
+    """Logits processors that sample `num_samples` answers per prompt, each from its own seed."""
     uniforms = [
         np.random.default_rng([seed, number]).random(decoding.max_new_tokens)
         for seed in seeds
@@ -72,15 +73,16 @@ def _draws(decoding: Decoding, seeds: Sequence[int], prompt_length: int) -> Logi
     return LogitsProcessorList([
         TemperatureLogitsWarper(float(decoding.temperature)),
         TopPLogitsWarper(min(1.0, decoding.top_p)),
-        SeededDraw(torch.from_numpy(np.stack(uniforms)), prompt_length),
+        SeededSampler(torch.from_numpy(np.stack(uniforms)), prompt_length),
     ])  # fmt: skip
 
 
 def decode_plainly(model: Any) -> None:
-    """Take what `generation_config.json` says from a model, but for the ids of special tokens.
+    """Reset a model's generation config, except for the ids of its special tokens.
 
-    `generate` would fill in from it whatever the caller does not set: penalties, suppressed tokens,
-    a least length. Its end-of-text tokens stay: they belong to the model's chat format.
+    `generate` would otherwise read every setting that the caller leaves open from the model's
+    `generation_config.json`: penalties, suppressed tokens, a minimum length. The end-of-text tokens
+    stay, because they belong to the model's chat format.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig(
@@ -99,15 +101,15 @@ def generate_answers(
     seeds: Sequence[int] = (),
     on_share: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """The continuations of each prompt, in the order of the prompts.
+    """Generate the continuations of each prompt, in the order of the prompts.
 
     Args:
         prompts: token ids of each prompt.
-        seeds: of the draws, one for each prompt; unused where decoding is greedy.
-        batch_size: sequences generated together; halved where they do not fit into memory.
-        on_share: told after each batch the part that is done, from 0 to 1.
+        seeds: one sampling seed per prompt; unused if decoding is greedy.
+        batch_size: sequences generated together; halved when they do not fit into memory.
+        on_share: called after each batch with the fraction that is done, from 0 to 1.
     """
-    # The longest first: what fits then, fits later.
+    # Longest first: if the first batch fits into memory, the later ones do too.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     stop = decoding.stop
     stop_ids = tokenizer(stop, add_special_tokens=False).input_ids if stop else []
@@ -126,12 +128,12 @@ def generate_answers(
             padding_side="left", return_tensors="pt",
         ).to(model.device)  # fmt: skip
         length = batch["input_ids"].shape[1]
-        draws = None
+        sampler = None
         if decoding.num_samples:
-            draws = _draws(decoding, [seeds[i] for i in chosen], length)
+            sampler = _sampler(decoding, [seeds[i] for i in chosen], length)
         generated = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-            logits_processor=draws, generation_config=generation_config,
+            logits_processor=sampler, generation_config=generation_config,
         )  # fmt: skip
         texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
         cut = [text.split(stop)[0] if stop else text for text in texts]

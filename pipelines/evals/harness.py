@@ -1,7 +1,7 @@
-"""lm-evaluation-harness as a library, one benchmark at a time.
+"""Run lm-evaluation-harness as a library, one benchmark at a time.
 
-The harness builds the prompts, extracts the answers and judges them. One bit is kept for each
-question, so that benchmarks have the tables, intervals and comparisons of any other task.
+The harness builds the prompts, extracts the answers and judges them. The result has one bit per
+question, so benchmarks get the same tables, intervals and comparisons as the built-in tasks.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from lm_eval.tasks import TaskManager
 
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import leaves
+from pipelines.evals.cache import cache_path, cached
 from pipelines.evals.intervals import digest_of, task_score
-from pipelines.evals.kept import kept, kept_path
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.sampling import entropy
-from pipelines.evals.tally import Tally
 from pipelines.recipe.schema import BenchmarkConfig
 
-# After each call the harness describes the machine, which takes it a second or more; a group makes
-# dozens of calls, and results of ours have what they need of it.
+# After each call the harness collects facts about the machine, which takes a second or more. A
+# group makes dozens of calls, and our results do not use these facts.
 evaluator.add_env_info = lambda storage: None
 
 
 def check_fits(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) -> None:
-    """Compare the settings of a benchmark with its tasks.
+    """Check the settings of a benchmark against its tasks.
 
     Args:
-        loaded: its single tasks, as `leaves` gives them.
+        loaded: the benchmark's subtasks, as `leaves` returns them.
 
     Raises:
-        UserError: the harness has no such version or metric, or answers cannot be drawn.
+        UserError: the harness has another version, lacks the metric, or cannot sample answers.
     """
     where = f"eval.benchmarks.{name}"
     for leaf, task in loaded.items():
         if benchmark.version and str(task.VERSION) != benchmark.version:
             raise UserError(
                 f"{where}: the harness ({lm_eval.__version__}) has {leaf} in version "
-                f"{task.VERSION}, not {benchmark.version}. Install the version that has it, or set "
-                f"{where}.version."
+                f"{task.VERSION}, not {benchmark.version}. Install a harness that has this "
+                f"version, or change {where}.version."
             )
         metrics, filters = set(task.aggregation()), [found.name for found in task._filters]
         key, _, wanted = benchmark.metric.partition(",")
@@ -58,12 +58,12 @@ def check_fits(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) ->
         if benchmark.samples and task.OUTPUT_TYPE != "generate_until":
             raise UserError(
                 f"{where}.samples = {benchmark.samples}: {leaf} chooses among given answers "
-                f"({task.OUTPUT_TYPE}), so that none can be drawn. Set it to 0."
+                f"({task.OUTPUT_TYPE}), so answers cannot be sampled. Set it to 0."
             )
 
 
 def num_answers(benchmark: BenchmarkConfig, task: Any) -> int:
-    """Greedy and drawn answers to the questions of a single task."""
+    """Number of answers, greedy and sampled, to the questions of a subtask."""
     asked = _num_asked(benchmark, task)
     return asked + benchmark.samples * min(asked, benchmark.sampled_questions or asked)
 
@@ -81,53 +81,53 @@ def ask(
     *,
     chat: bool,
     folder: Path | None = None,
-    tally: Tally | None = None,
+    progress: EvalProgress | None = None,
 ) -> dict[str, Any]:
-    """Ask a model every question of a benchmark, one single task after the other.
+    """Ask a model every question of a benchmark, one subtask after the other.
 
     Args:
         model: a model of the harness.
-        tasks: knows the benchmark's task, with its data.
+        tasks: the harness's task index, which has the benchmark's task and its data.
         chat: ask through the model's chat template.
-        folder: where each single task of a group is kept when it is done; None: nowhere.
-        tally: told how far the answers are.
+        folder: where finished subtasks of a group are cached; None turns the cache off.
+        progress: updated as answers come in.
 
     Returns:
-        accuracy, interval, questions and bits as for other tasks; `families` for a group;
-        `settings` that the numbers belong to; `drawn`, where answers are drawn, for each question
-        the right ones among them and their entropy.
+        `accuracy`, `interval`, `questions` and `bits` as for other tasks; `families` for a group;
+        the `settings` under which the questions were asked; and, if answers are sampled, `samples`:
+        for each question, the number of correct samples and their entropy.
 
     Raises:
         UserError: as `leaves` and `check_fits`.
     """
-    tally = tally or Tally(None, 0)
-    # As the harness does before it loads a task: some shuffle their records then.
+    progress = progress or EvalProgress(None, 0)
+    # The harness seeds these before it loads a task, and some tasks shuffle their records then.
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     loaded = leaves(name, benchmark, tasks)
     check_fits(name, benchmark, loaded)
     parts = {}
     for leaf, task in loaded.items():
-        path = folder and kept_path(folder, leaf)
+        path = folder and cache_path(folder, leaf)
         if path is not None and path.is_file():
-            tally.skip(num_answers(benchmark, task))
-        # A task of a group has what the group sets for it.
+            progress.skip(num_answers(benchmark, task))
+        # A subtask of a group carries the settings that the group gives it.
         given = task if len(loaded) > 1 else benchmark.task or name
         asked = _Asked(
             model, name, benchmark, tasks, chat, given, leaf, _num_asked(benchmark, task)
         )
         first = not dist.is_initialized() or dist.get_rank() == 0
-        parts[leaf] = kept(path, partial(asked.answers, tally), writes=first)
+        parts[leaf] = cached(path, partial(asked.answers, progress), writes=first)
     return _score(benchmark, parts)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A single task, as a benchmark asks it.
+    """A subtask with the settings under which a benchmark asks it.
 
     Attributes:
-        given: the task as `simple_evaluate` takes it.
-        questions: how many are asked.
+        given: the task in the form that `simple_evaluate` takes.
+        questions: number of questions asked.
     """
 
     model: Any
@@ -139,23 +139,23 @@ class _Asked:
     leaf: str
     questions: int
 
-    def answers(self, tally: Tally) -> dict[str, Any]:
-        """Bits, hashes of the questions and settings of the greedy answers, and what was drawn."""
+    def answers(self, progress: EvalProgress) -> dict[str, Any]:
+        """Bits, question hashes and settings of the greedy answers, and the scores of samples."""
         benchmark = self.benchmark
         label = self.name if self.name == self.leaf else f"{self.name} ({self.leaf})"
-        tally.begin(label, self.questions)
+        progress.begin(label, self.questions)
         found = self._pass(self._greedy, benchmark.limit, {})
         if not benchmark.samples:
             return found
-        draws = []
+        passes = []
         decoding = {"temperature": benchmark.temperature, "top_p": benchmark.top_p}
         sampled = min(self.questions, benchmark.sampled_questions or self.questions)
         for number in range(benchmark.samples):
-            tally.begin(f"{label}, draw {number + 1} of {benchmark.samples}", sampled)
+            progress.begin(f"{label}, sample {number + 1} of {benchmark.samples}", sampled)
             seed = DEFAULT_OTHER_SEED + 1 + number
-            draws.append(self._pass(self._drawn, sampled, {"do_sample": True, **decoding}, seed))
-        found["drawn"] = _by_question(draws, self.questions)
-        found["settings"]["drawn"] = {"samples": benchmark.samples, **decoding}
+            passes.append(self._pass(self._sampled, sampled, {"do_sample": True, **decoding}, seed))
+        found["samples"] = _by_question(passes, self.questions)
+        found["settings"]["sampling"] = {"samples": benchmark.samples, **decoding}
         return found
 
     def _pass(
@@ -165,12 +165,12 @@ class _Asked:
         decoding: dict[str, Any],
         seed: int = DEFAULT_OTHER_SEED,
     ) -> dict[str, Any]:
-        """What `read` finds in one evaluation of the task, on every rank."""
+        """Evaluate the task once, and return what `read` extracts from it on every rank."""
         benchmark = self.benchmark
         if benchmark.max_new_tokens:
             decoding = {**decoding, "max_gen_toks": benchmark.max_new_tokens}
         if decoding.get("do_sample") and dist.is_initialized():
-            seed += 1_000_000 * dist.get_rank()  # ranks draw to different questions
+            seed += 1_000_000 * dist.get_rank()  # each rank samples answers to other questions
         outcome = evaluator.simple_evaluate(
             model=self.model,
             tasks=[self.given],
@@ -182,10 +182,10 @@ class _Asked:
             fewshot_as_multiturn=False,
             bootstrap_iters=0,
             torch_random_seed=seed,
-            # `leaves` lets through only what the sandbox judges.
+            # `leaves` accepts only tasks that the sandbox judges.
             confirm_run_unsafe_code=benchmark.runs_code,
         )
-        # The harness gives its outcome to the first rank of a machine alone.
+        # The harness returns its outcome only on the first rank of a node.
         found = [None if outcome is None else read(outcome)]
         if dist.is_initialized():
             dist.broadcast_object_list(found, src=0)
@@ -202,7 +202,7 @@ class _Asked:
                                   self.chat),
         }  # fmt: skip
 
-    def _drawn(self, outcome: dict[str, Any]) -> dict[str, Any]:
+    def _sampled(self, outcome: dict[str, Any]) -> dict[str, Any]:
         samples = outcome["samples"][self.leaf]
         where = f"eval.benchmarks.{self.name}"
         return {
@@ -211,20 +211,20 @@ class _Asked:
         }
 
 
-def _by_question(draws: list[dict[str, Any]], questions: int) -> list[Any]:
-    """Of each question the right answers among the draws and their entropy; None for no draws."""
+def _by_question(passes: list[dict[str, Any]], questions: int) -> list[Any]:
+    """For each question, the number of correct samples and their entropy; None without samples."""
     found: list[Any] = []
-    for i in range(len(draws[0]["bits"])):
-        answers = [draw["answers"][i] for draw in draws if draw["answers"]]
+    for i in range(len(passes[0]["bits"])):
+        answers = [one["answers"][i] for one in passes if one["answers"]]
         spread = entropy(answers) if answers else None
-        found.append([sum(draw["bits"][i] for draw in draws), spread])
+        found.append([sum(one["bits"][i] for one in passes), spread])
     return found + [None] * (questions - len(found))
 
 
 def _final_answers(samples: list[dict[str, Any]], benchmark: BenchmarkConfig) -> list[str]:
-    """What the metric's filter takes for the answer to each question.
+    """The answer to each question that the metric's filter extracted.
 
-    Empty where it takes the whole text, or gives a verdict on it: neither is an answer.
+    Empty if the filter returns the whole text or a verdict, since neither is a final answer.
     """
     wanted = benchmark.metric.partition(",")[2]
     of_filter = [s for s in samples if s["filter"] == wanted and wanted != "none"]
@@ -233,7 +233,7 @@ def _final_answers(samples: list[dict[str, Any]], benchmark: BenchmarkConfig) ->
 
 
 def _score(benchmark: BenchmarkConfig, parts: dict[str, Any]) -> dict[str, Any]:
-    """The score of a benchmark of what its single tasks gave."""
+    """The score of a benchmark, combined from its subtasks."""
     score = task_score([bit for part in parts.values() for bit in part["bits"]])
     score["questions_sha256"] = digest_of(h for part in parts.values() for h in part["doc_hashes"])
     if len(parts) > 1:
@@ -243,7 +243,7 @@ def _score(benchmark: BenchmarkConfig, parts: dict[str, Any]) -> dict[str, Any]:
             for leaf, part in parts.items()
         }  # fmt: skip
     if benchmark.samples:
-        score["drawn"] = [one for part in parts.values() for one in part["drawn"]]
+        score["samples"] = [one for part in parts.values() for one in part["samples"]]
     score["settings"] = next(iter(parts.values()))["settings"]
     return score
 
@@ -251,7 +251,7 @@ def _score(benchmark: BenchmarkConfig, parts: dict[str, Any]) -> dict[str, Any]:
 def _settings(
     task: str, benchmark: BenchmarkConfig, outcome: dict[str, Any], chat: bool
 ) -> dict[str, Any]:
-    """How the questions were asked: what two results must share to be compared."""
+    """How the questions were asked: two results are comparable only if these settings agree."""
     leaf, samples = next(iter(outcome["samples"].items()))
     config = outcome["configs"][leaf]
     return {
@@ -263,7 +263,7 @@ def _settings(
         "chat": chat,
         "data": benchmark.files if _reads_files(config) else config["dataset_path"],
         "generation": config.get("generation_kwargs", {}),
-        # Of the first question of the first task.
+        # The prompt of the first question of the first subtask.
         "prompt_sha256": hashlib.sha256(_prompt(samples[0]).encode()).hexdigest(),
     }
 
@@ -283,14 +283,14 @@ def _bits(where: str, samples: list[dict[str, Any]], benchmark: BenchmarkConfig)
     values = [s[key] for s in sorted(of_filter, key=lambda s: s["doc_id"])]
     if not all(value in (0, 1) for value in values):
         raise UserError(
-            f"{where}: metric {benchmark.metric} is not right or wrong for each question"
+            f"{where}: metric {benchmark.metric} must be 0 or 1 for every question. Choose another."
         )
     return [int(value) for value in values]
 
 
 def _no_metric(where: str, benchmark: BenchmarkConfig, has: set[str]) -> UserError:
     return UserError(
-        f"{where}: no metric {benchmark.metric}; the task has {', '.join(sorted(has))}"
+        f"{where}: the task has no metric {benchmark.metric}. Choose from {', '.join(sorted(has))}."
     )
 
 

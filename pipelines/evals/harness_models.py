@@ -1,4 +1,4 @@
-"""Models as lm-evaluation-harness asks them: here, or on vLLM; every rank answers its share."""
+"""Model adapters for lm-evaluation-harness, on transformers or vLLM; ranks share the requests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from pipelines.run_dir import heartbeat
 
 
 class SharedRequests:
-    """Mixin for a model of the harness: every rank answers its share of each call's requests.
+    """Mixin for a harness model: every rank answers its share of the requests of each call.
 
-    The harness sees one rank, so that prompts, with their randomly drawn examples, do not depend
-    on the number of ranks; all ranks get all answers. A batch that does not fit is halved.
+    The harness is told that there is one rank, so that prompts with random few-shot examples do not
+    depend on the number of ranks. All ranks get all answers. A batch that does not fit into memory
+    is halved.
 
     Attributes:
-        on_share: told after each batch the part of the present requests that is answered.
+        on_share: called after each batch with the answered fraction of the current requests.
     """
 
     on_share: Callable[[float], None] = staticmethod(lambda share: None)
@@ -71,9 +72,9 @@ class SharedRequests:
 
 
 class TransformersModel(SharedRequests, HFLM):
-    """A model in this process, on this rank's device; requests go sorted by length.
+    """A transformers model in this process, on this rank's device; it sorts requests by length.
 
-    Its `generation_config.json` changes no answer, see `decode_plainly`.
+    Its `generation_config.json` is ignored, see `decode_plainly`.
     """
 
     def __init__(self, pretrained: Any, **options: Any) -> None:
@@ -91,13 +92,13 @@ class TransformersModel(SharedRequests, HFLM):
         return tokens
 
     def _batch_done(self, count: int) -> None:
-        heartbeat.moves()
+        heartbeat.tick()
         self.num_answered += count
         self.on_share(self.num_answered / max(1, self.num_requests))
 
 
 def vllm_model(model_dir: Path, *, dtype: str, max_length: int) -> Any:
-    """The same on vLLM, which batches by itself.
+    """Load the model into vLLM, which does its own batching.
 
     Raises:
         UserError: vLLM is not installed.
@@ -106,7 +107,7 @@ def vllm_model(model_dir: Path, *, dtype: str, max_length: int) -> Any:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise UserError(
-            "eval.backend=vllm needs vLLM: pip install 'remit-flywheel[vllm]'."
+            "eval.backend=vllm needs vLLM. Install it: pip install 'remit-flywheel[vllm]'."
         ) from error
     kind = type("VllmModel", (SharedRequests, VLLM), {})
     return kind(

@@ -1,4 +1,4 @@
-"""A benchmark whose data come from the hub: left out where it is gated, an error else."""
+"""Load benchmark data from the hub: a gated data set is skipped, other failures are errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.evals.availability import needs_hub
 from pipelines.evals.benchmarks import leaves
 from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
-# The bases are those of all errors of the hub's HTTP client.
+# The bases of HfHubHTTPError cover every error of the hub's HTTP client.
 _HUB_ERRORS = (DatasetsError, OSError, *HfHubHTTPError.__bases__)
 _FORBIDDEN = (401, 403)
 
@@ -21,31 +21,31 @@ _FORBIDDEN = (401, 403)
 def loaded_or_refused(
     name: str, benchmark: BenchmarkConfig, tasks: Any, settings: EvalConfig, data_root: str
 ) -> tuple[dict[str, Any], str]:
-    """The single tasks of a benchmark as `leaves` gives them, and why the hub refuses their data.
+    """Load the subtasks of a benchmark with `leaves`, or return why the hub refuses their data.
 
-    Of the two one is empty. A set that is gated, or is not there for who asks, is refused for good;
-    a hub that does not answer may answer later, so that is an error.
+    One of the two is empty. If a data set is gated, or does not exist for this user, the benchmark
+    is skipped. If the hub does not answer, it may answer later, so that is an error.
 
     Raises:
-        UserError: as `leaves`; or the hub gave no data for another reason, as one out of reach.
+        UserError: as `leaves`, or the hub could not be reached.
     """
     try:
         return leaves(name, benchmark, tasks), ""
     except _HUB_ERRORS as error:
         asks_hub = needs_hub(dataclasses.replace(settings, benchmarks={name: benchmark}), data_root)
         if asks_hub and _is_forbidden(error):
-            return {}, f"the hub refused its data: {_words(error)}"
+            return {}, f"the hub refused access to its data: {_words(error)}"
         if not asks_hub and not isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise UserError(
-            f"eval.benchmarks.{name}: its data could not be had from the hub "
-            f"({_words(error)}). The same command goes on from here once the hub answers; "
-            "docs/evaluation.md says which local files it reads instead."
+            f"eval.benchmarks.{name}: its data could not be downloaded from the hub "
+            f"({_words(error)}). Run the same command again when the hub can be reached, or give "
+            "local files (docs/guides/evaluation.md lists them)."
         ) from error
 
 
 def _is_forbidden(error: BaseException) -> bool:
-    """Whether the hub answered, and the answer was no."""
+    """Whether the hub answered and refused access."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     return isinstance(error, DatasetNotFoundError) or status in _FORBIDDEN

@@ -14,14 +14,14 @@ RESAMPLES = 10_000
 
 
 def _stats() -> Any:
-    """scipy.stats, imported where an interval needs it: it takes a second."""
+    """Import scipy.stats only when an interval is needed: the import takes a second."""
     from scipy import stats
 
     return stats
 
 
 def _quantile(freedom: int) -> float:
-    """97.5% quantile of Student's t as tables print it: three decimals, the normal one above 30."""
+    """97.5% quantile of Student's t, rounded to 3 decimals; the normal quantile above 30."""
     return round(float(_stats().t.ppf(0.975, freedom)), 3) if freedom <= 30 else Z95
 
 
@@ -34,10 +34,10 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 
 def task_score(bits: Sequence[int]) -> dict[str, Any]:
-    """Accuracy of a task with Wilson's interval, and the bit of each question as text.
+    """Accuracy of a task with its Wilson interval, and the bits of the questions as a string.
 
     Args:
-        bits: 1 for right and 0 for wrong, one for each question.
+        bits: 1 for right and 0 for wrong, one per question.
     """
     return {
         "accuracy": sum(bits) / len(bits),
@@ -48,7 +48,7 @@ def task_score(bits: Sequence[int]) -> dict[str, Any]:
 
 
 def digest_of(questions: Iterable[str]) -> str:
-    """SHA-256 of some questions in their order: equal only where the same ones were asked."""
+    """SHA-256 over questions in order: equal only if the same questions were asked."""
     combined = hashlib.sha256()
     for question in questions:
         combined.update(hashlib.sha256(question.encode()).digest())
@@ -56,11 +56,11 @@ def digest_of(questions: Iterable[str]) -> str:
 
 
 def macro_average(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Mean of task accuracies, each weighing the same, and half its 95% interval.
+    """Unweighted mean of task accuracies, and half its 95% interval.
 
     The variance of a task is that of Agresti and Coull (The American Statistician 52, 1998):
-    p(1 - p) / (n + 4) with p = (x + 2) / (n + 4) for x right answers of n. So a task whose answers
-    are all right, or all wrong, is no certainty.
+    p(1 - p) / (n + 4) with p = (x + 2) / (n + 4) for x right answers of n. It stays above 0 for a
+    task whose answers are all right or all wrong.
 
     Args:
         scores: (accuracy, number of questions) of each task.
@@ -76,34 +76,34 @@ def paired_difference(
 ) -> tuple[float, float]:
     """Macro-averaged difference second - first on the same questions, and half its 95% interval.
 
-    The interval is that of a paired bootstrap (Efron and Tibshirani 1993, chapter 13) of
-    `RESAMPLES` draws, seeded: the questions of each task are drawn anew, with both models' answers
-    to them. Differences are -1, 0 or 1, so that a draw is one multinomial number of each.
+    The interval comes from a seeded paired bootstrap (Efron and Tibshirani 1993, chapter 13) with
+    `RESAMPLES` resamples: each resamples the questions of every task, with the answers of both
+    models. Differences are -1, 0 or 1, so a resample is one multinomial draw per task.
 
-    A bootstrap sees no spread where no two answers differ. So each task gets the variance of one
-    unseen discordant pair besides, half of it in each direction: with T tasks of n_t questions,
+    If no two answers differ, a bootstrap finds no spread. Each task therefore gets the variance of
+    one unseen discordant pair as well, half of it in each direction: with T tasks of n_t questions,
     half = sqrt(bootstrap half^2 + Z95^2 sum_t 1 / (n_t T)^2). The half pair in each cell is that of
-    Agresti and Min (Statistics in Medicine 24, 2005); to add its variance is our choice. With d
+    Agresti and Min (Statistics in Medicine 24, 2005); adding its variance is our choice. With d
     discordant pairs it widens the interval by 1 / (2d) of its width.
 
     Args:
-        first, second: per task, 1 or 0 for each question, in the same order.
+        first, second: by task, 1 or 0 for each question, in the same order.
 
     Raises:
-        ValueError: other tasks, or another number of questions.
+        ValueError: the two have different tasks or different numbers of questions.
     """
     if first.keys() != second.keys() or any(len(first[k]) != len(second[k]) for k in first):
         raise ValueError("the two evaluations have different questions")
     rng = np.random.default_rng(0)
-    means, draws, unseen = [], np.zeros(RESAMPLES), 0.0
+    means, resampled, unseen = [], np.zeros(RESAMPLES), 0.0
     for task, bits in first.items():
         deltas = np.asarray(second[task]) - np.asarray(bits)
         counts = np.array([np.sum(deltas == value) for value in (-1, 0, 1)])
-        drawn = rng.multinomial(len(deltas), counts / len(deltas), size=RESAMPLES)
+        found = rng.multinomial(len(deltas), counts / len(deltas), size=RESAMPLES)
         means.append(float(deltas.mean()))
-        draws += (drawn[:, 2] - drawn[:, 0]) / len(deltas)
+        resampled += (found[:, 2] - found[:, 0]) / len(deltas)
         unseen += 1 / len(deltas) ** 2
-    low, high = np.percentile(draws / len(means), (2.5, 97.5))
+    low, high = np.percentile(resampled / len(means), (2.5, 97.5))
     half = math.hypot(float(high - low) / 2, Z95 * math.sqrt(unseen) / len(means))
     return sum(means) / len(means), half
 
@@ -118,22 +118,22 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def t_test(values: Sequence[float]) -> float | None:
-    """Two-sided p of a mean of zero by Student's t over a few runs, such as paired differences.
+    """Two-sided p-value of Student's t-test for mean 0 over a few runs, such as paired differences.
 
-    None for one run, or where all are equal.
+    None for one run, or if all values are equal.
     """
     if len(values) < 2 or len(set(values)) == 1:
         return None
     return float(_stats().ttest_1samp(values, 0.0).pvalue)
 
 
-def holm(chances: Sequence[float | None]) -> list[float | None]:
-    """Each p as it stands among the others (Holm, Scandinavian Journal of Statistics 6, 1979).
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p-values for multiple tests (Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    None stays None and is not counted.
+    None stays None and does not count as a test.
     """
-    order = sorted((p, i) for i, p in enumerate(chances) if p is not None)
-    adjusted: list[float | None] = [None] * len(chances)
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
     least = 0.0
     for rank, (p, i) in enumerate(order):
         least = max(least, min(1.0, p * (len(order) - rank)))
@@ -144,12 +144,12 @@ def holm(chances: Sequence[float | None]) -> list[float | None]:
 def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
     """Mean per token over documents of unequal length, and half its 95% interval over documents.
 
-    The mean is sum of `sums` / sum of `counts`; the interval is that of a ratio estimator, so that
-    tokens of one document may hang together. None for fewer than two documents.
+    The mean is sum(sums) / sum(counts). The interval is that of a ratio estimator, so tokens of one
+    document may be correlated. It is None for fewer than two documents.
 
     Args:
-        sums: of each document, the sum of its tokens' values.
-        counts: of each document, its tokens, 1 at least.
+        sums: for each document, the sum of its tokens' values.
+        counts: for each document, its number of tokens, at least 1.
     """
     n, total = len(sums), sum(counts)
     mean = sum(sums) / total
@@ -162,13 +162,14 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float,
 def bits_difference(
     first: dict[str, Any], second: dict[str, Any]
 ) -> tuple[float, float | None] | None:
-    """Bits per byte of the second model less the first's, and half its 95% interval.
+    """Bits per byte of the second model minus the first's, and half its 95% interval.
 
     Args:
-        first, second: the `blocks` of two results; empty where they have none.
+        first, second: the `blocks` of two results; empty if they have none.
 
     Returns:
-        None where they are not of the same texts. The interval pairs the blocks.
+        The difference and half its interval, paired over the blocks; None if the two results are
+        not of the same texts.
     """
     same = first and second and first["bytes"] == second["bytes"]
     if not same or first["texts_sha256"] != second["texts_sha256"]:

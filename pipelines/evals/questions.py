@@ -1,4 +1,4 @@
-"""The questions of the built-in tasks, in the one order in which every model is asked them."""
+"""The questions of the built-in tasks, in the same order for every model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION_ORDER_SEED = 0
 
 
 def task_problems(name: str, task: TaskConfig, data_root: str) -> list[Problem]:
-    """The questions of a task, at most `limit`."""
+    """The questions of a task, at most `task.limit`."""
     source = replace(task.source, limit=task.limit) if task.limit else task.source
     return problems({name: source}, data_root, QUESTION_ORDER_SEED)
 
@@ -29,18 +29,18 @@ def family_of(problem: Problem, name: str, task: TaskConfig) -> str:
 
 
 def heldout_text(name: str, source: SourceConfig, data_root: str) -> Iterator[str]:
-    """Held-out documents of a domain; a file is read once, so that no text counts twice."""
-    drawn = documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)
-    return (document.text for document in drawn)
+    """Held-out documents of a domain; files are read once, so that no text counts twice."""
+    heldout = documents({name: source}, data_root, QUESTION_ORDER_SEED, repeat=False)
+    return (document.text for document in heldout)
 
 
 def characters_per_token(config: Config, source: SourceConfig) -> int:
-    """At least the mean: 1 for the world's text in its own tokenizer, else 8 (our choice)."""
+    """Upper bound of the mean: 1 for the world's text in its own tokenizer, else 8 (our choice)."""
     return 1 if source.kind == config.tokenizer.kind == "world" else 8
 
 
 def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
-    """The tokens of a question, through the chat template or through the task's own."""
+    """The tokens of a question, in the chat template or in the task's own template."""
     if chat:
         text = tokenizer.apply_chat_template(
             user(prompt), tokenize=False, add_generation_prompt=True
@@ -54,14 +54,14 @@ def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> lis
 def right_answers(
     task: TaskConfig, answers: list[list[str]], asked: list[Problem]
 ) -> list[list[int]]:
-    """1 for each right answer, else 0, in the shape of the answers."""
+    """Judge the answers: 1 for right and 0 for wrong, in the shape of `answers`."""
     judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
     bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
     return [[next(bits) for _ in given] for given in answers]
 
 
 def evaluation_questions(config: Config) -> dict[str, list[Question]]:
-    """The questions of every enabled task, by the name under which they are scored."""
+    """The questions of every enabled task, grouped by the name under which they are scored."""
     found: dict[str, list[Question]] = {}
     for name, task in config.eval.tasks.items():
         for problem in task_problems(name, task, config.data_root) if task.enabled else ():
@@ -72,7 +72,7 @@ def evaluation_questions(config: Config) -> dict[str, list[Question]]:
 
 
 def unpublished(config: Config) -> set[str]:
-    """Names of the check's evaluations whose source or benchmark has `publish: false`."""
+    """Names of the evaluations in the check whose source or benchmark has `publish: false`."""
     settings = config.eval
     found = {f"bits_per_byte.{d}" for d, s in settings.bits_per_byte.items() if not s.publish}
     found |= {name for name, benchmark in settings.benchmarks.items() if not benchmark.publish}
@@ -84,7 +84,7 @@ def unpublished(config: Config) -> set[str]:
 
 
 def heldout_documents(config: Config) -> dict[str, list[Question]]:
-    """Held-out text by `bits_per_byte.<domain>`, of at least the tokens that are scored."""
+    """Held-out text by `bits_per_byte.<domain>`; it covers at least the tokens that are scored."""
     found: dict[str, list[Question]] = {}
     for domain, source in config.eval.bits_per_byte.items():
         name, characters = f"bits_per_byte.{domain}", 0

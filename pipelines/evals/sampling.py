@@ -1,4 +1,4 @@
-"""What several drawn answers to each question say: pass@k, mean@n, and how varied they are."""
+"""Metrics over several samples per question: pass@k, mean@n and the entropy of the answers."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from pipelines.evals.intervals import Z95
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k answers is right.
+    """Unbiased estimate of the probability that at least one of k samples is right.
 
     Source: Chen et al. 2021, arXiv 2107.03374, equation 1: 1 - C(n - c, k) / C(n, k).
 
     Raises:
-        ValueError: k above the number of answers drawn.
+        ValueError: k is not between 1 and the number of samples.
     """
     if not 1 <= k <= num_samples:
-        raise ValueError(f"pass@{k} needs at least {k} answers, and {num_samples} were drawn")
+        raise ValueError(f"pass@{k} needs at least {k} samples, but there are {num_samples}")
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def entropy(answers: Sequence[str]) -> float:
-    """Entropy in nats of the answers drawn to one question, as they are distributed.
+    """Empirical entropy, in nats, of the sampled answers to one question.
 
-    At most log(n) for n answers; a narrow model gives few different ones.
+    It is at most log(n) for n samples, and low for a model that gives few different answers.
     """
     counts = Counter(answers).values()
     return sum(-count / len(answers) * math.log(count / len(answers)) for count in counts)
 
 
 def sampled_scores(correct: Sequence[int], num_samples: int, entropies: Sequence[float]) -> Any:
-    """mean@n, pass@k for k = 1, 2, 4, ... n, and the mean entropy of the final answers.
+    """Compute mean@n, pass@k for k = 1, 2, 4, ... n, and the mean entropy of the final answers.
 
     Args:
-        correct: right answers among the `num_samples` of each question.
-        entropies: entropy of the final answers to each question, in nats; empty where it is not
-            known.
+        correct: for each question, the number of right answers among its `num_samples`.
+        entropies: entropy of the final answers to each question, in nats; empty if it is not known.
 
     Returns:
         Means over the questions with half their 95% intervals, by name.

@@ -1,10 +1,11 @@
-"""Functions that our task files for lm-evaluation-harness name in the place of its own.
+"""Functions that our task files for lm-evaluation-harness use in place of the harness's own.
 
-IFEval and MATH: the harness's own judges, in killable children, since the rules and answers that
-they look at can make them run for ever. HumanEval and MBPP: the harness runs generated code in the
-process that evaluates, and loads its judge from a hub; here the sandbox judges. GPQA: the harness
-(0.4.13) shuffles the choices anew whenever it reads the records, once for the prompts and once for
-the key, so that right answers count as wrong.
+- IFEval and MATH: the harness's judges, run in child processes that can be killed, since some
+  answers make them run forever.
+- HumanEval and MBPP: the harness runs generated code in the evaluating process and downloads its
+  judge from a hub; here the sandbox runs and judges the code.
+- GPQA: the harness (0.4.13) shuffles the choices each time it reads the records, once for the
+  prompts and once for the key, so that right answers count as wrong. Here the order is fixed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pipelines.rewards.sandbox import check_all
 from pipelines.rewards.verifier import verdicts
 from pipelines.run_dir import heartbeat
 
-# The worked examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
+# The few-shot examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
 MBPP_EXAMPLES = (2, 3, 4)
 
 
 def humaneval_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[bool]]:
-    """Whether each program passes: the prompt continued by the answer, against the record's test.
+    """Whether each program (the prompt followed by the answer) passes the record's test.
 
     Args:
         answers: completions of each record.
@@ -52,20 +53,20 @@ def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[
 
 
 def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
-    # Every rank judges all: each on its share of the cores.
+    # Every rank judges all programs, so each uses its share of the cores.
     workers = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
     passed = iter([outcome.passed for outcome in outcomes])
     return [[next(passed) for _ in found] for found in answers]
 
 
 def pass_at_1(references: list[str], predictions: list[list[bool]]) -> float:
-    """1.0 where the first program passed, else 0.0. The references are spent already."""
+    """1.0 if the first program passed, else 0.0. The verdict has used the references already."""
     return float(predictions[0][0])
 
 
 def ifeval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    """The metrics of IFEval for one answer; all rules are broken where judging it does not end."""
+    """The metrics of IFEval for one answer; if judging it times out, all rules count as broken."""
     broken = [False] * len(doc["instruction_id_list"])
     return _results(
         "ifeval", doc, results,
@@ -77,7 +78,7 @@ def ifeval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
 
 
 def minerva_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    """The metrics of MATH for one answer; it is wrong where judging it does not end."""
+    """The metrics of MATH for one answer; if judging it times out, it counts as wrong."""
     return _results("minerva", doc, results, {"exact_match": 0, "math_verify": 0})
 
 
@@ -90,7 +91,7 @@ def _results(
 
 
 def mbpp_examples(prompt_split: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The worked examples among the records of MBPP's split `prompt`."""
+    """The few-shot examples among the records of MBPP's split `prompt`."""
     return [
         {**record, "is_fewshot": True}
         for record in prompt_split
@@ -99,7 +100,7 @@ def mbpp_examples(prompt_split: Iterable[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def gpqa_choices(records: Any) -> Any:
-    """GPQA: four choices in an order that depends on the question alone, and the right letter.
+    """Give each GPQA record four choices, in an order that depends only on the question, and a key.
 
     Args:
         records: a data set with the columns of the published files.

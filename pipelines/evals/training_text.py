@@ -1,4 +1,4 @@
-"""What the stages of training read, passage by passage, for the contamination check."""
+"""The text that training stages read, passage by passage, for the contamination check."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _View = Callable[[Record, SourceConfig], tuple[str, tuple[str, ...]]]
 
 
 def training_passages(config: Config, key: str) -> Iterator[Passage]:
-    """The records of one source, by its config key such as `sft.sources.books`.
+    """Yield the records of one source, given its config key such as `sft.sources.books`.
 
-    A source that ends is read once and whole, whatever part of it a stage draws. A world stream
-    never ends: it is read as far as its stage can come (its `tokens`, of mid-training twice as
-    many, the pool of MiniPLM; the conversations, pairs or prompts of all steps).
+    A finite source is read once in full, even if its stage uses only part of it. A world stream is
+    endless. It is read as far as its stage can get: to `tokens` (for mid-training twice as many,
+    since MiniPLM selects from a pool of that size), or to the conversations, pairs or prompts of
+    all steps.
 
     Raises:
-        UserError: a source that cannot be read, or a record without a field of a template.
+        UserError: a source cannot be read, or a record lacks a field of a template.
     """
     section, _, name = key.partition(".sources.")
     source = training_source(config, key)
     records = open_source(name, source, config.data_root, config.seed)
-    view = _VIEWS[section]
-    drawn = records.iterate()
+    view = _VIEWS[getattr(config, section).RECORDS]
+    stream = records.iterate()
     characters = None
     if is_endless(source):
         settings = getattr(config, section)
@@ -47,9 +48,9 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
             pool = 2 if section == "mid_train" else 1
             characters = pool * settings.tokens * characters_per_token(config, source)
         else:
-            drawn = islice(drawn, _num_records(settings))
+            stream = islice(stream, _num_records(settings))
     read = 0
-    for index, record in drawn:
+    for index, record in stream:
         try:
             text, parts = view(record, source)
         except UserError as error:
@@ -61,7 +62,7 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
 
 
 def _place(records: Records, index: int, data_root: str) -> str:
-    """File and line of a record; the file by its path below the data root."""
+    """File and line of a record; the path is relative to the data root."""
     return records.locate(index).replace(f"{data_root}/", "")
 
 
@@ -73,7 +74,7 @@ def training_source(config: Config, key: str) -> SourceConfig:
 
 
 def _num_records(settings: PostTrainConfig) -> int:
-    """Records that the steps of SFT, DPO or RLVR draw."""
+    """Number of records that all steps of SFT, DPO or RLVR use."""
     count = settings.max_steps * settings.global_batch_size
     if isinstance(settings, RlvrConfig):
         return count // settings.num_generations
@@ -81,7 +82,7 @@ def _num_records(settings: PostTrainConfig) -> int:
 
 
 def _document(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
-    """The document; its fields are parts, since a template may put words around a question."""
+    """The document; its fields are parts, since a template may surround a question with words."""
     text = templates.source_text(source.text, record, source)
     strip = templates.pattern(source.strip, "strip") if source.strip else None
     fields = templates.rendered_fields(source.text, record)
@@ -105,16 +106,15 @@ def _prompt(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]
 def _joined(
     record: Record, source: SourceConfig, prompt: str, *answers: str
 ) -> tuple[str, tuple[str, ...]]:
-    """The turns on lines of their own; the prompt, and it with each answer, are parts."""
+    """The turns on separate lines. Parts are the prompt, and the prompt with each answer."""
     asked = templates.source_text(prompt, record, source)
     given = [templates.source_text(answer, record, source) for answer in answers]
     return "\n".join([asked, *given]), (asked, *(f"{asked}\n{answer}" for answer in given[1:]))
 
 
 _VIEWS: dict[str, _View] = {
-    "pretrain": _document,
-    "mid_train": _document,
-    "sft": _conversation,
-    "dpo": _pair,
-    "rlvr": _prompt,
+    "documents": _document,
+    "conversations": _conversation,
+    "pairs": _pair,
+    "problems": _prompt,
 }

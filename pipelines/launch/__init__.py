@@ -1,1 +1,1 @@
-"""Run a plan: start ranks, watch them, stop them, record what they did."""
+"""Run a plan: start the ranks, watch them, stop them, and record what happened."""

@@ -1,4 +1,4 @@
-"""Batch scripts of SLURM to read and edit; nothing here starts anything."""
+"""Write SLURM batch scripts for the user to read, edit and submit. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pipelines.recipe.schema import SlurmConfig
 from pipelines.run_dir.paths import write_text
 
 CORES_PER_RANK = 8
-# Ends with the exit code of remit. 143 after SIGUSR1 (or stopped before the time limit): queue the
-# job again. After SIGTERM, a preemption queues it itself, and a cancelled one is to stay so.
+# The script exits with the code of remit. 143 after SIGUSR1, or after a stop before the time limit,
+# means: requeue the job. After SIGTERM, SLURM requeues a preempted job itself, and a cancelled job
+# must stay cancelled.
 BODY = """\
-# SIGUSR1 comes to this shell before the time limit and is handed on to remit alone, which has its
-# ranks save, and ends with exit code 143. The same line then goes on from there.
+# Before the time limit SLURM sends SIGUSR1 to this shell, which passes it on to remit. remit lets
+# its ranks save and exits with code 143. The same command resumes from there.
 ended_by_others=
 trap 'kill -USR1 "$remit" 2>/dev/null' USR1
 trap 'ended_by_others=yes; kill -TERM "$remit" 2>/dev/null' TERM
@@ -27,7 +28,7 @@ while true; do
     code=$?
     kill -0 "$remit" 2>/dev/null || break
 done
-# A signal that came with the end of remit hides its exit code from the first wait.
+# A signal that arrives as remit ends hides its exit code from the first wait.
 wait "$remit" 2>/dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
@@ -41,13 +42,13 @@ fi
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """A SLURM job.
 
     Attributes:
-        name: in words; `label` is what SLURM and the script's file are given.
-        command: what it runs.
-        nodes, gpus: machines, and ranks on each.
-        slurm: limits and extras.
+        name: for people; SLURM and the name of the script use `label`.
+        command: the command line that it runs.
+        nodes, gpus: number of nodes, and ranks per node.
+        slurm: limits and additional options.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The name without what a directive, a pattern or a path would read otherwise."""
+        """The name without characters that are special in a directive, a pattern or a path."""
         return re.sub(r"[^A-Za-z0-9._-]", "-", self.name)
 
     @property
@@ -70,17 +71,17 @@ def script(job: Job, folder: Path, cwd: Path) -> str:
     """The text of a job's script.
 
     Args:
-        folder: where script and logs lie.
-        cwd: where the command runs.
+        folder: folder of the script and its logs.
+        cwd: working directory of the command.
 
     Raises:
-        UserError: a line break in a value, which would end its directive.
+        UserError: a value contains a line break, which would end its directive.
     """
     slurm = job.slurm
     options = [
         f"--job-name={job.label}",
         f"--nodes={job.nodes}",
-        # One task: remit, which starts the ranks itself, on other machines through srun.
+        # One task: remit starts the ranks itself, through srun if there are multiple nodes.
         "--ntasks-per-node=1",
         f"--cpus-per-task={slurm.cpus_per_node or CORES_PER_RANK * job.gpus}",
         *_gpu_options(job),
@@ -94,7 +95,9 @@ def script(job: Job, folder: Path, cwd: Path) -> str:
         *slurm.lines,
     ]
     if any("\n" in option for option in options):
-        raise UserError("launch.slurm: a value has a line break, which no #SBATCH line can have.")
+        raise UserError(
+            "launch.slurm: a value contains a line break, which an #SBATCH line cannot hold."
+        )
     head = [
         "#!/bin/bash",
         f"# Read it, edit it, then: sbatch {shlex.quote(str(folder / job.file_name))}",
@@ -116,8 +119,8 @@ def _gpu_options(job: Job) -> list[str]:
 
 
 def submission(jobs: list[Job], folder: Path) -> str:
-    """A script that submits jobs in order, each after the one before it has ended well."""
-    lines = ["#!/bin/bash", "# Submits the jobs; each waits until the one before has ended well."]
+    """A script that submits jobs in order; each starts after the one before has succeeded."""
+    lines = ["#!/bin/bash", "# Submits the jobs; each starts after the one before has succeeded."]
     lines += ["set -eu", ""]
     for number, job in enumerate(jobs):
         after = ' --dependency=afterok:"$job" --kill-on-invalid-dep=yes' if number else ""
@@ -128,10 +131,10 @@ def submission(jobs: list[Job], folder: Path) -> str:
 
 
 def write_scripts(jobs: list[Job], folder: Path, cwd: Path, chain: bool) -> list[Path]:
-    """Write the scripts of jobs, and `submit.sh` where they are a chain.
+    """Write the scripts of jobs, and `submit.sh` if they are a chain.
 
     Raises:
-        UserError: a script is there already and says something else: it may have been edited.
+        UserError: a script already exists with other content, and may have been edited.
     """
     texts = {folder / job.file_name: script(job, folder, cwd) for job in jobs}
     if chain:
@@ -139,7 +142,7 @@ def write_scripts(jobs: list[Job], folder: Path, cwd: Path, chain: bool) -> list
     for path, text in texts.items():
         if path.exists() and path.read_text() != text:
             raise UserError(
-                f"{path} is there and says something else; it may have been edited. Remove it, or "
+                f"{path} already exists with other content; it may have been edited. Remove it, or "
                 "choose another folder with --output."
             )
     for path, text in texts.items():

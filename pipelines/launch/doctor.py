@@ -1,6 +1,6 @@
-"""What this machine has and lacks for training: `remit doctor`.
+"""`remit doctor`: check whether this machine has what training needs.
 
-torch and DeepSpeed are asked in a process of their own, which may fail or hang without harm here.
+torch and DeepSpeed are imported in a separate process, which may fail or hang without harm here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OLDEST_PYTHON = (3, 11)
 LITTLE_DISK_BYTES = 20e9
 HUB_SECONDS = 3.0
 IMPORT_SECONDS = 120.0
-# Optional packages, and what needs them.
+# Optional packages and the features that need them.
 EXTRAS = {
     "lm_eval": "benchmarks (pip install 'remit-flywheel[eval]')",
     "vllm": "rlvr.use_vllm=true (pip install 'remit-flywheel[vllm]')",
     "flash_attn": "model.attn_implementation=flash_attention_2",
 }
-# Run by the interpreter that runs ranks. The op is what DeepSpeed compiles at a start on CPU.
+# Run by the interpreter of the ranks. The op is the one that DeepSpeed compiles at a start on CPU.
 PROBE = """
 import json, sys
 import torch
@@ -57,12 +57,12 @@ print(json.dumps({"deepspeed": deepspeed.__version__, "op": op}), flush=True)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        state: missing is what training cannot do without.
-        found: what is there.
-        advice: what to do about it; empty where nothing is to be done.
+        state: `missing` if training cannot run without it.
+        found: what was found.
+        advice: what to do about it; empty if nothing.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Check:
 
 
 def examine(run_dir: Path) -> list[Check]:
-    """All checks; nothing is written but a file that is removed again."""
+    """Run all checks. They leave no files behind."""
     return [
         python(),
         *libraries(),
@@ -95,7 +95,7 @@ def python() -> Check:
 
 
 def libraries() -> list[Check]:
-    """torch, the GPUs it sees, DeepSpeed and its op."""
+    """Check torch, the GPUs that it sees, DeepSpeed and its op."""
     env = environment(LaunchConfig(), 1, offline=False)
     try:
         done = subprocess.run(
@@ -138,7 +138,7 @@ def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
         return [Check("DeepSpeed", "missing", why, "install it: make install")]
     checks = [Check("DeepSpeed", "ok", facts["deepspeed"])]
     if facts["op"] == "not built" and not num_gpus():
-        advice = "make prebuild builds it; else the first start on CPU does, in a minute or two"
+        advice = "make prebuild builds it; else the first start on CPU takes a minute or two longer"
         checks.append(Check("DeepSpeed's op", "warning", "not built", advice))
     elif facts["op"]:
         checks.append(Check("DeepSpeed's op", "ok", facts["op"]))
@@ -149,12 +149,12 @@ def compiler() -> Check:
     found = cpp_compiler()
     if found:
         return Check("C++ compiler", "ok", found)
-    advice = "install one (apt-get install g++), or name it in CXX"
+    advice = "install one (apt-get install g++), or set CXX to its path"
     return Check("C++ compiler", "warning" if num_gpus() else "missing", "none", advice)
 
 
 def disk(run_dir: Path) -> Check:
-    """Space where the run directory is or will be, and whether it can be written."""
+    """Check that the run directory, or the folder it will be in, is writable and has space."""
     folder = run_dir.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -164,7 +164,7 @@ def disk(run_dir: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB free in {folder}"
     if free < LITTLE_DISK_BYTES:
-        return Check("disk", "warning", found, "remit plan says what a flywheel needs")
+        return Check("disk", "warning", found, "remit plan shows how much a flywheel needs")
     return Check("disk", "ok", found)
 
 
@@ -174,15 +174,15 @@ def port() -> Check:
         with socket.create_server(("127.0.0.1", found)) as server:
             socket.create_connection(server.getsockname(), timeout=2).close()
     except OSError as error:
-        advice = "ranks meet over TCP: allow it on the loopback interface (ip link set lo up)"
+        advice = "ranks connect over TCP: allow it on the loopback interface (ip link set lo up)"
         return Check("ports", "missing", str(error), advice)
     return Check("ports", "ok", f"{found} is free on 127.0.0.1")
 
 
 def hub() -> Check:
-    """Whether the hub of models answers; local inputs need none."""
+    """Check that the model hub answers. Local inputs do not need it."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-        return Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+        return Check("hub", "ok", "not checked: HF_HUB_OFFLINE is set")
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         with urllib.request.urlopen(address, timeout=HUB_SECONDS):
@@ -190,26 +190,30 @@ def hub() -> Check:
     except urllib.error.HTTPError as error:
         return Check("hub", "ok", f"{address} answers ({error.code})")
     except (OSError, ValueError) as error:
-        advice = "give local folders, fetch on a machine with network, and set HF_HUB_OFFLINE=1"
+        advice = "download on a machine with network, give local folders, and set HF_HUB_OFFLINE=1"
         return Check("hub", "warning", f"{address} does not answer: {error}", advice)
 
 
 def data_folder() -> Check:
     given = os.environ.get("REMIT_DATA")
     if not given:
-        advice = "export REMIT_DATA=FOLDER for recipes on real text; the built-in world needs none"
+        advice = (
+            "export REMIT_DATA=FOLDER for recipes on real text; the built-in world needs no data"
+        )
         return Check("REMIT_DATA", "warning", "not set", advice)
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        return Check("REMIT_DATA", "warning", f"{given} is no folder", "export the right one")
+        return Check(
+            "REMIT_DATA", "warning", f"{given} is not a folder", "set it to the folder of the data"
+        )
     return Check("REMIT_DATA", "ok", f"{given}, {sum(1 for _ in folder.iterdir())} entries")
 
 
 def code_sandbox() -> Check:
     reason = sandbox.unavailable()
     if not reason:
-        return Check("sandbox", "ok", "generated programs run in it")
-    advice = "rewards and benchmarks of code will be refused; docs/evaluation.md says what it needs"
+        return Check("sandbox", "ok", "generated programs can run in it")
+    advice = "rewards and benchmarks of code will be refused; see docs/guides/evaluation.md"
     return Check("sandbox", "warning", reason, advice)
 
 
@@ -224,10 +228,12 @@ def extras() -> list[Check]:
 
 def cluster() -> Check:
     if slurm.in_job():
-        found = f"job {os.environ['SLURM_JOB_ID']}, {slurm.num_nodes()} machines"
+        found = f"job {os.environ['SLURM_JOB_ID']}, {slurm.num_nodes()} nodes"
         if slurm.num_nodes() > 1 and shutil.which("srun") is None:
-            return Check("SLURM", "missing", f"{found}, no srun", "add its folder to PATH")
+            return Check(
+                "SLURM", "missing", f"{found}, srun is not on the PATH", "add its folder to PATH"
+            )
         return Check("SLURM", "ok", found)
     if shutil.which("sbatch"):
-        return Check("SLURM", "ok", "sbatch is here; remit launch --slurm writes scripts")
-    return Check("SLURM", "ok", "none here")
+        return Check("SLURM", "ok", "sbatch found; remit launch --slurm writes scripts for it")
+    return Check("SLURM", "ok", "not found (optional)")

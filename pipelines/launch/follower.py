@@ -1,7 +1,7 @@
-"""The command on the second and later machines of a hostfile without ssh (`--no_ssh`).
+"""The command on all nodes but the first of a hostfile without ssh (`--no_ssh`).
 
-The same `remit` line runs on every machine, with another `--node_rank`. The first one plans, holds
-the lock and writes the ledger; the others start their ranks of each stage when it has given orders.
+The user runs the same `remit` line on every node with its `--node_rank`. The first node plans,
+holds the lock and writes the ledger. The others start their ranks when they see its launch spec.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pipelines.run_dir.progress import tail
 
 
 def node_rank(launch: LaunchConfig) -> int:
-    """This machine's number among those of the hostfile; 0 where ssh or srun starts the ranks."""
+    """Rank of this node in the hostfile; 0 if ssh or srun starts the ranks."""
     given = " ".join(launch.runner_args)
     found = re.search(r"--node_rank[= ](\d+)", given)
     return int(found[1]) if launch.hostfile and "--no_ssh" in given and found else 0
 
 
 def follow(stages: list[Stage], run: RunDir) -> None:
-    """Run this machine's ranks of each stage, as the first machine orders them, to the last.
+    """Run this node's ranks of all stages, each when the first node has written its launch spec.
 
     Raises:
-        StageFailed: this machine's ranks failed.
-        Interrupted: a signal came; the ranks are gone.
+        StageFailed: ranks of this node failed.
+        Interrupted: a signal arrived; the ranks have ended.
     """
     with signals_raise():
         for stage in stages:
@@ -45,15 +45,15 @@ def _follow(stage: Stage, stage_dir: StageDir, number: int) -> None:
     log = stage_dir.root / f"log-node-{number}.txt"
     done = ""
     while not stage_dir.is_complete():
-        orders = read_json(stage_dir.orders) if stage_dir.orders.is_file() else {}
-        if orders.get("token", done) == done:
+        spec = read_json(stage_dir.launch_spec) if stage_dir.launch_spec.is_file() else {}
+        if spec.get("token", done) == done:
             time.sleep(POLL_SECONDS)
             continue
-        done, port = str(orders["token"]), int(orders["port"])
+        done, port = str(spec["token"]), int(spec["port"])
         command = command_line(launch, stage_dir, port, done)
         process = spawn(command, log, environment(launch, port, offline=False), ())
         try:
-            while process.poll() is None and read_json(stage_dir.orders)["token"] == done:
+            while process.poll() is None and read_json(stage_dir.launch_spec)["token"] == done:
                 time.sleep(POLL_SECONDS)
             failed = process.poll()
         finally:

@@ -1,7 +1,7 @@
 """Start the ranks of a stage and wait for them: the boundary between launcher and workers.
 
-`pipelines.plan.placement` says with what command. On CPU, the ranks of a plan's stages are forked
-from a process that has imported everything.
+`pipelines.plan.placement` makes the command line. On CPU, a fork server that has imported all
+libraries forks the ranks of every stage of a plan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from pipelines.errors import Interrupted
-from pipelines.launch.stop import Noted, Stop, interruption
+from pipelines.launch.stop import ReceivedSignals, Stop, interruption
 from pipelines.launch.watch import Watch
 from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
@@ -30,15 +30,14 @@ from pipelines.plan.placement import (
     master_port,
     num_ranks,
     rank_environments,
-    write_orders,
+    write_launch_spec,
 )
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
 from pipelines.run_dir.shared_memory import none_left
 
 POLL_SECONDS = 0.2
-# Of a rank that is ended: it holds nothing that a kill would lose, since a checkpoint counts only
-# with its marker.
+# Between SIGTERM and SIGKILL. A kill loses nothing: a checkpoint counts only with its marker.
 GRACE_SECONDS = 5.0
 
 
@@ -48,9 +47,9 @@ class Ended:
 
     Attributes:
         returncode: negative for a signal.
-        interrupted: how they were interrupted; None where they ended by themselves.
-        hang: which ranks hung, in words; empty where none did.
-        memory: peak memory of the ranks, in words.
+        interrupted: how they were interrupted; None if they ended by themselves.
+        hang: describes the ranks that hung; empty if none did.
+        memory: peak memory of the ranks, as text.
     """
 
     returncode: int
@@ -62,33 +61,33 @@ class Ended:
 def run_stage(
     launch: LaunchConfig,
     stage_dir: StageDir,
-    noted: Noted,
+    received: ReceivedSignals,
     *,
     offline: bool,
     inherited: tuple[int, ...] = (),
-    nursery: Forks | None = None,
+    fork_server: Forks | None = None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
-        noted: the signals of the command; the ranks are asked to save and stop.
-        inherited: descriptors that the launcher keeps open (the run's lock).
-        nursery: fork the worker there instead of starting an interpreter.
+        received: signals of the command; on one, the ranks are asked to save and stop.
+        inherited: file descriptors that the launcher keeps open (the run's lock).
+        fork_server: forks the ranks; None: start a new interpreter for each.
         on_tick: called a few times a second while the stage runs.
     """
     port = master_port(launch)
     env = environment(launch, port, offline)
     stage_dir.clear_traces()
     watch = Watch(stage_dir, num_ranks(launch), launch)
-    stop = Stop(launch, stage_dir, noted, watch)
+    stop = Stop(launch, stage_dir, received, watch)
     process: Launched | None = None
     hang, overdue = "", False
     with none_left(stage_dir, port):
-        if nursery is not None:
-            process = nursery.start(stage_dir, env, rank_environments(launch, port))
+        if fork_server is not None:
+            process = fork_server.start(stage_dir, env, rank_environments(launch, port))
         if process is None:
-            token = write_orders(launch, stage_dir, port, env)
+            token = write_launch_spec(launch, stage_dir, port, env)
             command = command_line(launch, stage_dir, port, token)
             process = spawn(command, stage_dir.log, env, inherited)
         try:
@@ -104,12 +103,12 @@ def run_stage(
     assert returncode is not None
     interrupted = None
     if not hang and not stage_dir.is_complete():
-        interrupted = interruption(stage_dir, noted, returncode, escalated=overdue)
+        interrupted = interruption(stage_dir, received, returncode, escalated=overdue)
     return Ended(returncode, interrupted, hang, watch.memory())
 
 
 class Forks(Protocol):
-    """What forks the ranks of a stage; None where the stage is to be started directly."""
+    """A fork server. `start` returns None if the stage must be started directly."""
 
     def start(
         self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
@@ -117,7 +116,7 @@ class Forks(Protocol):
 
 
 class Launched(Protocol):
-    """The first process of a stage, which leads a process group of its own."""
+    """The first process of a stage, which leads its process group."""
 
     pid: int
 
@@ -127,7 +126,7 @@ class Launched(Protocol):
 def spawn(
     command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    """Start a stage's first process in a group of its own; its output goes to a log."""
+    """Start the first process of a stage in a new process group; its output goes to a log."""
     with open(log_path, "ab") as log:
         return subprocess.Popen(
             command,
@@ -142,9 +141,9 @@ def spawn(
 
 
 def _guarded(parent: int) -> Callable[[], None]:
-    """What a child does before its program: dies with this process, and hears no signal of ours.
+    """Code for a child to run before exec: it dies with this process and blocks our signals.
 
-    DeepSpeed's launcher ends its ranks when it hears one. Ranks unblock the signals themselves.
+    DeepSpeed's launcher would kill its ranks on a signal. Ranks unblock the signals themselves.
     """
 
     def prepare() -> None:
@@ -154,7 +153,7 @@ def _guarded(parent: int) -> Callable[[], None]:
     return prepare
 
 
-class Nursery:
+class ForkServer:
     """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(
@@ -166,10 +165,10 @@ class Nursery:
     ) -> None:
         self.launch = launch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        # The group of its own keeps a Ctrl-C in the terminal from it.
+        # A new session keeps a Ctrl-C in the terminal from reaching it.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.worker.fork_server", *modules],
-            # select() must see an answer that readline() has not taken.
+            # A buffer would hide answers from select().
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -183,14 +182,15 @@ class Nursery:
     def start(
         self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
     ) -> ForkedRanks | None:
-        """Fork the ranks of a stage; waits for the imports the first time.
+        """Fork the ranks of a stage; the first call waits for the imports.
 
         Args:
-            env: the environment of every rank.
-            ranks: what each rank has besides.
+            env: environment of all ranks.
+            ranks: additional variables of each rank.
 
-        None where the process has ended, for instance because an import started a thread; why is
-        written to the stage's log, and the stage is to be started directly.
+        Returns:
+            None if the server has ended, for example because an import started a thread. The reason
+            is in the stage's log, and the stage must be started directly.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         request = {
@@ -208,22 +208,22 @@ class Nursery:
             self.process.wait()
             self.errors.seek(0)
             with open(stage_dir.log, "ab") as log:
-                log.write(self.errors.read() + b"cannot fork this stage: it is started directly\n")
+                log.write(self.errors.read() + b"cannot fork this stage; starting it directly\n")
             return None
         return ForkedRanks(json.loads(answer)["pid"], self.process.stdout)
 
     def close(self) -> None:
-        """End the process; a rank that still runs dies with it."""
+        """Kill the server; ranks that still run die with it."""
         self.process.kill()
         self.process.wait()
         self.errors.close()
 
 
 class ForkedRanks:
-    """The ranks of one stage that were forked; `pid` is the first one, which leads their group.
+    """Forked ranks of a stage; `pid` is the first one, which leads their process group.
 
     Args:
-        answers: where what forked them says their exit code; unbuffered.
+        answers: stream on which the fork server reports their exit code; unbuffered.
     """
 
     def __init__(self, pid: int, answers: IO[bytes]) -> None:
@@ -232,7 +232,7 @@ class ForkedRanks:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Exit code once all have ended, the first failure's; negative for a signal."""
+        """Exit code of the first failure, once all have ended; negative for a signal."""
         if self.returncode is None and select.select([self.answers], [], [], 0)[0]:
             answer = self.answers.readline()
             self.returncode = json.loads(answer)["returncode"] if answer else -signal.SIGKILL
@@ -240,7 +240,7 @@ class ForkedRanks:
 
 
 def end_group(process: Launched) -> None:
-    """No rank outlives its stage: ends what is left of the launcher's process group."""
+    """End all processes left in the group of a stage, so that no rank outlives it."""
     for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         if process.poll() is not None and not _group_lives(process.pid):
             return

@@ -1,4 +1,4 @@
-"""A stage that ran out of memory: how that is seen, and what the user can set lower."""
+"""Detect that a stage ran out of memory, and say which settings lower its memory use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_WORDS = re.compile(
 
 
 def kernel_kills() -> int:
-    """Processes of this control group that the kernel has killed for memory; 0 if not told."""
+    """Number of processes of this cgroup that the kernel's OOM killer has killed; 0 if unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         own = next(line[3:] for line in lines if line.startswith("0::"))
@@ -32,12 +32,12 @@ def kernel_kills() -> int:
 
 
 def shortage(returncode: int, log: str, kills: int) -> str:
-    """How a failed stage ran out of memory, in words; empty if nothing speaks for it.
+    """How a failed stage ran out of memory, as text; empty if there is no sign of it.
 
     Args:
-        returncode: of a stage that nobody here has killed.
-        log: what this start of the stage wrote.
-        kills: of `kernel_kills`, while the stage ran.
+        returncode: exit code of the stage, which the launcher itself has not killed.
+        log: log of this start of the stage.
+        kills: increase of `kernel_kills` while the stage ran.
     """
     if GPU_WORDS.search(log):
         return "out of GPU memory"
@@ -51,7 +51,7 @@ def shortage(returncode: int, log: str, kills: int) -> str:
 
 
 def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
-    """What to set so that a stage takes less memory, with the values it has."""
+    """Settings that lower the memory use of a stage, with their current values."""
     row = kind_of(kind)
     section = "score" if kind == "score" else row.section
     settings: Any = getattr(config, section)
@@ -74,5 +74,5 @@ def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
     if isinstance(settings, RlvrConfig):
         found.append(f"a smaller rlvr.max_completion_length (now {settings.max_completion_length})")
     if several and not on_gpu:
-        found.append("fewer ranks on a machine (--gpus)")
+        found.append("fewer processes per node (--gpus)")
     return ", ".join(found) or "fewer sources"

@@ -1,4 +1,4 @@
-"""Run a plan: skip what is complete, resume what was begun, refuse what was made otherwise."""
+"""Run a plan: skip complete stages, resume begun ones, refuse those with other settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.errors import (
 )
 from pipelines.launch import launcher as launch
 from pipelines.launch import memory, shared_server
-from pipelines.launch.stop import Noted, signals_noted
+from pipelines.launch.stop import ReceivedSignals, record_signals
 from pipelines.machine.process import num_gpus
 from pipelines.machine.slurm import seconds_of_job
 from pipelines.models.checkpoint import ModelRef, check_made_model, content_hash
@@ -35,7 +35,7 @@ from pipelines.run_dir.paths import RunDir, RunLock, StageDir, read_json, write_
 from pipelines.run_dir.progress import last_error, tail
 from pipelines.run_dir.resume_state import made_with
 
-# Of a stage's result: what its line says anyway, and what is too long for a line.
+# Keys of a result that the ledger line has anyway, or that are too long for a line.
 NOT_IN_LEDGER = (
     "stage", "kind", "identity", "tasks", "heldout_blocks", "evals", "rounds", "dynamics",
     "movement", "accuracy",
@@ -44,7 +44,7 @@ NOT_IN_LEDGER = (
 
 @dataclass(frozen=True)
 class Observer:
-    """What a caller may watch. Each takes the stage; `tick` is called while it runs."""
+    """Callbacks. `tick` is called several times a second while the stage runs."""
 
     started: Callable[[Stage, Literal["start", "resume"]], None] = lambda stage, how: None
     tick: Callable[[Stage], None] = lambda stage: None
@@ -54,7 +54,7 @@ class Observer:
 
 @dataclass
 class Runner:
-    """Runs stages of one plan in one run directory, under its lock."""
+    """Runs the stages of a plan in a run directory, whose lock it holds."""
 
     run: RunDir
     lock: RunLock
@@ -62,19 +62,19 @@ class Runner:
     command: str
     observer: Observer
     stages: list[Stage] = field(default_factory=list)
-    nursery: launch.Nursery | None = None
+    fork_server: launch.ForkServer | None = None
     failure: StageFailed | None = None
 
     def run_all(self, stages: list[Stage]) -> dict[str, dict[str, Any]]:
-        """Results by stage name.
+        """Run all stages; returns their results by name.
 
-        An analysis after other stages that fails has no result, and is kept in `failure`: what the
-        others found is to be shown first.
+        If an analysis after other stages fails, its error is not raised but put into `failure`, so
+        that the caller can show the results of the others first.
 
         Raises:
             UserError: a stage folder was made with other inputs.
-            StageFailed: a stage's process failed; what it saved stays.
-            Interrupted: a signal came, or the end of the job is near.
+            StageFailed: the process of a stage failed; its checkpoints stay.
+            Interrupted: a signal arrived, or the end of the SLURM job is near.
         """
         self.stages = stages
         results: dict[str, dict[str, Any]] = {}
@@ -88,9 +88,9 @@ class Runner:
                     self.failure = self._failed(stage, error)
             return results
         finally:
-            if self.nursery is not None:
-                self.nursery.close()
-                self.nursery = None
+            if self.fork_server is not None:
+                self.fork_server.close()
+                self.fork_server = None
 
     def _failed(self, stage: Stage, error: StageFailed | UserError) -> StageFailed:
         if isinstance(error, StageFailed):
@@ -123,7 +123,7 @@ class Runner:
                 how = "resume"
         if seconds_of_job(stage.config.launch.stop_before_walltime) <= 0:
             raise Interrupted(signal.SIGTERM, why="the end of the SLURM job")
-        with signals_noted() as noted:
+        with record_signals() as received:
             stage_dir.root.mkdir(parents=True, exist_ok=True)
             write_yaml(self._spec(stage, inputs, data, fields), stage_dir.config)
             ledger.append(
@@ -131,43 +131,43 @@ class Runner:
                 inputs=inputs, command=self.command,
             )  # fmt: skip
             self.observer.started(stage, how)
-            result = self._launch(stage, stage_dir, fields, noted)
-        # One that came too late to stop the stage stops the plan after it.
-        noted.raise_if_any()
+            result = self._launch(stage, stage_dir, fields, received)
+        # A signal that came too late to stop the stage stops the plan after it.
+        received.raise_if_any()
         return result
 
-    def _nursery(self, stage: Stage) -> launch.Forks | None:
-        """Where stages are forked from, made when the first one runs; None where they cannot be."""
+    def _fork_server(self, stage: Stage) -> launch.Forks | None:
+        """The fork server, started with the first stage; None if the stage cannot be forked."""
         if not can_fork(stage.config.launch):
             return None
         if shared_server.named():
             return shared_server.SharedServer((self.lock.descriptor,))
-        # One stage alone would wait for imports that it does not need.
+        # A single stage would wait for imports of modules that it does not need.
         if len(self.stages) == 1:
             return None
-        if self.nursery is None:
+        if self.fork_server is None:
             offline = all(is_offline(s) for s in self.stages)
             modules = dict.fromkeys(kind_of(s.kind).module for s in self.stages)
-            self.nursery = launch.Nursery(
+            self.fork_server = launch.ForkServer(
                 stage.config.launch, tuple(modules), offline, (self.lock.descriptor,)
             )
-        first, own = self.nursery.launch, stage.config.launch
-        # Threads and variables are those of its start; a stage with others cannot come from it.
+        first, own = self.fork_server.launch, stage.config.launch
+        # Forked ranks inherit threads and variables, so a stage with other settings is not forked.
         same = first.env == own.env and (first.gpus == own.gpus or kind_of(stage.kind).derived)
-        return self.nursery if same else None
+        return self.fork_server if same else None
 
     def _launch(
-        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], noted: Noted
+        self, stage: Stage, stage_dir: StageDir, fields: dict[str, Any], received: ReceivedSignals
     ) -> dict[str, Any]:
         started, kills = time.monotonic(), memory.kernel_kills()
         logged = stage_dir.log.stat().st_size if stage_dir.log.is_file() else 0
         ended = launch.run_stage(
             stage.config.launch,
             stage_dir,
-            noted,
+            received,
             offline=is_offline(stage),
             inherited=(self.lock.descriptor,),
-            nursery=self._nursery(stage),
+            fork_server=self._fork_server(stage),
             on_tick=lambda: self.observer.tick(stage),
         )
         if ended.interrupted is not None:
@@ -181,7 +181,7 @@ class Runner:
                 seconds=wall_seconds, **({"reason": reason} if reason else {}),
             )  # fmt: skip
             said = last_error(stage_dir.log) or disk.shortage(stage_dir.root)
-            # Another program may end with this code too.
+            # Another program may use this exit code too, so only a message in the log counts.
             if ended.returncode == WRONG_INPUT_CODE and said:
                 raise UserError(f"{stage.name}: {said}")
             raise StageFailed(
@@ -193,7 +193,7 @@ class Runner:
         return result
 
     def _record_interruption(self, stage: Stage, interrupted: Interrupted) -> None:
-        """`stopped`: the step that was done last is saved; `interrupted`: it may not be."""
+        """Record `stopped` if the last step is saved, `interrupted` if it may be lost."""
         saved = interrupted.step is not None
         ledger.append(
             self.run.ledger, "interrupt", stage.name, signal=interrupted.signum,
@@ -206,7 +206,7 @@ class Runner:
     def _reason(
         stage: Stage, stage_dir: StageDir, ended: launch.Ended, logged: int, kills: int
     ) -> str:
-        """Why a stage failed and what to do about it, where that can be told; else empty."""
+        """Why a stage failed and what to do about it; empty if unknown."""
         if ended.hang:
             return ended.hang
         if stage_dir.not_finite.is_file():
@@ -217,7 +217,7 @@ class Runner:
         on_gpu = num_gpus() > 0
         peak = f"; peak memory {ended.memory}" if ended.memory else ""
         lower = memory.smaller(stage.kind, stage.config, on_gpu=on_gpu)
-        return f"{short}{peak}. What needs less: {lower}"
+        return f"{short}{peak}. To use less memory, try {lower}"
 
     def _write_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
         fail_point("before the finish line")
@@ -227,7 +227,7 @@ class Runner:
         )
 
     def _recover_finish(self, stage: Stage, result: dict[str, Any], fields: dict[str, Any]) -> None:
-        """The line that a launcher killed right after the worker's end did not write."""
+        """Write the ledger line that is missing if a launcher was killed after its ranks ended."""
         finished = {e["stage"] for e in ledger.read(self.run.ledger) if e["event"] == "finish"}
         if stage.name not in finished:
             self._write_finish(stage, result, fields)
@@ -246,7 +246,7 @@ class Runner:
             digest_now = content_hash(made.model)
             check_made_model(made.model, digest_now)
             return {"path": str(made.model), "sha256": digest_now}
-        assert given.folder is not None, "hub models are fetched before the first stage starts"
+        assert given.folder is not None, "hub models are downloaded before the first stage starts"
         cache = self.run.root / "data" / "hashes.json"
         digest_now = content_hash(given.folder, cache)
         check_made_model(given.folder, digest_now)

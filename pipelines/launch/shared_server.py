@@ -1,11 +1,11 @@
-"""A fork server for many commands: single-stage commands then start without the imports.
+"""A fork server for multiple commands, which saves single-stage commands the imports.
 
     python -m pipelines.launch.shared_server SOCKET &
     REMIT_FORK_SERVER=SOCKET remit sft ...
 
-It ends with the shell that started it. Ranks end with their command, as they do without it. A stage
-whose environment is another than the server's is started directly, since libraries read variables
-when they are imported.
+The server ends with the shell that started it, and ranks end with their command. A stage whose
+environment differs from the server's is started directly, since libraries read variables when they
+are imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VARIABLE = "REMIT_FORK_SERVER"
 
 
 def named() -> str:
-    """The socket of the server that this command is to use; empty where there is none."""
+    """The socket of the server that this command uses; empty if `REMIT_FORK_SERVER` is not set."""
     return os.environ.get(VARIABLE, "")
 
 
@@ -35,7 +35,7 @@ class SharedServer:
     """The server that `REMIT_FORK_SERVER` names.
 
     Args:
-        inherited: descriptors that what forks and the ranks keep open (the run's lock).
+        inherited: file descriptors that the server and the ranks keep open (the run's lock).
     """
 
     def __init__(self, inherited: tuple[int, ...]) -> None:
@@ -44,10 +44,10 @@ class SharedServer:
     def start(
         self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
     ) -> ForkedRanks | None:
-        """Fork the ranks of a stage; see `Nursery.start`.
+        """Fork the ranks of a stage; see `ForkServer.start`.
 
-        None where the stage needs another environment than the server's; its log says which
-        variables differ.
+        Returns:
+            None if the environment of the stage differs from the server's; its log says where.
 
         Raises:
             UserError: no server listens at the socket.
@@ -68,19 +68,20 @@ class SharedServer:
         }
         sent = json.dumps(request).encode() + b"\n"
         connection.sendall(sent[socket.send_fds(connection, [sent], self.inherited) :])
-        # Closed when this command ends: by that the server sees it.
+        # It closes when this command ends, which the server notices.
         answers = open(connection.detach(), "rb", buffering=0)  # noqa: SIM115
         answer = json.loads(answers.readline() or "{}")
         if "pid" in answer:
             return ForkedRanks(answer["pid"], answers)
-        why = ", ".join(answer.get("differing", [])) or "nothing: it ended"
+        names = ", ".join(answer.get("differing", []))
+        why = f"the environment of the server differs in {names}" if names else "the server ended"
         with open(stage_dir.log, "a", encoding="utf-8") as log:
-            log.write(f"{VARIABLE}: the server differs in {why}; this stage is started directly\n")
+            log.write(f"{VARIABLE}: {why}; starting this stage directly\n")
         return None
 
 
 def main() -> None:
-    """Become the server, with the environment of a stage of one rank that is started from here."""
+    """Become the server, in the environment that a stage with one rank would have here."""
     env = environment(LaunchConfig(), free_port(), offline=False) | FORK_ENVIRONMENT
     modules = [kind.module for kind in KINDS]
     listen = f"--listen={sys.argv[1]}"

@@ -1,1 +1,1 @@
-"""This machine: processes, signals, SLURM's variables."""
+"""Facts about this machine: processes, signals, SLURM's variables."""

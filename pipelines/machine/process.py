@@ -1,4 +1,4 @@
-"""Processes that do not outlive their parent, and facts about this machine without torch."""
+"""Processes that die with their parent, and facts about this machine without importing torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
-# For a process that forks workers: keeps libraries from starting threads, which a fork would lose.
+# Environment of a fork server: keeps libraries from starting threads, which a fork would lose.
 FORK_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -23,27 +23,26 @@ FORK_ENVIRONMENT = {
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies, whatever the parent died of.
+    """Let the kernel kill this process when its parent dies, for whatever reason.
 
-    A parent that has died before is noticed too: then this process dies at once.
+    If the parent is already dead, this process dies at once.
 
     Args:
-        parent: the parent's pid, where it was known before the fork.
+        parent: pid of the parent, if it was known before the fork.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    # After the call: a parent that dies from here on takes this process with it.
+    # Check after the call: from here on, the death of the parent kills this process.
     if is_orphan() if parent is None else os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_orphan() -> bool:
-    """Whether another process has inherited this one, as far as sessions tell.
+    """Whether this process was re-parented after its parent died, judged by sessions.
 
-    A launcher leads a session of its own or is in that of what leads it, and its ranks are in the
-    same one; what inherits them (init, a subreaper) is above that session. A process that leads a
-    session itself cannot know.
+    A launcher and its ranks are in the same session. The process that inherits orphans (init, a
+    subreaper) is outside of it. A process that leads a session itself cannot tell.
     """
     session = os.getsid(0)
     if session == os.getpid():
@@ -51,22 +50,22 @@ def is_orphan() -> bool:
     try:
         return os.getsid(os.getppid()) != session
     except ProcessLookupError:
-        # It died between the two calls.
+        # The parent died between the two calls.
         return True
     except PermissionError:
         return False
 
 
 def this_process() -> dict[str, Any]:
-    """What `die_with_command` needs of a command, for ranks that are no children of it."""
+    """Identifies this command for `die_with_command` in ranks that are not its children."""
     return {"pid": os.getpid(), "where": _where()}
 
 
 def die_with_command(command: dict[str, Any]) -> None:
-    """End this process when a command on the same machine has ended, whatever lies between them.
+    """Kill this process when a command on the same node ends, even if it is not the parent.
 
-    DeepSpeed's runner starts a launcher that outlives it. A command on another machine cannot be
-    seen from here: its ranks there end this one's collectives.
+    DeepSpeed's runner starts a launcher that outlives it. A command on another node cannot be
+    watched from here; when its ranks end there, the collectives of this rank fail.
     """
     if command["where"] != _where():
         return
@@ -86,7 +85,7 @@ def die_with_command(command: dict[str, Any]) -> None:
 
 
 def _where() -> list[Any]:
-    """The machine, and what of it has the same process ids."""
+    """The host and its pid namespace, in which a pid is valid."""
     return [socket.gethostname(), os.stat("/proc/self/ns/pid").st_ino]
 
 
@@ -97,7 +96,7 @@ def free_port() -> int:
 
 
 def num_gpus() -> int:
-    """GPUs that a rank would see: `nvidia-smi -L`, cut by CUDA_VISIBLE_DEVICES."""
+    """Number of GPUs that a rank would see: `nvidia-smi -L`, limited by CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return 0
@@ -109,10 +108,10 @@ def num_gpus() -> int:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that torch's extension builder would call."""
+    """Path of the C++ compiler that torch's extension builder would call."""
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")

@@ -1,4 +1,7 @@
-"""The signals that stop a command, as an exception. Imports little, since it is loaded first."""
+"""Turn the signals that stop a command into an exception.
+
+This module is loaded first, so it imports little.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Turn the signals into `Interrupted`, wherever the command is."""
+    """Raise `Interrupted` on the signals inside this context."""
 
     def raise_interrupted(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -28,28 +31,28 @@ def signals_raise() -> Iterator[None]:
 
 
 def block_signals() -> None:
-    """Keep the signals from this process and from what it starts, until `unblock_signals`."""
+    """Block the signals in this process and its children, until `unblock_signals`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def unblock_signals() -> None:
-    """In a rank: die of the signals, until its training loop handles them."""
+    """In a rank: let the signals kill it until its training loop handles them."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def signal_of(returncode: int) -> int | None:
-    """The signal that a stage's first failing rank died of.
+    """The signal that killed the first failing rank of a stage, or None.
 
-    Python's exit code of a child that a signal killed is negative, and 256 more once DeepSpeed's
-    launcher has passed it on.
+    Python reports a negative exit code for a child killed by a signal; DeepSpeed's launcher passes
+    it on as 256 more.
     """
     number = -returncode if returncode < 0 else 256 - returncode
     return number if 0 < number < signal.NSIG else None
 
 
 def ignore_signals() -> None:
-    """For a command that is ending because of one."""
+    """Ignore further signals, in a command that is already ending because of one."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""What SLURM says of this process through its environment: the job, the step, the rank.
+"""Read SLURM's environment variables about this process: its job, step and rank.
 
-The variables are those of sbatch(1) and srun(1).
+sbatch(1) and srun(1) document the variables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 
 
 def num_nodes(env: Mapping[str, str] = os.environ) -> int:
-    """Machines of the job that this process is in; 1 outside of SLURM."""
+    """Number of nodes of this SLURM job; 1 outside of SLURM."""
     return int(env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or 1)
 
 
@@ -23,15 +23,15 @@ def in_job(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def is_extra_task(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether srun started this command several times, and this is not the first.
+    """Whether srun started this command more than once and this is not the first process.
 
-    SLURM_NTASKS does not tell: a batch script has it too, and is one process.
+    SLURM_NTASKS cannot tell, since a batch script has it too and is a single process.
     """
     return int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and env.get("SLURM_PROCID", "0") != "0"
 
 
 def check_single_task(env: Mapping[str, str] = os.environ) -> None:
-    """Refuse to be one of several commands.
+    """Refuse to run as one of several copies.
 
     Raises:
         UserError: srun started this command more than once.
@@ -39,32 +39,32 @@ def check_single_task(env: Mapping[str, str] = os.environ) -> None:
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise UserError(
-            f"srun started this command {tasks} times, and one run has one writer. Leave srun out: "
-            "write 'remit ...' once into the script for sbatch, with --gpus for the ranks on each "
-            "machine; remit starts them on all machines of the job, through srun itself."
+            f"srun started this command {tasks} times, but a run allows one writer. Remove srun: put "
+            "one 'remit ...' line into the sbatch script, with --gpus for the processes per node. "
+            "remit calls srun itself to start the ranks on the nodes of the job."
         )
 
 
 def step_command(nodes: int, ranks_per_node: int, cores_per_node: int) -> list[str]:
-    """The srun command line that starts every rank of a stage, one task each."""
+    """The srun command line that starts the ranks of a stage, one task each."""
     options = [
         f"--nodes={nodes}",
         f"--ntasks={nodes * ranks_per_node}",
         f"--ntasks-per-node={ranks_per_node}",
         f"--cpus-per-task={max(1, cores_per_node // ranks_per_node)}",
-        # Rank r of a machine takes GPU r of all that are there: none may be hidden from it.
+        # Local rank r takes GPU r, so every rank must see all GPUs of its node.
         "--distribution=block",
         "--kill-on-bad-exit=1",
         "--input=none",
         "--export=ALL",
     ]
     if "SLURM_STEP_ID" in os.environ:
-        # This command is itself a step, of salloc or srun, and holds what the ranks need.
+        # This command runs in a step of salloc or srun, which holds the resources of the ranks.
         options.append("--overlap")
     return ["srun", *options]
 
 
-# What a job says of its own tasks, and srun would take for the ranks'.
+# Variables about the tasks of the job, which srun would apply to the ranks.
 NOT_INHERITED = (
     "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK",
     "SLURM_TASKS_PER_NODE", "SLURM_DISTRIBUTION", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK",
@@ -73,17 +73,19 @@ NOT_INHERITED = (
 
 
 def rank_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a rank has to know, said by srun to its task; MASTER_PORT comes with the stage.
+    """The environment of a rank, from the variables of its srun task; the launch spec has MASTER_PORT.
 
     Raises:
-        UserError: this process is no task of srun.
+        UserError: this process was not started by srun.
     """
     try:
         rank, local_rank = env["SLURM_PROCID"], env["SLURM_LOCALID"]
         size, nodes = env["SLURM_STEP_NUM_TASKS"], env["SLURM_STEP_NODELIST"]
         num_nodes = int(env["SLURM_STEP_NUM_NODES"])
     except KeyError as error:
-        raise UserError(f"srun has not set {error.args[0]}: the rank cannot be known.") from error
+        raise UserError(
+            f"srun did not set {error.args[0]}, so this process does not know its rank."
+        ) from error
     return {
         "RANK": rank,
         "LOCAL_RANK": local_rank,
@@ -94,31 +96,31 @@ def rank_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def first_host(nodelist: str) -> str:
-    """The first machine of a list such as `gpu[03-05,9],login1`.
+    """The first node of a list such as `gpu[03-05,9],login1`.
 
     Raises:
-        UserError: an empty list.
+        UserError: the list is empty.
     """
     found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist.strip())
     if not found:
-        raise UserError(f"SLURM names no machine: {nodelist!r}.")
+        raise UserError(f"SLURM's list of nodes is empty: {nodelist!r}.")
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])
 
 
 def seconds_of_job(stop_before_walltime: float) -> float:
-    """Seconds until a stage has to stop for the end of its SLURM job; infinite where none is told.
+    """Seconds until a stage must stop before the end of its SLURM job; infinite if that is unknown.
 
     Raises:
-        UserError: the whole job is shorter than what is kept free at its end.
+        UserError: the whole job is shorter than the time reserved for stopping.
     """
-    told = os.environ.get("SLURM_JOB_END_TIME", "")
-    if not stop_before_walltime or not told.isdigit():
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if not stop_before_walltime or not end.isdigit():
         return float("inf")
-    begun = os.environ.get("SLURM_JOB_START_TIME", "")
-    if begun.isdigit() and int(told) - int(begun) <= stop_before_walltime:
+    start = os.environ.get("SLURM_JOB_START_TIME", "")
+    if start.isdigit() and int(end) - int(start) <= stop_before_walltime:
         raise UserError(
-            f"the SLURM job lasts {int(told) - int(begun)} s, and launch.stop_before_walltime = "
-            f"{stop_before_walltime:g} s of it are kept for stopping: nothing would run. "
-            "Give the job more time, or set launch.stop_before_walltime lower (0: never stop)."
+            f"the SLURM job lasts {int(end) - int(start)} s, but launch.stop_before_walltime = "
+            f"{stop_before_walltime:g} reserves that many seconds for stopping, so nothing would "
+            "run. Give the job more time, or lower launch.stop_before_walltime (0: never stop)."
         )
-    return int(told) - stop_before_walltime - time.time()
+    return int(end) - stop_before_walltime - time.time()

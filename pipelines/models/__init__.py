@@ -1,1 +1,1 @@
-"""Checkpoints and tokenizers: find, check, hash, load."""
+"""Checkpoints and tokenizers: find, check, hash and load them."""

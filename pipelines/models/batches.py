@@ -1,4 +1,4 @@
-"""Batches as large as memory takes."""
+"""Run over items in batches that are as large as memory allows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def in_batches(
     what: str,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> list[Result]:
-    """What `run` gives for each item, in their order.
+    """Apply `run` to all items in batches, and return the results in order.
 
-    A batch that does not fit into memory is halved, and so are those after it.
+    If a batch does not fit into memory, the batch size is halved from there on.
 
     Args:
-        size: items in a batch at the most.
-        run: of a batch to one result for each item.
-        what: the items' name in the log.
-        on_share: told after each batch the part that is done, from 0 to 1.
+        size: largest number of items in a batch.
+        run: maps a batch to one result per item.
+        what: name of the items in the log.
+        on_share: called after each batch with the fraction that is done, from 0 to 1.
 
     Raises:
         torch.OutOfMemoryError: one item alone does not fit.
@@ -38,11 +38,14 @@ def in_batches(
         batch = items[len(results) : len(results) + size]
         try:
             results += run(batch)
-            heartbeat.moves()
+            heartbeat.tick()
             on_share(len(results) / len(items))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             size = len(batch) // 2
-            print(f"{len(batch)} {what} do not fit: {size} from here on", flush=True)
+            print(
+                f"{len(batch)} {what} do not fit into memory: using batches of {size} from here on",
+                flush=True,
+            )
     return results

@@ -1,7 +1,7 @@
-"""What CKPT on the command line means, and the content hash of a model folder.
+"""Resolve a CKPT argument to a model folder, check the folder, and hash its content.
 
-A path wins over a hub name. A model folder holds `config.json`, weights in safetensors and a
-tokenizer; a stage folder stands for its `model/`.
+CKPT is a path or a hub name; an existing path takes precedence. A model folder holds `config.json`,
+weights in safetensors and a tokenizer. A stage folder stands for its `model/`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HUB_NAME = re.compile(r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?$")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model to read: a local folder, or a hub name with a revision when `folder` is None."""
+    """A model to read: a local folder or, if `folder` is None, a hub name with a revision."""
 
     name: str
     folder: Path | None
@@ -32,18 +32,18 @@ class ModelRef:
 
     @property
     def location(self) -> str:
-        """What `from_pretrained` takes."""
+        """The argument for `from_pretrained`."""
         return str(self.folder) if self.folder else self.name
 
 
 def find_checkpoint(ckpt: str, option: str) -> ModelRef:
-    """Resolve CKPT, given as `option` (for the message).
+    """Resolve the CKPT given for `option`, a command-line option named in messages.
 
     Raises:
-        UserError: no such folder, an unfinished stage, or a folder without a model.
+        UserError: the folder does not exist, holds no model, or is an unfinished stage.
     """
     if not ckpt.strip():
-        raise UserError(f"{option} is empty: give a model folder, a stage folder or org/name.")
+        raise UserError(f"{option} is empty. Give a model folder, a stage folder or org/name.")
     path = Path(ckpt).expanduser()
     if path.exists():
         return ModelRef(ckpt, _model_folder(path, option))
@@ -51,16 +51,16 @@ def find_checkpoint(ckpt: str, option: str) -> ModelRef:
         name, _, revision = ckpt.partition("@")
         return ModelRef(name, None, revision or None)
     raise UserError(
-        f"{option} {ckpt}: no such folder. Give the folder of a Hugging Face model, the folder of "
-        "a finished stage of a run, or a hub name (org/name or org/name@revision)."
+        f"{option} {ckpt}: this folder does not exist. Give the folder of a Hugging Face model, "
+        "the folder of a finished stage of a run, or a hub name (org/name or org/name@revision)."
     )
 
 
 def fetch(model: ModelRef, option: str) -> ModelRef:
-    """The local folder of a hub model, downloaded to the hub cache if it is not there yet.
+    """Download a hub model to the hub cache if needed, and return it with its local folder.
 
     Raises:
-        UserError: it cannot be had, or holds no model that loads from safetensors.
+        UserError: the download fails, or the model has no weights in safetensors.
     """
     if model.folder is not None:
         return model
@@ -77,8 +77,9 @@ def fetch(model: ModelRef, option: str) -> ModelRef:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{option} {model.name}: no such folder here, and the model hub did not give it "
-            f"({str(error).splitlines()[0]}). Without network, give a local folder."
+            f"{option} {model.name}: there is no such local folder, and the download from the "
+            f"model hub failed ({str(error).splitlines()[0]}). Without network, give a local "
+            "folder."
         ) from error
     check_model_folder(folder, option)
     return ModelRef(model.name, folder, model.revision)
@@ -87,13 +88,12 @@ def fetch(model: ModelRef, option: str) -> ModelRef:
 def _model_folder(path: Path, option: str) -> Path:
     path = path.resolve()
     if not path.is_dir():
-        raise UserError(f"{option} {path}: a model is a folder, this is a file.")
+        raise UserError(f"{option} {path}: this is a file. Give the folder of a model.")
     stage = StageDir(path)
     if stage.config.is_file():
         if not stage.is_complete():
             raise UserError(
-                f"{option} {path}: this stage has not finished. Run the command that made it "
-                "again: it resumes."
+                f"{option} {path}: this stage has not finished. Run its command again to resume it."
             )
         path = stage.model
     check_model_folder(path, option)
@@ -104,36 +104,38 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-# Weights in formats that are pickles, or may be: loading one runs code that is in it.
+# Suffixes of weight formats that are, or may be, pickles: loading a pickle can run code.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
-MAX_HEADER_BYTES = 100_000_000  # as safetensors itself allows
+MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 GENERATION_CONFIG = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What transformers writes into a generation_config.json that says nothing.
+# Defaults that transformers writes into every generation_config.json.
 _SAVED_ALWAYS = {"output_attentions": False, "output_hidden_states": False, "use_cache": True}
 
 
 def check_model_folder(folder: Path, option: str) -> None:
-    """Look, without loading, whether a folder can hold a causal language model with tokenizer.
+    """Check, without loading it, that a folder holds a causal language model with its tokenizer.
 
     Raises:
-        UserError: something is missing, damaged or leads out of the folder; only safetensors are
-            weights.
+        UserError: a file is missing, damaged or a link out of the folder, or the weights are not in
+            safetensors.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{option} {folder}: no model there (config.json is missing).")
+        raise UserError(f"{option} {folder}: this folder holds no model (config.json is missing).")
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{option} {folder}: an adapter (adapter_config.json), which names a model elsewhere. "
+            f"{option} {folder}: this is an adapter (adapter_config.json), not a whole model. "
             "Merge it into its base (peft: merge_and_unload, save_pretrained), and give the result."
         )
     _check_links(folder, option)
     if not weight_files(folder):
         raise UserError(
-            f"{option} {folder}: no *.safetensors weights there.{_way_to_convert(folder)}"
+            f"{option} {folder}: this folder has no *.safetensors weights.{_way_to_convert(folder)}"
         )
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{option} {folder}: tokenizer.json is missing (a fast tokenizer).")
+        raise UserError(
+            f"{option} {folder}: tokenizer.json is missing. Save the tokenizer as a fast tokenizer."
+        )
     for path in weight_files(folder):
         _check_whole(path, option)
     _check_index(folder, option)
@@ -147,19 +149,19 @@ def _way_to_convert(folder: Path) -> str:
     if not pickled:
         return ""
     return (
-        f" It has {', '.join(pickled[:3])}, and a pickle can run any code when it is loaded: only "
-        "safetensors load here. If you trust who made it, convert it elsewhere: "
+        f" It has {', '.join(pickled[:3])}, but a pickle can run any code when it is loaded, so "
+        "remit loads only safetensors. If you trust its author, convert it yourself: "
         "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), and the same for its "
         "tokenizer."
     )
 
 
 def _check_links(folder: Path, option: str) -> None:
-    """Whether every file, of subfolders too, is one, and lies where it may.
+    """Check that all entries, also in subfolders, are regular files or folders in allowed places.
 
-    A link may lead within the folder and, in a hub cache, to the blobs of its own repository.
-    Weights may lie anywhere: they are read as tensors or not at all. Other files are copied into
-    models that are made of this one, so that a link could carry any file of yours away.
+    A link may point within the folder and, in a hub cache, to the blobs of its repository. Weights
+    may be links to anywhere, because they can only be read as tensors. Other files are copied into
+    models trained from this one, so a link could leak any file of the user.
     """
     whole = folder.resolve()
     places = [whole]
@@ -169,21 +171,21 @@ def _check_links(folder: Path, option: str) -> None:
         # Not Path.resolve, which fails on a link that leads to itself.
         target = Path(os.path.realpath(path))
         if not target.exists() and path.is_symlink():
-            raise UserError(f"{option} {path}: a link to {target}, where nothing is.")
+            raise UserError(f"{option} {path}: this link points to {target}, which does not exist.")
         if not target.is_file() and not target.is_dir():
-            raise UserError(f"{option} {path}: no regular file.")
+            raise UserError(f"{option} {path}: this is not a regular file.")
         own = any(target.is_relative_to(place) for place in places)
-        # Only those of the folder itself are read as weights.
+        # Only safetensors directly in the folder are read as weights.
         is_weight = path.suffix == ".safetensors" and path.parent == folder and target.is_file()
         if not own and not is_weight:
             raise UserError(
-                f"{option} {path}: a link out of the model's folder, to {target}. Only weights may "
-                "be links; copy the file in its place."
+                f"{option} {path}: this link leads out of the model's folder, to {target}. Only "
+                "weights may do so. Replace the link by a copy of the file."
             )
 
 
 def _all_within(folder: Path) -> list[Path]:
-    """Files and folders in a folder and its subfolders; links are named and not followed."""
+    """Files and folders in a folder and its subfolders; links are listed but not followed."""
     return sorted(
         Path(parent, name)
         for parent, folders, files in os.walk(folder)
@@ -192,9 +194,9 @@ def _all_within(folder: Path) -> list[Path]:
 
 
 def _check_whole(path: Path, option: str) -> None:
-    """Whether a safetensors file is what its header says."""
+    """Check that a safetensors file has the size that its header implies."""
     if not path.is_file():
-        raise UserError(f"{option} {path}: no regular file.")
+        raise UserError(f"{option} {path}: this is not a regular file.")
     size = path.stat().st_size
     try:
         with open(path, "rb") as stream:
@@ -208,14 +210,14 @@ def _check_whole(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
     if expected != size:
         raise UserError(
-            f"{option} {path}: cut off or overlong ({size} bytes, {expected} expected). Copy or "
-            "download it again."
+            f"{option} {path}: the file has {size} bytes instead of {expected}. Copy or download "
+            "it again."
         )
     _check_tensors(path, option)
 
 
 def _check_tensors(path: Path, option: str) -> None:
-    """Types, shapes and places of all tensors, by the library that reads them; no data is read."""
+    """Check dtypes, shapes and offsets of all tensors with safetensors; no data is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -226,7 +228,7 @@ def _check_tensors(path: Path, option: str) -> None:
 
 
 def _check_index(folder: Path, option: str) -> None:
-    """Whether an index names only weight files of the folder."""
+    """Check that the weight index names only weight files in the folder."""
     path = folder / "model.safetensors.index.json"
     if not path.is_file():
         return
@@ -238,12 +240,13 @@ def _check_index(folder: Path, option: str) -> None:
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
     if strangers := sorted(names - present):
         raise UserError(
-            f"{option} {path}: it names {strangers[0]}, which is no weight file of this folder."
+            f"{option} {path}: the index names {strangers[0]}, but this folder has no such weight "
+            "file."
         )
 
 
 def read_model_config(folder: Path, option: str) -> dict[str, Any]:
-    """The model's `config.json`."""
+    """Read the model's `config.json`."""
     try:
         return read_json(folder / "config.json")
     except DamagedFile as error:
@@ -251,7 +254,7 @@ def read_model_config(folder: Path, option: str) -> dict[str, Any]:
 
 
 def own_code(folder: Path) -> list[str]:
-    """Classes that a model folder wants to be made by code of its own (`auto_map`)."""
+    """Classes that a model folder defines in custom code (`auto_map`)."""
     found: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
@@ -266,7 +269,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer of a model folder can write conversations."""
+    """Whether the tokenizer of a model folder has a chat template."""
     if (folder / "chat_template.jinja").is_file():
         return True
     path = folder / "tokenizer_config.json"
@@ -276,8 +279,8 @@ def has_chat_template(folder: Path) -> bool:
 def content_hash(folder: Path, cache: Path | None = None) -> str:
     """SHA-256 over the weights, config, tokenizer, templates and code of a model folder.
 
-    `cache` is a JSON file of digests by path, size and time of change, so that a large model is
-    read once.
+    `cache` is a JSON file of hashes by path, size and modification time, so that a large model is
+    read only once.
     """
     known = _known_hashes(cache) if cache and cache.is_file() else {}
     combined = hashlib.sha256()
@@ -299,7 +302,7 @@ def _hashed_files(folder: Path) -> list[Path]:
     others = [folder / n for n in names if (folder / n).is_file()]
     if _steers_generation(folder):
         others.append(folder / GENERATION_CONFIG)
-    # Last, so that a folder without subfolders keeps its hash.
+    # Nested files come last, so that they do not change the hash of a folder without subfolders.
     nested = [
         path
         for path in _all_within(folder)
@@ -309,9 +312,9 @@ def _hashed_files(folder: Path) -> list[Path]:
 
 
 def _steers_generation(folder: Path) -> bool:
-    """Whether `generation_config.json` says more than `config.json` does.
+    """Whether `generation_config.json` adds anything to `config.json` and to the defaults.
 
-    The file that every saved model has says the same, and is no part of the hash.
+    Every saved model has this file; without additions it is not part of the hash.
     """
     path = folder / GENERATION_CONFIG
     if not path.is_file():
@@ -329,19 +332,19 @@ def _known_hashes(cache: Path) -> dict[str, str]:
     try:
         known = read_marker(cache, {})
     except DamagedFile:
-        # All of it can be found out again.
+        # Everything in the cache can be computed again.
         return {}
     return {key: value for key, value in known.items() if isinstance(value, str)}
 
 
 def check_made_model(folder: Path, digest: str) -> None:
-    """Compare a model that a stage made with what its result recorded.
+    """Compare the model of a stage with the hash that its result recorded.
 
     Args:
-        digest: its content hash now.
+        digest: its current content hash.
 
     Raises:
-        UserError: it is another one, with the way to mend it.
+        UserError: the model has changed; the message says how to restore it.
     """
     result = StageDir(folder.parent).result
     if folder.name != "model" or not result.is_file():
@@ -349,9 +352,9 @@ def check_made_model(folder: Path, digest: str) -> None:
     recorded = read_json(result).get("model_sha256", digest)
     if recorded != digest:
         raise UserError(
-            f"{folder} is not what its stage wrote: its checksum differs from the one in {result}. "
-            f"Remove {result} and run the command that made it again: the stage goes on from its "
-            "newest checkpoint and writes the model anew."
+            f"{folder} has changed since its stage wrote it: its checksum differs from the one in "
+            f"{result}. Remove {result} and run the stage's command again. It resumes from the "
+            "newest checkpoint and writes the model again."
         )
 
 
@@ -361,7 +364,7 @@ def file_sha256(path: Path) -> str:
 
 
 def stage_kind(model: ModelRef) -> str | None:
-    """The kind of the stage that made a model, None for a model from elsewhere."""
+    """The kind of the stage that made a model; None for an external model."""
     if model.folder is None:
         return None
     result = StageDir(model.folder.parent).result

@@ -1,4 +1,4 @@
-"""Causal language models of local folders, as every stage loads them."""
+"""Load causal language models from local folders; every stage loads its models here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def load_model(
     folder: Path, dtype: str, *, attn_implementation: str, trust_remote_code: bool = False
 ) -> Any:
-    """A model with the weights of a local folder.
+    """Load a model from a local folder.
 
     Args:
-        dtype: `fp32` or `bf16`, or `auto` for that of the folder.
-        attn_implementation: what computes attention. It is always named, since a model's
-            config.json may name a kernel of the hub, which is code.
-        trust_remote_code: whether the model's own code may run.
+        dtype: `fp32` or `bf16`, or `auto` for the dtype of the folder.
+        attn_implementation: attention implementation. It is always set, because a model's
+            config.json could name a kernel on the hub, which is code.
+        trust_remote_code: whether custom code of the model may run.
     """
     return AutoModelForCausalLM.from_pretrained(
         folder,
@@ -37,7 +37,7 @@ def load_model(
 
 
 def load_frozen(folder: Path, dtype: str, config: Config) -> Any:
-    """A model in eval mode and without gradients, on this rank's device."""
+    """Load a model in eval mode and without gradients, on this rank's device."""
     model = load_model(
         folder, dtype, attn_implementation=config.model.attn_implementation,
         trust_remote_code=bool(config.trust_remote_code),
@@ -46,7 +46,7 @@ def load_frozen(folder: Path, dtype: str, config: Config) -> Any:
 
 
 def load_scorer(folder: Path, dtype: str, config: Config, num_tokens: int) -> Any:
-    """A frozen model whose forward gives the loss of each token (`score_tokens_in_forward`)."""
+    """Load a frozen model whose forward returns per-token losses (`score_tokens_in_forward`)."""
     model = load_frozen(folder, dtype, config)
     score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
     return model

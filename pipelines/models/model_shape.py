@@ -1,4 +1,4 @@
-"""What a model's `config.json` says of itself, checked before anything is loaded."""
+"""Check a model's `config.json` before anything is loaded."""
 
 from __future__ import annotations
 
@@ -12,45 +12,44 @@ from typing import Any
 from pipelines.errors import UserError
 
 _COUNTS = ("hidden_size", "vocab_size", "num_hidden_layers", "max_position_embeddings")
-# Each has at least one weight for every unit of the model's width.
+# Each of these, times hidden_size, is a lower bound on the number of weights.
 _ROWS = ("vocab_size", "num_hidden_layers")
 
 
 def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> None:
-    """Look whether a `config.json` can be that of a causal language model with these weights, and
-    asks for no code from elsewhere.
+    """Check that a `config.json` describes a causal language model that fits its weights.
 
     Args:
-        config: what is in the file.
-        weight_bytes: size of the weights.
-        where: the file, as a message names it.
+        config: content of the file.
+        weight_bytes: size of the weight files.
+        where: the file, as messages name it.
 
     Raises:
-        UserError: a kernel of the hub, a type of model that transformers does not know, a size that
-            is no whole number, or a model larger than its weights; the message names the key.
+        UserError: a kernel on the hub, a model type that transformers does not know, a size that is
+            not a positive integer, or a model larger than its weights; the message names the key.
     """
     for key in _COUNTS:
         value = config.get(key)
         whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if value is not None and not whole:
             raise UserError(
-                f"{where}: {key} = {_shown(value)}, where a whole number above 0 should be."
+                f"{where}: {key} = {_shown(value)}, but it must be a whole number above 0."
             )
     width = config.get("hidden_size") or 1
     for key in _ROWS:
         if (config.get(key) or 0) * width > weight_bytes:
             raise UserError(
-                f"{where}: {key} = {_shown(config[key])} asks for more weights than the "
-                f"{weight_bytes} bytes that the folder holds. The file belongs to another model."
+                f"{where}: {key} = {_shown(config[key])} needs more weights than the folder's "
+                f"{weight_bytes} bytes. The file belongs to another model."
             )
     _check_type(config, where)
     _check_kernels(config, where)
 
 
 def _check_kernels(config: Mapping[str, Any], where: str) -> None:
-    """No `_attn_implementation` and the like, at whatever depth, that names a repository.
+    """Refuse an `_attn_implementation` or similar key, at any depth, that names a repository.
 
-    transformers would fetch it and run it, whatever backend the loader asks for.
+    transformers would download and run its code, whichever implementation the loader sets.
     """
     left: list[tuple[str, Any, bool]] = [("", config, False)]
     while left:
@@ -61,8 +60,8 @@ def _check_kernels(config: Mapping[str, Any], where: str) -> None:
             left += [(key, one, chooses) for one in value]
         elif chooses and isinstance(value, str) and "/" in value:
             raise UserError(
-                f"{where}: {key} = {_shown(value)} names a kernel of the hub, which is code. "
-                "Remove it from the file; model.attn_implementation says what is used here."
+                f"{where}: {key} = {_shown(value)} names a kernel on the hub, which is code. "
+                "Remove it from the file; remit uses the recipe's model.attn_implementation."
             )
 
 
@@ -73,16 +72,16 @@ def _check_type(config: Mapping[str, Any], where: str) -> None:
     known, given = known_types(), config.get("model_type")
     if known and given not in known:
         raise UserError(
-            f"{where}: model_type = {_shown(given)}, and the transformers installed here has no "
-            "causal language model of that type. A newer transformers may have it."
+            f"{where}: model_type = {_shown(given)}, but the installed transformers has no causal "
+            "language model of that type. A newer transformers may have it."
         )
 
 
 @lru_cache(maxsize=1)
 def known_types() -> tuple[str, ...]:
-    """Types of causal language models that the installed transformers has.
+    """The types of causal language models that the installed transformers supports.
 
-    Read from its source, since importing it takes seconds; empty where they are not found there.
+    They are read from its source, because importing it takes seconds; empty if they are not found.
     """
     found = importlib.util.find_spec("transformers")
     places = found.submodule_search_locations if found else None

@@ -1,7 +1,7 @@
-"""Tokenizers of model folders: loading, chat tokens, and the comparison of two folders.
+"""Tokenizers of model folders: load them, add chat tokens, and compare two folders.
 
-`transformers` (and with it torch) is imported only where a tokenizer object is made; comparing
-and fingerprinting folders is free of it.
+`transformers` (and with it torch) is imported only to create a tokenizer object. Comparing and
+fingerprinting folders works without it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 ADDED_KEY = "remit_added_for_chat"
 
-# The prompt with generation prompt is an exact prefix of the prompt with its answer, which
-# completion-only losses rely on.
+# Completion-only losses need the prompt with its generation prompt to be an exact prefix of the
+# prompt with its answer.
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
@@ -38,11 +38,10 @@ DEFAULT_CHAT_TEMPLATE = (
 def load_tokenizer(
     folder: str | Path, *, trust_remote_code: bool = False, **options: Any
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder, cutting text as its `tokenizer.json` says.
+    """Load the tokenizer of a local folder, with the rules of its `tokenizer.json`.
 
-    For some model types transformers makes the rules of the family anew from the vocabulary, and a
-    tokenizer of one's own would cut text differently from then on. Where that happens, the file is
-    taken as it is.
+    For some model types, transformers rebuilds the rules of the model family from the vocabulary,
+    so a custom tokenizer would split text differently. If that happens, the file is loaded as is.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -60,17 +59,17 @@ def load_tokenizer(
 
 
 def num_tokens(folder: str | Path) -> int:
-    """Ids that a saved tokenizer needs: its largest one, and one more."""
+    """Number of ids that a saved tokenizer needs: its largest id plus 1."""
     text = saved_rules(folder)
     vocab = _made(text, f"{folder}/tokenizer.json").get_vocab(with_added_tokens=True)
     return max(vocab.values(), default=-1) + 1
 
 
 def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> list[str]:
-    """Give an adopted tokenizer what chat training needs, in place.
+    """Add to an imported tokenizer, in place, what chat training needs.
 
-    An EOS token if it has none, a padding token if it has none or it equals EOS, and, where it has
-    no chat template, `chat_template` (empty: the default one with its role tokens).
+    It adds an EOS token if none exists, a padding token if none exists or it equals EOS, and, if
+    the tokenizer has no chat template, `chat_template` (empty: the default with its role tokens).
 
     Returns:
         The tokens that are new in the vocabulary; the model's embeddings must grow by as many.
@@ -90,19 +89,19 @@ def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> 
     vocab = tokenizer.get_vocab()
     added = sorted((token for token in vocab if token not in before), key=vocab.__getitem__)
     if added:
-        # Kept in tokenizer_config.json by every later save.
+        # Every later save writes this key to tokenizer_config.json.
         tokenizer.init_kwargs[ADDED_KEY] = added
     return added
 
 
 def added_for_chat(folder: str | Path) -> list[str]:
-    """Tokens that `ensure_chat` added to a saved tokenizer or to the one it comes from."""
+    """Tokens that `ensure_chat` added to a saved tokenizer or to its predecessors."""
     path = Path(folder) / "tokenizer_config.json"
     return list(json.loads(_read(path)).get(ADDED_KEY, [])) if path.is_file() else []
 
 
 def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what decides the ids of a text: the fast tokenizer's rules and EOS."""
+    """SHA-256 over everything that determines the ids of a text: the tokenizer's rules and EOS."""
     if tokenizer.is_fast:
         rules: Any = _rules(tokenizer.backend_tokenizer.to_str())
     else:
@@ -122,7 +121,7 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
     else:
         parts = [*folder.glob("*.model"), *folder.glob("vocab*"), *folder.glob("merges.txt")]
         if not parts:
-            raise UserError(f"{folder} holds no tokenizer (no tokenizer.json)")
+            raise UserError(f"{folder} holds no tokenizer: tokenizer.json is missing.")
         rules = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(parts)]
     config_path = folder / "tokenizer_config.json"
     config = json.loads(_read(config_path)) if config_path.is_file() else {}
@@ -133,13 +132,13 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
 
 
 def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
-    """Whether a reference reads every text as the base does.
+    """Compare how base and reference tokenize text.
 
-    Tokens that adopting the base added for chat are left out: no packed text has them.
+    Tokens that the import of the base added for chat are ignored: packed text never contains them.
 
     Returns:
         None if every token of the base has the same id in the reference (which may have more) and
-        both split text by the same rules; else a sentence that names the first difference.
+        both split text by the same rules; else a clause that names the first difference.
 
     Raises:
         UserError: a folder without a fast tokenizer.
@@ -152,22 +151,22 @@ def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | N
 def saved_rules(folder: str | Path) -> str:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared")
+        raise UserError(f"{folder} has no tokenizer.json, so its tokens cannot be compared.")
     try:
         return _read(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no fast tokenizer: {error}.") from error
+        raise UserError(f"{path} is not a fast tokenizer: {error}.") from error
 
 
 def _made(text: str, where: str) -> Tokenizer:
-    """The fast tokenizer of a `tokenizer.json`; `where` names the file in a message."""
+    """Create the fast tokenizer of a `tokenizer.json`; `where` names the file in messages."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(text)
-    # The library raises no other class.
+    # The library raises only Exception itself.
     except Exception as error:
-        raise UserError(f"{where} is no fast tokenizer: {error}.") from error
+        raise UserError(f"{where} is not a fast tokenizer: {error}.") from error
 
 
 def rules_difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
@@ -187,10 +186,10 @@ def rules_difference(base_json: str, ref_json: str, added: set[str]) -> str | No
 
 
 def check_tokenizers(base: Path, ref: Path) -> None:
-    """Refuse a reference that reads text in other tokens than the base.
+    """Refuse a reference that tokenizes text differently from the base.
 
     Raises:
-        UserError: they differ; the message names the first difference.
+        UserError: the tokenizers differ; the message names the first difference.
     """
     refuse_difference(tokenizers_agree(base, ref), str(base), ref)
 
@@ -199,8 +198,8 @@ def refuse_difference(difference: str | None, base: str, ref: Path) -> None:
     if difference:
         raise UserError(
             f"base {base} and reference {ref} do not share a tokenizer: "
-            f"{difference}. Token weights compare the two models token by token, so the reference "
-            "must come from the same family."
+            f"{difference}. Token weights compare the two models token by token. Give a reference "
+            "that has the base's tokenizer."
         )
 
 
@@ -209,14 +208,14 @@ def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
         return f"the base is a {base.get('type')} tokenizer, the reference a {ref.get('type')} one"
     names = sorted((base.keys() | ref.keys()) - {"type", "vocab", "merges"})
     for name in names:
-        # A file of an older version leaves out what is false.
+        # Files of older versions omit keys that are false.
         if (base.get(name) or None) != (ref.get(name) or None):
             return (
                 f"{name} of the tokenizer is {base.get(name)} in the base "
                 f"and {ref.get(name)} in the reference"
             )
     if isinstance(base["vocab"], list) and ref["vocab"][: len(base["vocab"])] != base["vocab"]:
-        return "the tokens have other scores in the base than in the reference"
+        return "the token scores of base and reference differ"
     return _merge_difference(base.get("merges") or [], ref.get("merges") or [])
 
 
@@ -230,7 +229,7 @@ def _merge_difference(ours: list[Any], theirs: list[Any]) -> str | None:
 
 
 def _rules(text: str) -> dict[str, Any]:
-    """tokenizer.json without the state of the last call, merges in one notation."""
+    """Parse tokenizer.json, drop state of the last call, and write merges in one notation."""
     rules: dict[str, Any] = json.loads(text)
     for state in ("padding", "truncation"):
         rules.pop(state, None)

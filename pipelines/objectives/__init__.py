@@ -1,1 +1,1 @@
-"""The mathematics: token weights and losses as pure functions of tensors."""
+"""Token weights and mid-training losses, as pure functions of tensors."""

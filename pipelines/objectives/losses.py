@@ -1,4 +1,4 @@
-"""Losses of mid-training: sums over tokens divided by a count that the caller passes in."""
+"""Mid-training losses: each sums over tokens and divides by a count that the caller passes in."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor
 
 
 def weighted_nll(nll: Tensor, weights: Tensor | None, divisor: Tensor | float) -> Tensor:
-    """L = sum_t w_t * nll_t / N (arXiv 2602.03075, eq. 6; the divisor is our choice).
+    """Compute L = sum_t w_t * nll_t / N (arXiv 2602.03075, eq. 6; the divisor is our choice).
 
     Args:
-        nll: negative log-likelihood of each target, [batch, seq], 0 where there is no target.
+        nll: negative log-likelihood of each target, [batch, seq]; 0 at positions without a target.
         weights: [batch, seq], or None for plain next-token prediction (w = 1).
-        divisor: N, the targets of the whole optimizer step: all ranks, all micro-batches. Or the
-            sum of the weights of the whole step; or, for RHO-1, the number of targets kept.
+        divisor: N, the number of targets in the whole optimizer step, over all ranks and
+            micro-batches. It can also be the sum of the step's weights or, for RHO-1, the number of
+            selected targets.
 
     Returns:
-        Scalar; summed over the micro-batches and ranks of a step it is the loss of the step.
+        A scalar. Summed over the micro-batches and ranks of a step, it gives the loss of the step.
     """
     total = nll.sum() if weights is None else (weights * nll).sum()
     return total / _not_zero(divisor)
@@ -25,36 +26,37 @@ def weighted_nll(nll: Tensor, weights: Tensor | None, divisor: Tensor | float) -
 def self_normalized_nll(
     nll: Tensor, weights: Tensor, mask: Tensor, num_targets: Tensor | float
 ) -> Tensor:
-    """(n / N) * sum_t w_t nll_t / sum_t w_t, where n counts the targets given (our choice).
+    """Compute (n / N) * sum_t w_t nll_t / sum_t w_t, where n counts the targets (our choice).
 
-    What one micro-batch adds to the loss of a step when each is divided by its own weights.
+    This is what one micro-batch adds to the loss of a step when each micro-batch is normalized by
+    the sum of its own weights.
 
     Args:
-        nll, weights: [batch, seq], 0 where there is no target.
-        mask: true where the position is a target, [batch, seq].
-        num_targets: N, the targets of the whole step.
+        nll, weights: [batch, seq]; 0 at positions without a target.
+        mask: true where the position has a target, [batch, seq].
+        num_targets: N, the number of targets in the whole step.
     """
     weight_sum = weights.sum()
     share = mask.sum() / _not_zero(num_targets)
-    # Without a target both are 0, and so is the loss.
+    # A micro-batch without targets adds 0: share and numerator are both 0.
     return share * (weights * nll).sum() / weight_sum.clamp(min=1e-12)
 
 
 def distillation(nll: Tensor, kl: Tensor, num_targets: Tensor | float, *, alpha: float) -> Tensor:
-    """Knowledge distillation: sum_t ((1 - alpha) * nll_t + alpha * KL(p_R || p_theta)_t) / N.
+    """Distil the reference: sum_t ((1 - alpha) * nll_t + alpha * KL(p_R || p_theta)_t) / N.
 
     Args:
-        nll: [batch, seq], 0 where there is no target.
-        kl: forward KL from the reference at temperature 1, [batch, seq], 0 where there is no
+        nll: [batch, seq]; 0 at positions without a target.
+        kl: forward KL from the reference at temperature 1, [batch, seq]; 0 at positions without a
             target.
-        num_targets: N, the targets of the whole step.
-        alpha: share of the KL term (the paper's rival: 0.5).
+        num_targets: N, the number of targets in the whole step.
+        alpha: weight of the KL term (the paper's baseline uses 0.5).
     """
     return ((1.0 - alpha) * nll + alpha * kl).sum() / _not_zero(num_targets)
 
 
 def _not_zero(divisor: Tensor | float) -> Tensor | float:
-    """The divisor, but 1 for 0: a step without targets has the loss 0 and no gradient."""
+    """Replace a divisor of 0 by 1, so that a step without targets has loss 0 and gradient 0."""
     if isinstance(divisor, Tensor):
         return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
     return divisor or 1.0

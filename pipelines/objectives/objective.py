@@ -1,4 +1,4 @@
-"""An objective of mid-training: one arm of the paper's table, from scores to the loss of a step."""
+"""A mid-training objective (one row of the paper's table): it turns scores into a step's loss."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipelines.recipe.schema import MidTrainConfig
 
 @dataclass(frozen=True)
 class Objective:
-    """What turns per-token scores of learner and reference into a loss.
+    """Turns the per-token scores of learner and reference into a loss.
 
     Attributes:
         name: `ntp`, `remit`, `rho1` or `kd`.
-        eps, center, map, standardize, detach: see `remit_weights`.
-        divisor: of ReMiT's loss: the number of targets, or the sum of the weights.
-        scope: what `center="batch"`, `divisor="weights"` and RHO-1's ranking see: one rank's
-            micro-batch, or the whole step.
-        keep: share of the targets that RHO-1 trains on.
-        alpha: share of the KL term of KD.
+        eps, center, map, standardize, detach: arguments of `remit_weights`.
+        divisor: what ReMiT's loss is divided by: the number of targets, or the sum of the weights.
+        scope: the tokens over which `center="batch"`, `divisor="weights"` and RHO-1's ranking are
+            computed: one rank's micro-batch, or the whole step.
+        keep: fraction of the targets that RHO-1 trains on.
+        alpha: weight of the KL term in `kd`.
     """
 
     name: Literal["ntp", "remit", "rho1", "kd"]
@@ -39,10 +39,10 @@ class Objective:
 
     @classmethod
     def of(cls, settings: MidTrainConfig) -> Objective:
-        """The objective that a recipe (with `auto` decided) describes."""
+        """Build the objective from the settings of a recipe, with `auto` already resolved."""
         assert settings.objective != "auto"
         return cls(
-            # MiniPLM chooses sequences, and trains on them plainly.
+            # MiniPLM selects whole sequences and trains on them by next-token prediction.
             "ntp" if settings.objective == "miniplm" else settings.objective,
             eps=settings.remit.eps,
             center=settings.remit.center,
@@ -57,23 +57,29 @@ class Objective:
 
     @property
     def uses_weights(self) -> bool:
-        """Whether it weights tokens by a reference's log-probabilities."""
+        """Whether the objective weights tokens by a reference's log-probabilities."""
         return self.name in ("remit", "rho1")
 
     @property
     def uses_kl(self) -> bool:
-        """Whether it needs the reference's whole distribution."""
+        """Whether the objective needs the reference's distribution over the whole vocabulary."""
         return self.name == "kd"
 
     @property
     def divides_by_weights(self) -> bool:
-        """Whether the divisor of a step is known only from the weights of the whole step."""
+        """Whether the step's divisor depends on the weights of the whole step."""
         return self.name == "rho1" or (self.name == "remit" and self.divisor == "weights")
 
     def weights(
         self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, documents: Tensor | None
     ) -> Tensor:
-        """Token weights [batch, seq] from log-probabilities [batch, seq]."""
+        """Compute token weights [batch, seq] from log-probabilities [batch, seq].
+
+        Args:
+            logprobs, ref_logprobs: log-probability of each target under learner and reference.
+            mask: true where the position has a target, [batch, seq].
+            documents: document number of each position, [batch, seq]; for `center="document"`.
+        """
         if self.name == "rho1":
             return rho1_weights(logprobs, ref_logprobs, mask, k=self.keep)
         return remit_weights(
@@ -89,15 +95,15 @@ class Objective:
         num_targets: Tensor | float,
         step_divisor: float | None = None,
     ) -> Tensor:
-        """What one micro-batch adds to the loss of the step.
+        """Compute what one micro-batch adds to the loss of its step, a scalar.
 
         Args:
-            scores: `nll` and, for KD, `kl`, [batch, seq].
-            weights: of this micro-batch, [batch, seq]; None without a reference.
-            mask: true where the position is a target, [batch, seq].
-            num_targets: targets of the whole step, over all ranks and micro-batches.
-            step_divisor: sum of the weights of the whole step, where that is what divides and
-                `scope` is `step`.
+            scores: `nll` and, for `kd`, `kl`; each [batch, seq].
+            weights: token weights of this micro-batch, [batch, seq]; None for `ntp` and `kd`.
+            mask: true where the position has a target, [batch, seq].
+            num_targets: number of targets in the whole step, over all ranks and micro-batches.
+            step_divisor: sum of the weights of the whole step; given if the loss is divided by it
+                and `scope` is `step`.
         """
         nll = scores["nll"]
         if self.uses_kl:

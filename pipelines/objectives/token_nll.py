@@ -1,11 +1,12 @@
-"""Per-token scores of a causal language model, without holding its logits.
+"""Per-token scores of a causal language model, computed without storing all of its logits.
 
-`TokenScores` is the kernel: negative log-likelihoods, and the divergence from a reference, in fp32
-from hidden states, in chunks whose logits are computed again in backward. `token_nll` and
-`token_kl` are its two faces. `score_tokens_in_forward` gives a model a forward that returns them,
-so that they always run inside the model's own forward and its head, where a ZeRO-3 engine has the
-weight gathered; learner and reference share it, so that their log-probabilities differ only by
-their weights.
+`TokenScores` is the autograd function. From hidden states it computes negative log-likelihoods and,
+with a reference, KL divergences in fp32. It works in chunks and recomputes their logits in the
+backward pass. `token_nll` and `token_kl` call it directly.
+
+`score_tokens_in_forward` replaces a model's forward by one that returns these scores. They are then
+computed inside the output head's own forward, where ZeRO-3 has gathered its weight. Learner and
+reference run the same code, so their log-probabilities differ only through their weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Head:
-    """An output head, and the hidden states under it.
+    """An output head and the hidden states that enter it.
 
     Attributes:
         hidden: [tokens, dim], fp32 or bf16.
@@ -40,10 +41,10 @@ class Head:
     bias: Tensor | None
 
     def in_fp32(self, num_tokens: int) -> Head:
-        """The first `num_tokens` rows of the head, ready for products that give fp32.
+        """Return the head cut to its first `num_tokens` rows, ready for products in fp32.
 
-        bf16 stays bf16 on a GPU, whose tensor cores accumulate bf16 products in fp32; elsewhere
-        both sides are cast.
+        On a GPU, bf16 stays bf16, because tensor cores accumulate bf16 products in fp32. Elsewhere
+        both factors are cast to fp32.
         """
         bias = None if self.bias is None else self.bias[:num_tokens].float()
         hidden, weight = self.hidden, self.weight[:num_tokens]
@@ -52,16 +53,16 @@ class Head:
         return Head(hidden, weight, bias)
 
     def logits(self, rows: slice) -> Tensor:
-        """fp32 [rows, vocab]."""
+        """Compute the fp32 logits [rows, vocab] of some rows."""
         logits = _product(self.hidden[rows], self.weight.T)
         return logits if self.bias is None else logits.add_(self.bias)
 
 
 class TokenScores(torch.autograd.Function):
-    """NLL of each label and, with a reference, KL(p_R || p_theta), both [tokens] fp32.
+    """Computes the NLL of each label and, with a reference, KL(p_R || p_theta), both fp32 [tokens].
 
-    One pass for both: with g, h the gradients of the two, that of the logits is
-    (g + h) softmax(logits) - g onehot(label) - h p_R.
+    One pass serves both. With g and h the incoming gradients of NLL and KL, the gradient of the
+    logits is (g + h) softmax(logits) - g onehot(label) - h p_R.
     """
 
     @staticmethod
@@ -76,7 +77,7 @@ class TokenScores(torch.autograd.Function):
         ignore_index: int,
         chunk_bytes: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `token_nll` and `token_kl` for the arguments."""
+        """Return NLL and KL; `token_nll` and `token_kl` describe the arguments."""
         head = Head(hidden, weight, bias).in_fp32(num_tokens)
         ref = None if reference is None else reference.in_fp32(num_tokens)
         chunks = list(_chunks(len(labels), num_tokens * (1 if ref is None else 2), chunk_bytes))
@@ -96,7 +97,7 @@ class TokenScores(torch.autograd.Function):
         nll.masked_fill_(~targets, 0.0)
         if kl is not None:
             kl.masked_fill_(~targets, 0.0)
-        # Logits that all fit are kept, so that a small model does not compute them twice.
+        # If all logits fit into one chunk they are saved, so a small model computes them once.
         kept = logits if len(chunks) == 1 else None
         ctx.save_for_backward(hidden, weight, bias, labels, targets, normalizer, kept)
         ctx.chunks, ctx.reference, ctx.num_tokens = chunks, ref, num_tokens
@@ -105,7 +106,7 @@ class TokenScores(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, nll_grad: Tensor, kl_grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden states, weight and bias, each in its type."""
+        """Return the gradients of hidden states, weight and bias, each in its input's dtype."""
         hidden, weight, bias, labels, targets, normalizer, kept = ctx.saved_tensors
         head, ref = Head(hidden, weight, bias).in_fp32(ctx.num_tokens), ctx.reference
         nll_grad = nll_grad.masked_fill(~targets, 0.0)
@@ -114,7 +115,7 @@ class TokenScores(torch.autograd.Function):
         total = nll_grad + kl_grad
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        # In fp32 over all chunks: a sum of many in bf16 would lose what each adds.
+        # Accumulated over the chunks in fp32: bf16 would round away small contributions.
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for rows in ctx.chunks:
@@ -147,18 +148,18 @@ def token_nll(
     ignore_index: int = IGNORE,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Negative log-likelihood of each label; exact under any gradient per token.
+    """Compute the negative log-likelihood of each label; its gradient is exact for every token.
 
     Args:
         hidden: [tokens, dim], fp32 or bf16.
-        weight: of the output head, [vocab, dim].
-        labels: [tokens]; `ignore_index` where there is no target.
-        bias: of the output head, [vocab].
-        chunk_bytes: logits above this many bytes are computed in chunks, and again in backward;
-            below it they are kept.
+        weight: weight of the output head, [vocab, dim].
+        labels: [tokens]; `ignore_index` at positions without a target.
+        bias: bias of the output head, [vocab].
+        chunk_bytes: if the logits take more bytes than this, they are computed in chunks and
+            recomputed in the backward pass; otherwise they are saved.
 
     Returns:
-        [tokens] fp32, 0 where there is no target. Logits are accumulated in fp32.
+        fp32 [tokens]; 0 at positions without a target. Logits are accumulated in fp32.
     """
     nll: Tensor = _scores(
         hidden, weight, bias, labels, None, len(weight), ignore_index, chunk_bytes
@@ -176,16 +177,16 @@ def token_kl(
     num_tokens: int,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Forward KL(p_R || p_theta) at each position; never holds the logits of two whole models.
+    """Compute the forward KL(p_R || p_theta) at each position, chunk by chunk.
 
     Args:
-        hidden, weight, bias: of the learner, see `token_nll`.
-        reference: head and hidden states of the reference, of any width; gets no gradient.
-        mask: true where the position is a target, [tokens].
-        num_tokens: both logits are cut to the first so many.
+        hidden, weight, bias: hidden states and output head of the learner, see `token_nll`.
+        reference: head and hidden states of the reference, of any width; it gets no gradient.
+        mask: true where the position has a target, [tokens].
+        num_tokens: number of token ids to which both logits are cut.
 
     Returns:
-        [tokens] fp32, 0 where the mask is false.
+        fp32 [tokens]; 0 where the mask is false.
     """
     labels = torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, IGNORE)
     kl: Tensor = _scores(hidden, weight, bias, labels, reference, num_tokens, IGNORE, chunk_bytes)[
@@ -200,7 +201,7 @@ def _scores(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(num_rows: int, row_floats: int, chunk_bytes: int) -> Iterator[slice]:
-    """Slices of rows whose fp32 logits are at most `chunk_bytes`, one row at least."""
+    """Yield slices of rows whose fp32 logits take at most `chunk_bytes`; at least one row each."""
     size = max(1, chunk_bytes // (4 * row_floats))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
@@ -210,14 +211,14 @@ def _on_tensor_cores(tensor: Tensor) -> bool:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in fp32; `left` is cast where `right` is bf16 for the tensor cores."""
+    """Compute left @ right in fp32; `left` is cast to bf16 if `right` is bf16 on a GPU."""
     if _on_tensor_cores(right):
         return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     return left @ right
 
 
 def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """target += left @ right, in fp32."""
+    """Add left @ right to target, in fp32."""
     if _on_tensor_cores(right):
         target += _product(left, right)
     else:
@@ -230,7 +231,7 @@ def _head_forward(
     labels: Tensor | None = None,
     reference: Head | None = None,
 ) -> Any:
-    """Of an output head: fp32 logits, or with labels the scores of `TokenScores`."""
+    """Forward of an output head: fp32 logits or, given labels, the scores of `TokenScores`."""
     if labels is None:
         bias = None if self.bias is None else self.bias.float()
         return F.linear(hidden.float(), self.weight.float(), bias)
@@ -248,7 +249,7 @@ def _scoring_forward(
     ref_hidden: Tensor | None = None,
     **_: Any,
 ) -> dict[str, Tensor]:
-    # use_cache=False always: with a cache transformers drops the document mask of packed rows.
+    # use_cache=False, since with a cache transformers drops the document mask of packed rows.
     hidden = self.base_model(
         input_ids=input_ids, position_ids=position_ids, use_cache=False
     ).last_hidden_state
@@ -258,7 +259,7 @@ def _scoring_forward(
     if ref_hidden is not None:
         ref_head = self.ref_head[0]
         reference = Head(ref_hidden.flatten(0, 1), ref_head.weight, ref_head.bias)
-    # Through the head as a module, so that ZeRO-3 gathers its weight here and again in backward.
+    # Call the head as a module, so that ZeRO-3 gathers its weight in forward and in backward.
     nll, kl = self.get_output_embeddings()(
         hidden.flatten(0, 1), labels=shift_labels.flatten(), reference=reference
     )
@@ -269,18 +270,21 @@ def _scoring_forward(
 def score_tokens_in_forward(
     model: Any, num_tokens: int, ref_head: Any | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> None:
-    """Replace the forward of this model instance: (input_ids, shift_labels) -> {"nll"}.
+    """Replace the forward of this model instance by (input_ids, shift_labels) -> {"nll"}.
 
-    Without `shift_labels` it returns {"hidden"}; with a reference's `ref_hidden` it adds {"kl"}.
+    Without `shift_labels` the new forward returns {"hidden"}; given the reference's hidden states
+    as `ref_hidden`, it adds {"kl"}. Scores have the shape of `shift_labels`, [batch, seq].
 
     Args:
         model: a transformers causal language model.
-        num_tokens: size of the base's tokenizer; learner and reference are cut to the same.
-        ref_head: the output head of the reference, for the KL.
-        chunk_bytes: logits held at once, see `token_nll`.
+        num_tokens: size of the base's tokenizer, to which the logits of learner and reference are
+            cut.
+        ref_head: output head of the reference, for the KL.
+        chunk_bytes: bytes of logits computed at once, see `token_nll`.
 
     Raises:
-        UserError: the model changes its logits after the head in a way this forward lacks.
+        UserError: the model transforms its logits after the head (soft-capping, scaling), which
+            this forward does not implement.
     """
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, key, None) not in (None, 1, 1.0):
@@ -288,6 +292,6 @@ def score_tokens_in_forward(
     head = model.get_output_embeddings()
     head.num_scored_tokens, head.chunk_bytes = num_tokens, chunk_bytes
     head.forward = types.MethodType(_head_forward, head)
-    # In a tuple, so that the frozen head is no module of the learner.
+    # In a tuple, so that torch does not register the frozen head as a submodule of the learner.
     model.ref_head = (ref_head,)
     model.forward = types.MethodType(_scoring_forward, model)

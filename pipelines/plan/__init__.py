@@ -1,1 +1,1 @@
-"""Which stages, in which order, with which identity, at which cost."""
+"""Plan a run: which stages, in which order, with which identity and at which cost."""

@@ -1,5 +1,4 @@
-"""The commands as ordered lists of stages, from what was given on the command line. Nothing runs
-here."""
+"""Turn a command line into an ordered list of stages. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from pipelines.recipe.schema import Config
 
 
 def pretrain_ckpt(config: Config, base: str | None) -> list[Stage]:
-    """`pretrain-ckpt`: train the base, or adopt `base`, else the recipe's."""
+    """`pretrain-ckpt`: train the base, or import `base` (else the `base` of the recipe)."""
     return plan_base(*_with_base(config, base))
 
 
@@ -35,7 +34,7 @@ def mid_train(config: Config, base: str, ref: str | None) -> list[Stage]:
 
 
 def score(config: Config, model: str, base: str | None) -> list[Stage]:
-    """`score`: a model's log-probabilities over the mid-training sequences of a base."""
+    """`score`: per-token log-probabilities of the mid-training sequences of a base."""
     inputs: dict[str, str | ModelRef] = {"model": find_checkpoint(model, "--model")}
     if base is not None:
         inputs["base"] = find_checkpoint(base, "--base")
@@ -43,11 +42,11 @@ def score(config: Config, model: str, base: str | None) -> list[Stage]:
 
 
 def post_train(config: Config, base: str) -> list[Stage]:
-    """`post-train`: the steps that are switched on, each from the one before."""
+    """`post-train`: the enabled steps, each from the model of the step before."""
     found = find_checkpoint(base, "--base")
     stages = plan_post_train(config, found, _named("post-train", config))
     if not stages:
-        raise UserError("post-train: sft, dpo and rlvr are all switched off, nothing to run.")
+        raise UserError("post-train: sft, dpo and rlvr are all disabled; enable one of them.")
     return stages
 
 
@@ -58,10 +57,10 @@ def rl_tune(config: Config, base: str) -> list[Stage]:
 
 
 def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
-    """`eval`; after the contamination check where contaminated questions are left out.
+    """`eval`, after a contamination check if contaminated questions are left out.
 
     Args:
-        chat: ask through the chat template; None: where a stage made the model that is asked so.
+        chat: use the chat template; None: use it if the stage that made the model does.
     """
     if not has_questions(config):
         raise UserError(
@@ -80,7 +79,7 @@ def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
 
 
 def contamination(config: Config) -> list[Stage]:
-    """`contamination`: every source of the recipe's training stages."""
+    """`contamination`: check every source of the recipe's training stages."""
     if not has_questions(config):
         raise UserError(
             f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
@@ -102,7 +101,7 @@ def whole_flywheel(
 
 
 def _with_base(config: Config, base: str | None) -> tuple[Config, ModelRef | None]:
-    """`--base`, else the recipe's `base`; the identity names it either way."""
+    """`--base`, else the recipe's `base`. The config records which, for the identity."""
     given = base if base is not None else config.base or None
     if given is None:
         return config, None
@@ -114,7 +113,7 @@ def _reference(ref: str | None) -> ModelRef | None:
 
 
 def _pipeline(config: Config) -> list[Stage]:
-    """The stages of the plain pipeline of a recipe, whose base is adopted if it names one."""
+    """The plain pipeline of a recipe, without the base stage if the recipe imports its base."""
     base: list[Stage] = [] if config.base else plan_base(config, None)
     mid = Stage("mid_train", "mid-train", config)
     evaluation = Stage("evaluate", "eval", config)

@@ -1,4 +1,4 @@
-"""What a stage of each kind costs, by arithmetic; the table of kinds names these functions.
+"""Predicted cost of each kind of stage; the table of kinds names these functions.
 
 FLOPs: 2 N per token forward, 6 N forward and backward (N parameters); the reference's forward
 adds 2 N.
@@ -21,9 +21,9 @@ from pipelines.recipe.schema import (
 
 # Generation reads all weights for each token: slower than training at equal FLOPs.
 GENERATION_SLOWDOWN = 6.0
-# Families of a task that is split into some: as many as the built-in world has.
+# Assumed number of families of a task with `split_by`: that of the built-in world.
 FAMILIES = 10
-# Prompt and answer of a conversation, as a share of the context, on average.
+# Average length of a conversation, as a fraction of the context.
 CHAT_FILL = 0.6
 
 
@@ -31,9 +31,9 @@ CHAT_FILL = 0.6
 class Work:
     """
     Attributes:
-        tokens: trained on, or scored and generated.
+        tokens: number trained on, or scored and generated.
         flops: floating point operations.
-        slowdown: how much slower than training they run.
+        slowdown: how many times slower than training these FLOPs run.
     """
 
     tokens: int = 0
@@ -42,7 +42,7 @@ class Work:
 
 
 def none(stage: Stage, parameters: int) -> Work:
-    """Of a kind that runs no model."""
+    """Cost of a kind that runs no model."""
     return Work()
 
 
@@ -72,7 +72,7 @@ def sft(stage: Stage, parameters: int) -> Work:
 
 
 def dpo(stage: Stage, parameters: int) -> Work:
-    """Two answers a pair, and the reference policy's forward."""
+    """Counts two answers per pair, and the forward of the reference policy."""
     settings = stage.config.dpo
     sequences = 2 * (settings.max_steps or stage.num_steps) * settings.global_batch_size
     tokens = _chat_tokens(stage, settings, sequences)
@@ -84,7 +84,7 @@ def _chat_tokens(stage: Stage, settings: SftConfig | DpoConfig, sequences: int) 
 
 
 def rlvr(stage: Stage, parameters: int) -> Work:
-    """A prompt counts as long as its completion."""
+    """Counts each prompt as long as its completion."""
     settings, n = stage.config.rlvr, float(parameters)
     tokens = settings.max_steps * settings.global_batch_size * settings.max_completion_length
     training, generation = 6 * n * 2 * tokens, 2 * n * tokens
@@ -111,7 +111,7 @@ def _forwards(scored: int, generated: int, parameters: int) -> Work:
 
 
 def training_flops(stage: Stage) -> float:
-    """FLOPs for each parameter and token: 6, and 2 for each forward besides."""
+    """FLOPs per parameter and token: 6, plus 2 for each additional forward."""
     if stage.kind != "mid_train":
         return 6.0
     mid = stage.config.mid_train
@@ -122,25 +122,26 @@ def training_flops(stage: Stage) -> float:
 
 
 def _answers(task: TaskConfig) -> int:
-    """Greedy and drawn answers of a task; how many families it has is a guess."""
+    """Greedy answers and samples of a task. The number of its families is a guess."""
     asked = task.limit or task.source.limit or 2000
-    drawn = task.sampled_questions * (FAMILIES if task.split_by else 1) or asked
-    return asked + task.samples * min(asked, drawn)
+    sampled = task.sampled_questions * (FAMILIES if task.split_by else 1) or asked
+    return asked + task.samples * min(asked, sampled)
 
 
 def _analysis_tokens(stage: Stage) -> int:
-    """Tokens that an analysis scores: every model held-out text, the rounds' training text too."""
+    """Tokens that an analysis scores: held-out text by every model, training text by the rounds."""
     config = stage.config
     heldout = config.analysis.heldout_tokens * len(config.eval.bits_per_byte)
     mids = _num_rounds(stage)
     kept = config.pretrain.snapshots + config.mid_train.snapshots * mids
     training = min(config.analysis.tokens, config.mid_train.tokens)
-    # Two pairs of models for each round's movement; the base once, and two models for each round.
+    # Movement takes two pairs of models per round. The base scores the training text once, then two
+    # models per round do.
     return heldout * (len(stage.inputs) + kept + 4 * mids) + training * (2 * mids - 1)
 
 
 def _analysis_answers(stage: Stage) -> int:
-    """Tokens that an analysis generates: the base and the models along each annealing answer."""
+    """Tokens that an analysis generates: answers of the base and of each annealing's models."""
     config, mids = stage.config, _num_rounds(stage)
     each = config.analysis.accuracy_questions
     tokens = sum(
@@ -153,5 +154,5 @@ def _analysis_answers(stage: Stage) -> int:
 
 
 def _num_rounds(stage: Stage) -> int:
-    """Rounds whose annealed model an analysis looks at."""
+    """Number of rounds whose annealed model an analysis reads."""
     return sum(name.endswith("mid-train") for name in stage.inputs)

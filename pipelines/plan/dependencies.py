@@ -1,7 +1,7 @@
-"""What the result of a stage depends on beyond its own section, by kind.
+"""What the result of each kind of stage depends on beyond the keys in its row of the table.
 
 The table of kinds names these functions. Each takes the values of the recipe that can change a
-result and returns the fields of the identity that the kind has more, or in place of others.
+result, and returns fields that are added to the identity or replace some of it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from pipelines.recipe.schema import (
 )
 
 Fields = dict[str, Any]
-# Of the mid-training, what decides the sequences and how they are scored.
+# Keys of mid_train that determine the sequences and how they are scored.
 SCORE_KEYS = ("tokens", "global_batch_size", "dtype", "sources")
-# What decides the questions, and how far endless sources are read.
+# Keys that determine the questions of a task.
 TASK_KEYS = ("enabled", "source", "limit", "split_by")
-# What decides the questions of a benchmark.
+# Keys that determine the questions of a benchmark.
 BENCHMARK_KEYS = ("enabled", "task", "limit", "field")
-# What decides the greedy answers to the tasks.
+# Keys that determine the greedy answers to the tasks.
 ASKED_KEYS = (*TASK_KEYS, "max_new_tokens", "base_template", "stop")
-DRAW_KEYS = (
+# Keys that determine how far a training reads its sources.
+READ_KEYS = (
     "tokens",
     "max_steps",
     "global_batch_size",
@@ -82,10 +83,10 @@ def evaluate(config: Config, everything: Fields, inputs: dict[str, str]) -> Fiel
 
 def analyze(config: Config, everything: Fields, inputs: dict[str, str]) -> Fields:
     fields: Fields = {
-        # They decide which model of a round is the next reference.
+        # They determine which model of a round is the next reference.
         "post_steps": [kind for kind in post_training_sections() if everything[kind]["enabled"]],
         "heldout": everything["eval"]["bits_per_byte"],
-        # They change no training, but they change what an analysis may show.
+        # They do not change a training, but they change what an analysis may show.
         "shown": {
             name: [source.licence, source.publish]
             for name, source in config.mid_train.sources.items()
@@ -124,7 +125,7 @@ def contamination(config: Config, everything: Fields, inputs: dict[str, str]) ->
         "tokenizer.kind": config.tokenizer.kind,
         **{
             section: {
-                key: everything[section][key] for key in DRAW_KEYS if key in everything[section]
+                key: everything[section][key] for key in READ_KEYS if key in everything[section]
             }
             for section in trained_sections()
         },
@@ -133,7 +134,7 @@ def contamination(config: Config, everything: Fields, inputs: dict[str, str]) ->
 
 
 def benchmark_files(config: Config) -> Fields:
-    """The content hash of each benchmark's local files."""
+    """Content hashes of the local files of each benchmark."""
     return {
         f"files of benchmark {name}": files_sha256(benchmark, config.data_root)
         for name, benchmark in config.eval.benchmarks.items()

@@ -1,8 +1,8 @@
-"""What a plan will cost: tokens, FLOPs, bytes on disk and time, before anything starts.
+"""Estimate what a plan will cost before it starts: tokens, FLOPs, bytes on disk and time.
 
 FLOPs: 2 N per token forward, 6 N forward and backward (N parameters); the reference's forward
-adds 2 N. Time: FLOPs over a rate, plus a start per stage. The rate is measured where the run has
-finished stages, else assumed; `Estimate.rate_source` says which.
+adds 2 N. Time: FLOPs over a rate, plus a startup time per stage. The rate is measured in finished
+stages of the run, else assumed; `Estimate.rate_source` says which.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipelines.recipe.schema import (
 from pipelines.run_dir.disk import bytes_in
 from pipelines.run_dir.paths import RunDir
 
-# Assumed where nothing was measured. CPU: small models in fp32, seen on one core of a server.
+# Assumed if no stage has finished. CPU: measured with small fp32 models on one core of a server.
 CPU_FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 4e14
 START_SECONDS = {"forked": 2.0, "cpu": 10.0, "gpu": 25.0}
@@ -45,8 +45,8 @@ class StageEstimate:
         tokens: tokens trained on, or scored and generated.
         flops: floating point operations.
         disk_bytes: what the stage leaves on disk.
-        passing_bytes: what it has on disk besides, for a while: a checkpoint that is being written.
-        seconds: predicted wall time with the start.
+        passing_bytes: what it also needs temporarily, for a checkpoint that is being written.
+        seconds: predicted wall time including startup.
         state: done, begun or to do.
         steps_known: false for a training by epochs whose records were not counted: its tokens,
             FLOPs and time are then 0.
@@ -76,7 +76,7 @@ class Estimate:
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a Llama-type model: embeddings, attention, gated feed-forward, norms."""
+    """Number of parameters of a Llama-type model (embeddings, attention, gated MLP, norms)."""
     head_dim = model.hidden_size // model.num_attention_heads
     attention = (
         model.hidden_size
@@ -90,7 +90,7 @@ def num_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def base_parameters(config: Config, base: ModelRef | None) -> int:
-    """Parameters of the base: read from its weights, else from the shape in the config."""
+    """Number of parameters of the base: from the size of its weights, else from `config.model`."""
     if base is not None and base.folder is not None:
         described = read_model_config(base.folder, "--base")
         stored = described.get("dtype") or described.get("torch_dtype") or "float32"
@@ -104,7 +104,7 @@ def base_parameters(config: Config, base: ModelRef | None) -> int:
 
 
 def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimate:
-    """Predict every stage of a plan."""
+    """Predict the cost of every stage of a plan."""
     config = stages[0].config
     parameters = base_parameters(config, base)
     rate, source = _rate(stages, run, parameters)
@@ -132,7 +132,7 @@ def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimat
 def _state(run: RunDir, stage: Stage) -> str:
     stage_dir = run.stage(stage.name)
     if stage_dir.is_complete():
-        # An analysis of fewer models is made anew.
+        # An analysis of fewer models will be repeated.
         derived = kind_of(stage.kind).derived
         grown = derived and stage_dir.read_config()["inputs"].keys() != stage.inputs.keys()
         return "to do" if grown else "done"
@@ -140,7 +140,7 @@ def _state(run: RunDir, stage: Stage) -> str:
 
 
 def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str]:
-    """FLOPs per second of training: from this run's base or mid-training where there is one."""
+    """FLOPs per second of training: measured in a finished stage on packed text, else assumed."""
     for stage in stages:
         stage_dir = run.stage(stage.name)
         if _packs(stage) and stage_dir.is_complete():
@@ -152,17 +152,17 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
                 )
     config, ranks = stages[0].config, num_ranks(stages[0].config.launch)
     if num_gpus() or config.mid_train.dtype == "bf16":
-        here = "" if num_gpus() else " (there is none here)"
+        here = "" if num_gpus() else " (this machine has none)"
         return GPU_FLOPS * ranks, f"assumed 400 TFLOP/s for each of {ranks} GPUs{here}"
     cores = num_cores()
-    return CPU_FLOPS_PER_CORE * cores, f"assumed 25 GFLOP/s a core, {cores} cores"
+    return CPU_FLOPS_PER_CORE * cores, f"assumed 25 GFLOP/s for each of {cores} cores"
 
 
 def stage_flops(stage: Stage, parameters: int, num_steps: int = 0) -> float:
-    """FLOPs of a stage, by arithmetic: 6 for each parameter and training token, 2 for a forward.
+    """Predicted FLOPs of a stage: 6 per parameter and training token, 2 per forward.
 
     Args:
-        num_steps: the steps that it took, which the recipe of a training by epochs does not say.
+        num_steps: its steps, for a training by epochs, whose recipe does not give them.
     """
     counted = replace(stage, num_steps=num_steps or stage.num_steps)
     return kind_of(stage.kind).cost(counted, parameters).flops
@@ -182,35 +182,35 @@ def _disk_bytes(stage: Stage, parameters: int) -> int:
 
 
 def _checkpoint_bytes(stage: Stage, parameters: int) -> int:
-    """Bytes of one checkpoint of a stage; 0 where it writes none."""
-    adopts = stage.kind == "pretrain" and stage.name == BASE and bool(stage.inputs)
+    """Bytes of one checkpoint of a stage; 0 if it writes none."""
+    imports = stage.kind == "pretrain" and stage.name == BASE and bool(stage.inputs)
     config = settings_of(stage)
-    if not kind_of(stage.kind).trains or not isinstance(config, TrainConfig) or adopts:
+    if not kind_of(stage.kind).trains or not isinstance(config, TrainConfig) or imports:
         return 0
     # The weights twice (transformers' and the engine's), fp32 master weights and two moments.
     return parameters * (2 * BYTES[config.dtype] + 12)
 
 
 def _packs(stage: Stage) -> bool:
-    """Whether a stage trains on packed text."""
+    """Whether a stage trains on packed sequences."""
     settings = settings_of(stage)
     return kind_of(stage.kind).trains and isinstance(settings, (PretrainConfig, MidTrainConfig))
 
 
 def packed_bytes(stage: Stage) -> int:
-    """Bytes of the packed set that a stage reads; 0 for one that reads none."""
+    """Bytes of the packed set that a stage reads; 0 if it reads none."""
     if stage.kind == "pretrain" and not stage.inputs:
         tokens = stage.config.pretrain.tokens
     elif stage.kind in ("mid_train", "score"):
         tokens = stage.config.mid_train.tokens * pool_factor(stage.config.mid_train)
     else:
         return 0
-    # uint16 for vocabularies of up to 65536 tokens, else uint32: taken as the larger.
+    # uint16 for vocabularies of up to 65536 tokens, else uint32: assume the larger.
     return 4 * tokens
 
 
 def bytes_to_write(predicted: Estimate, stages: list[Stage], run: RunDir) -> int:
-    """What a plan will still add to the disk, at most; what is there already is taken off."""
+    """Maximum number of bytes that the rest of a plan adds to what is on the disk now."""
     left = passing = 0
     for stage, cost in zip(stages, predicted.stages, strict=True):
         if cost.state != "done":

@@ -20,33 +20,33 @@ from pipelines.recipe.schema import Config, MidTrainConfig, uses_score_cache
 
 
 def enabled_post_steps(config: Config) -> list[str]:
-    """The steps of post-training that run, in their order."""
+    """The enabled steps of post-training, in their order."""
     return [kind for _, kind in POST_STEPS if getattr(config, kind).enabled]
 
 
 def reference_kind(config: Config) -> str:
-    """The last post-training step that runs: what the reference of the next round is."""
+    """The last enabled step of post-training, whose model is the reference of the next round."""
     steps = enabled_post_steps(config)
     if not steps:
         raise UserError(
-            "sft, dpo and rlvr are all switched off: the flywheel has no post-trained model to "
-            "take as the reference. Set one of sft.enabled, dpo.enabled, rlvr.enabled to true."
+            "sft, dpo and rlvr are all disabled: the flywheel has no post-trained model to "
+            "use as the reference. Set one of sft.enabled, dpo.enabled, rlvr.enabled to true."
         )
     return steps[-1]
 
 
 def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
-    """`pretrain-ckpt`: train the base, or adopt one."""
+    """`pretrain-ckpt`: train the base, or import one."""
     inputs: dict[str, str | ModelRef] = {"base": base} if base else {}
     return [Stage("pretrain", BASE, config, inputs)]
 
 
 def with_objective(config: Config, has_ref: bool) -> Config:
-    """The config with `mid_train.objective` decided.
+    """The config with `mid_train.objective=auto` resolved.
 
     Raises:
-        UserError: an objective that needs a reference without one, `ntp` with one, or switches
-            that do not go together.
+        UserError: the objective needs a reference and has none, or is `ntp` and has one; or options
+            conflict.
     """
     objective = config.mid_train.objective
     if objective == "auto":
@@ -67,16 +67,16 @@ def with_objective(config: Config, has_ref: bool) -> Config:
 
 
 def _check_switches(mid: MidTrainConfig) -> None:
-    """Settings of an objective that do not go together."""
+    """Refuse conflicting options of an objective."""
     if mid.objective == "remit" and mid.scope == "step" and not mid.remit.detach:
         raise UserError(
-            "mid_train.scope=step takes its weights from a forward without gradient, so "
-            "mid_train.remit.detach=false cannot be had with it. Set one of the two back."
+            "mid_train.remit.detach=false cannot be combined with mid_train.scope=step, which "
+            "computes the weights in a forward without gradient. Change one of them."
         )
     if mid.objective == "kd" and mid.reference == "cached":
         raise UserError(
             "mid_train.objective=kd needs the reference's whole distribution, and the score cache "
-            "keeps one number a token. Set mid_train.reference=inline."
+            "keeps one number per token. Set mid_train.reference=inline."
         )
 
 
@@ -87,9 +87,9 @@ def mid_stages(
     ref: str | ModelRef | None,
     small: ModelRef | None = None,
 ) -> list[Stage]:
-    """A mid-training whose objective is decided, after the score stages that it reads.
+    """A mid-training, preceded by the score stages that it reads.
 
-    `small` is MiniPLM's small model where that is not the base itself.
+    The objective of `config` must be resolved. `small` is MiniPLM's small model; None: the base.
     """
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
     selects = config.mid_train.objective == "miniplm"
@@ -106,7 +106,7 @@ def mid_stages(
 
 
 def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[Stage]:
-    """`post-train`: SFT, DPO, RLVR, each from the one before; steps switched off are left out."""
+    """`post-train`: the enabled steps of SFT, DPO, RLVR, each from the one before."""
     stages: list[Stage] = []
     model = base
     for number, kind in POST_STEPS:
@@ -119,9 +119,9 @@ def plan_post_train(config: Config, base: str | ModelRef, folder: str) -> list[S
 def with_contamination(
     config: Config, stages: list[Stage], name: str = CONTAMINATION
 ) -> list[Stage]:
-    """A plan with one contamination check of all that its stages read, before its first eval.
+    """A plan with a contamination check of all sources that its stages read, before its first eval.
 
-    As it is where `eval.contamination` is `none` or no question is asked.
+    The plan stays unchanged if `eval.contamination` is `none` or the recipe asks no questions.
     """
     mode = config.eval.contamination
     if mode == "none" or not has_questions(config):
@@ -133,7 +133,7 @@ def with_contamination(
 
 
 def has_questions(config: Config) -> bool:
-    """Whether there is a task, a benchmark or held-out text."""
+    """Whether the recipe has a task, a benchmark or held-out text."""
     settings = config.eval
     tasks = any(task.enabled for task in settings.tasks.values())
     benchmarks = any(benchmark.enabled for benchmark in settings.benchmarks.values())
@@ -152,22 +152,22 @@ def without_contaminated(evaluation: Stage, check: str) -> Stage:
 
 def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -> list[Stage]:
     """`flywheel`: the base, then rounds 0 to `flywheel.iterations`, with an eval after each part,
-    and an analysis of all of it.
+    and an analysis of everything at the end.
 
-    `ref` is the reference of round 1 in place of round 0's post-trained model; round 0 still runs
-    as the baseline unless `flywheel.baseline` is false.
+    `ref` replaces round 0's post-trained model as the reference of round 1. Round 0 still runs as
+    the baseline unless `flywheel.baseline` is false.
     """
     reference_kind(config)
     rounds = config.flywheel.iterations
     if not config.flywheel.baseline and ref is None:
         raise UserError(
-            "flywheel.baseline=false leaves out round 0, which makes the first reference: "
-            "give one with --ref RL_CKPT."
+            "flywheel.baseline=false skips round 0, which would make the first reference. "
+            "Give a reference with --ref RL_CKPT."
         )
     if config.mid_train.objective == "ntp" and rounds:
         raise UserError(
-            "mid_train.objective=ntp: the rounds of a flywheel weight tokens by a reference. "
-            "Leave mid_train.objective at auto; round 0 is plain next-token prediction."
+            "mid_train.objective=ntp uses no reference, but round 1 of a flywheel needs one. "
+            "Leave mid_train.objective=auto; round 0 is plain next-token prediction."
         )
     stages = plan_base(config, base)
     stages.append(Stage("evaluate", BASE_EVAL, config, {"model": BASE}))
@@ -186,7 +186,7 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
 
 
 def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
-    """`analyze`: the models of a flywheel's stages, and the reference from outside if it has one.
+    """`analyze`: compare the models of a flywheel's stages, and its external reference.
 
     Raises:
         UserError: fewer than two models, or no base among them.
@@ -195,8 +195,8 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
     models = [stage.name for stage in stages if kind_of(stage.kind).trains]
     if BASE not in models or len(models) < 2:
         raise UserError(
-            "analyze compares the models of a flywheel, and this run has no finished base with a "
-            "finished mid-training. Go on with the `remit flywheel` command that began it."
+            "analyze compares the models of a flywheel, but this run has no finished base with a "
+            "finished mid-training. Repeat the `remit flywheel` command to resume it."
         )
     inputs: dict[str, str | ModelRef] = {name: name for name in models}
     for stage in stages:
@@ -205,14 +205,14 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
             inputs["ref"] = given
     if any(stage.kind == "mid_train" and "ref" in stage.inputs for stage in stages):
         config = with_objective(config, True)
-    # It splits nothing over ranks.
+    # An analysis runs on one rank.
     launch = dataclasses.replace(config.launch, gpus=1, nodes=1, hostfile="")
     return Stage("analyze", ANALYSIS, dataclasses.replace(config, launch=launch), inputs)
 
 
 def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:
     folder = f"round-{number}"
-    # Round 0 is the standard pipeline, whatever the objective of the others.
+    # Round 0 is the standard pipeline, whatever the objective of the other rounds.
     objective = "auto" if reference is None else config.mid_train.objective
     mid_config = with_objective(
         dataclasses.replace(

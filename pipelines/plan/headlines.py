@@ -1,4 +1,4 @@
-"""What a finished stage has to say in a line, by kind; the table of kinds names these functions."""
+"""A finished stage in one line, by kind; the table of kinds refers to these functions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pipelines.quantities import quantity
 
 
 def training(result: dict[str, Any]) -> str:
-    """First and last loss, speed, and the spread of token weights where there are some."""
-    if "adopted" in result:
-        return f"adopted {result['adopted']}, {quantity(result['parameters'])} parameters"
+    """First and last loss, speed, and mean and spread of the token weights if it has any."""
+    if "imported" in result:
+        return f"imported {result['imported']}, {quantity(result['parameters'])} parameters"
     words = f"loss {result['loss_first']:.3f} to {result['loss_last']:.3f}"
     if "tokens_per_second" in result:
         words += f", {quantity(result['tokens_per_second'])} tokens/s"
@@ -27,15 +27,15 @@ def dpo(result: dict[str, Any]) -> str:
 
 def rlvr(result: dict[str, Any]) -> str:
     first, last = result["reward_first_quarter"], result["reward_last_quarter"]
-    silent = result["zero_variance_groups"]
+    zero_variance = result["zero_variance_groups"]
     note = " (NO SIGNAL)" if result["status"] == "no signal" else ""
-    return f"reward {first:.3f} to {last:.3f}, silent groups {silent:.0%}{note}"
+    return f"reward {first:.3f} to {last:.3f}, zero-variance groups {zero_variance:.0%}{note}"
 
 
 def score(result: dict[str, Any]) -> str:
     rate = result.get("tokens_per_second")
     words = f"{quantity(result['tokens'])} tokens in {result['shards']} shards"
-    return f"{words}, {quantity(rate)} tokens/s" if rate else f"{words}, all there"
+    return f"{words}, {quantity(rate)} tokens/s" if rate else f"{words}, all cached"
 
 
 def evaluate(result: dict[str, Any]) -> str:
@@ -49,13 +49,13 @@ def evaluate(result: dict[str, Any]) -> str:
 
 
 def contamination(result: dict[str, Any]) -> str:
-    words = [f"{result['contaminated']} of {result['questions']} questions in training text"]
+    words = [f"{result['contaminated']} of {result['questions']} questions found in training text"]
     if result["not_checked"]:
-        words.append(f"{', '.join(result['not_checked'])} not checked")
+        words.append(f"not checked: {', '.join(result['not_checked'])}")
     return ", ".join([*words, f"{result['megabytes_per_second']:.3g} MB/s"])
 
 
 def analyze(result: dict[str, Any]) -> str:
     reference, rounds = result["dynamics_reference"], len(result["rounds"])
-    models = f"{len(result['dynamics'])} models against {reference}, " if reference else ""
-    return f"{models}weights of {rounds} {'round' if rounds == 1 else 'rounds'}"
+    models = f"{len(result['dynamics'])} models compared with {reference}, " if reference else ""
+    return f"{models}token weights of {rounds} {'round' if rounds == 1 else 'rounds'}"

@@ -1,7 +1,7 @@
-"""The identity of a stage: what its result depends on, and nothing else.
+"""The identity of a stage: everything that its result depends on, and nothing else.
 
 identity = hash of (the config fields that can change the result, the content hashes of the
-inputs, the stage's numerics version). The same identity means: complete is complete, skip it.
+inputs, the stage's numerics version). A complete stage with the same identity is skipped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
     `inputs` maps the name of an input (base, ref, model, data source) to its content hash.
     """
     row = kind_of(kind)
-    # Whether code may run, not which names a model is given by: its code is part of its hash.
+    # Only whether custom code may run: the code itself is part of the content hash of its model.
     everything = result_fields(config) | {"trust_remote_code": bool(config.trust_remote_code)}
     if kind == "pretrain" and "base" in inputs:
-        # An adopted base is not trained: nothing else can change it.
+        # An imported base is not trained: nothing else can change it.
         kept = {key: everything[key] for key in ("tokenizer", "trust_remote_code")}
     else:
         kept = {key: everything[key] for key in SHARED_KEYS + row.identity}
@@ -46,7 +46,7 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
 
 
 def stage_fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
-    """The fields of the identity of a stage, with those of its inputs and data."""
+    """The fields of the identity of a stage, including its inputs and data."""
     fields = identity_fields(stage.kind, stage.config, inputs)
     fields.update({f"data {key}": value for key, value in data.items()})
     if stage.kind == "evaluate":
@@ -55,9 +55,9 @@ def stage_fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> 
 
 
 def check_unchanged(stages: list[Stage], run: RunDir) -> None:
-    """Refuse, before anything starts, stages whose folder was made with another config.
+    """Refuse stages whose folder was made with another config, before anything starts.
 
-    Inputs made by earlier stages are compared when their turn comes.
+    Inputs that earlier stages make are compared when the stage starts.
     """
     for stage in stages:
         stage_dir = run.stage(stage.name)
@@ -77,14 +77,14 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
 def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
     changes = "; ".join(differing(old, new))
     return UserError(
-        f"{stage_dir.root} was made with other settings ({changes}). Ways out: give the old "
-        "values again to go on with it, choose another --run-dir, set stage.name=... for a "
-        "single-stage command, or remove that folder to make it anew."
+        f"{stage_dir.root} was made with other settings ({changes}). Choose one: give the old "
+        "values to resume it; use another --run-dir; set stage.name=... for a single-stage "
+        "command; or remove that folder to run the stage again."
     )
 
 
 def is_made(stage_dir: StageDir) -> bool:
-    """Whether a stage is complete, and the scores that a score stage made are still there."""
+    """Whether a stage is complete and, for a score stage, its scores still exist."""
     if not stage_dir.is_complete() or not stage_dir.config.is_file():
         return False
     result = stage_dir.read_result()
@@ -98,9 +98,10 @@ def is_made(stage_dir: StageDir) -> bool:
 
 
 def is_remade(stage: Stage) -> bool:
-    """Whether a stage is made anew where what it reads has changed: nothing is made of it.
+    """Whether a stage is repeated when its inputs have changed, since no other stage builds on it.
 
-    Comparisons in one run directory, block by block, read more and more sources.
+    The contamination check of a comparison is one: later comparisons in the same run directory
+    read more sources.
     """
     of_comparison = stage.name == f"{COMPARISON}/{CONTAMINATION}"
     counts = of_comparison and stage.config.eval.contamination == "report"

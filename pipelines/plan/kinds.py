@@ -1,7 +1,7 @@
-"""The kinds of stages: everything that is particular to one stands in its row.
+"""The kinds of stages, one row each with everything that is specific to that kind.
 
-To add a kind: a row here, a module in `pipelines/stages` with `run(job) -> result`, and a section
-of the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
+To add a kind, add a row here, a module in `pipelines/stages` with `run(job) -> result`, and a
+section of the recipe in `pipelines/recipe/schema` (docs/guides/add-a-stage.md).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Curve:
     """A small chart of the report.
 
     Attributes:
-        unit: `percent` values are shares in the log, from 0 to 1.
-        keys: of a log line; several are added up.
+        unit: values in `percent` are logged as shares from 0 to 1.
+        keys: keys of a log line; the values of several are summed.
     """
 
     title: str
@@ -33,24 +33,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the launcher side has to know of a kind of stage; a rank knows only its module.
+    """What the launcher needs to know about a kind of stage; a rank needs only its module.
 
     Attributes:
-        title: in the picture of a flywheel; empty: it is not drawn.
-        section: of the recipe, with its settings.
-        identity: keys of the recipe that its result depends on, with all below them.
-        depends: fields of the identity besides those keys.
-        numerics_version: raised by hand when the mathematics of the stage changes.
-        cost: tokens and FLOPs of a stage for a model of so many parameters.
-        headline: a finished stage in a line.
-        facts: keys of its result that `--json` and the report show.
-        curves: of its log, in the report.
-        launch_key: key of the recipe's `stages` that sets its launch; empty: always one rank.
-        trains: it runs optimizer steps, writes checkpoints and makes a model.
-        chat: its model is asked through the chat template.
-        post_step: number of its folder in post-training, which orders its steps; empty: none.
-        asks: it asks questions, so that tasks and benchmarks must be available.
-        derived: it only reads other stages, and is repeated when they change.
+        title: label in the report's drawing of the flywheel; empty: not drawn.
+        section: section of the recipe with its settings.
+        identity: keys of the recipe that its result depends on, including all keys below them.
+        depends: returns further fields of the identity.
+        numerics_version: raise it when the mathematics of the stage changes.
+        cost: tokens and FLOPs of a stage, given the number of parameters of the model.
+        headline: describes a finished stage in one line.
+        facts: keys of the result that `--json` and the report show.
+        curves: charts of its log in the report.
+        launch_key: key in the recipe's `stages` that configures its launch; empty: always one rank.
+        trains: it runs optimizer steps, writes checkpoints and produces a model.
+        chat: its model is evaluated through the chat template.
+        post_step: number of its folder in post-training, which orders the steps; empty: not a step
+            of post-training.
+        asks: it reads evaluation questions, so tasks and benchmarks must be available.
+        derived: it only reads other stages, and is run again when they change.
     """
 
     name: str
@@ -98,7 +99,7 @@ KINDS = (
             Curve("Token weights: spread", "standard deviation", ("weight_std",)),
             Curve("Token weights: at the clip", "percent of tokens",
                   ("weight_at_low", "weight_at_high")),
-            Curve("Reference less learner", "mean of d, nats", ("d_mean",)),
+            Curve("Reference minus learner", "mean of d, nats", ("d_mean",)),
             Curve("Mid-training: throughput", "tokens per second", ("tokens_per_second",)),
         ),
     ),
@@ -123,7 +124,7 @@ KINDS = (
         facts=("status", "reward_first_quarter", "reward_last_quarter", "zero_variance_groups"),
         curves=(
             Curve("RLVR: reward", "mean reward", ("reward",)),
-            Curve("RLVR: silent groups", "percent of groups", ("frac_reward_zero_std",)),
+            Curve("RLVR: zero-variance groups", "percent of groups", ("frac_reward_zero_std",)),
         ),
     ),
     Kind(
@@ -152,25 +153,25 @@ KINDS = (
     ),
 )  # fmt: skip
 _BY_NAME = {kind.name: kind for kind in KINDS}
-# Post-training in its order: the number of the folder, and the kind.
-POST_STEPS = tuple((kind.post_step, kind.name) for kind in KINDS if kind.post_step)
+# The steps of post-training in order: number of the folder, kind.
+POST_STEPS = tuple(sorted((kind.post_step, kind.name) for kind in KINDS if kind.post_step))
 
 
 def kind_of(name: str) -> Kind:
-    """The row of a kind; raises KeyError for another name."""
+    """The row of a kind; raises KeyError for an unknown name."""
     return _BY_NAME[name]
 
 
 def is_kind(name: str) -> bool:
-    """Whether there is such a kind; a run directory of another version may have others."""
+    """Whether this version knows the kind; other versions may have written others."""
     return name in _BY_NAME
 
 
 def by_launch_key() -> dict[str, Kind]:
-    """The kinds that `stages` of a recipe can set a launch for, by their key there."""
+    """The kinds whose launch the recipe's `stages` can configure, by their key there."""
     return {kind.launch_key: kind for kind in KINDS if kind.launch_key}
 
 
 def headline(result: Result) -> str:
-    """A finished stage in a line."""
+    """A finished stage in one line."""
     return kind_of(result["kind"]).headline(result)

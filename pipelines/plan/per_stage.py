@@ -1,4 +1,4 @@
-"""The launch of each kind of stage: `launch` of a recipe, with what its `stages` sets over it."""
+"""The launch settings of each kind of stage: `launch` with the overrides of `stages`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipelines.recipe.schema import Config, LaunchConfig, StageSettings
 
 
 def stage_launch(config: Config, kind: str) -> LaunchConfig:
-    """`launch` with what `stages` sets for a kind of stage."""
+    """`launch` with the overrides of `stages` for a kind of stage."""
     own = config.stages.get(kind_of(kind).launch_key, StageSettings()).launch
     launch = config.launch
-    # A number of ranks or machines of its own cannot go with a hostfile that says another.
+    # An override of the number of ranks or nodes would contradict the hostfile of `launch`.
     here = own.hostfile == "none" or (not own.hostfile and bool(own.gpus or own.nodes))
     hostfile = "" if here else own.hostfile or launch.hostfile
     return replace(
@@ -28,7 +28,7 @@ def stage_launch(config: Config, kind: str) -> LaunchConfig:
 
 
 def placed(stage: Stage) -> Stage:
-    """The stage with what `stages` sets for its kind; an analysis always has one rank."""
+    """The stage with the launch settings of its kind; an analysis always has one rank."""
     if not kind_of(stage.kind).launch_key:
         return stage
     launch = stage_launch(stage.config, stage.kind)

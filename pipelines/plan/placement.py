@@ -1,8 +1,9 @@
-"""Where the ranks of a stage run: machines, ranks on each, the command and environment of them.
+"""Where the ranks of a stage run: nodes, ranks per node, their command and environment.
 
-Three ways over several machines: DeepSpeed's runner with a hostfile, `srun` inside a job of SLURM,
-and DeepSpeed's runner started on each machine by hand (`--no_ssh`). One machine takes DeepSpeed's
-per-node launcher, and one rank is started directly, with that launcher's environment (5 s less).
+Ranks on multiple nodes are started in one of three ways: DeepSpeed's runner with a hostfile, `srun`
+inside a SLURM job, or DeepSpeed's runner started by hand on every node (`--no_ssh`). On one node,
+DeepSpeed's per-node launcher starts them. A single rank is started directly with the environment
+that this launcher would give it, which saves 5 s.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pipelines.machine.process import free_port, num_cores, num_gpus, this_proce
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir, write_json
 
-# Set for each rank by what starts it.
+# Set for each rank by its launcher.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
-# Of this process's environment, what DeepSpeed's runner does not carry to other machines.
+# Variables of this process that DeepSpeed's runner does not pass on to the other nodes.
 CARRIED = ("HF_", "WANDB_", "REMIT_")
 SECRET_MODE = 0o600
 
 
 def hosts(hostfile: str) -> dict[str, int]:
-    """Ranks by host of a DeepSpeed hostfile (`name slots=N` a line).
+    """Number of ranks by host, from a DeepSpeed hostfile (`name slots=N` per line).
 
     Raises:
-        UserError: no such file, a line of another form, or a host named twice.
+        UserError: the file does not exist, has a malformed line, or names a host twice.
     """
     path = Path(hostfile)
     if not path.is_file():
-        raise UserError(f"--hostfile {hostfile}: no such file.")
+        raise UserError(f"--hostfile {hostfile}: the file does not exist.")
     found: dict[str, int] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -50,77 +51,79 @@ def hosts(hostfile: str) -> dict[str, int]:
                 f"--hostfile {hostfile}, line {number}: write it as 'name slots=N', N at least 1."
             )
         if match[1] in found:
-            raise UserError(f"--hostfile {hostfile}, line {number}: {match[1]} is there twice.")
+            raise UserError(f"--hostfile {hostfile}, line {number}: {match[1]} is listed twice.")
         found[match[1]] = int(match[2])
     if not found:
-        raise UserError(f"--hostfile {hostfile}: it names no host.")
+        raise UserError(f"--hostfile {hostfile}: it lists no host.")
     return found
 
 
 def num_nodes(launch: LaunchConfig) -> int:
-    """Machines of a stage."""
+    """Number of nodes of a stage."""
     if launch.hostfile:
         return len(hosts(launch.hostfile))
     return launch.nodes or slurm.num_nodes()
 
 
 def num_ranks(launch: LaunchConfig) -> int:
-    """Ranks of a stage, over all machines."""
+    """Number of ranks of a stage over all nodes."""
     if launch.hostfile:
         return sum(hosts(launch.hostfile).values())
     return num_nodes(launch) * launch.gpus
 
 
 def through_srun(launch: LaunchConfig) -> bool:
-    """Whether srun starts the ranks: several machines of a job, and no hostfile."""
+    """Whether srun starts the ranks: the job has multiple nodes, and no hostfile is set."""
     return not launch.hostfile and num_nodes(launch) > 1
 
 
 def is_spread(launch: LaunchConfig) -> bool:
-    """Whether ranks run on other machines than this one, or may."""
+    """Whether ranks run, or may run, on nodes other than this one."""
     return bool(launch.hostfile) or through_srun(launch)
 
 
 def can_fork(launch: LaunchConfig) -> bool:
-    """Whether ranks may be forked: all on this machine, without lines of a shell before them, and
-    no GPU (CUDA does not survive it)."""
+    """Whether ranks may be forked: all run on this node, without a prologue and without GPUs, since
+    CUDA does not survive a fork."""
     return not is_spread(launch) and not launch.prologue and not num_gpus()
 
 
 def check_variables(launch: LaunchConfig) -> None:
-    """Refuse variables of `launch.env` that the launcher sets or that no environment can hold, and
-    a port that is none.
+    """Check the variables of `launch.env`.
 
     Raises:
-        UserError: which one, and what to write instead.
+        UserError: the launcher sets a variable itself; a name or value is invalid; MASTER_PORT is
+            not a port. The message says what to write instead.
     """
     for name in RANK_VARIABLES:
         if name in launch.env:
             raise UserError(
-                f"launch.env.{name}: every rank has its own, from what starts it. Leave it out; "
-                "--gpus, launch.nodes and --hostfile say how many ranks there are."
+                f"launch.env.{name}: the launcher sets it for each rank. Remove it; --gpus, "
+                "launch.nodes and --hostfile set the number of ranks."
             )
     for name, value in launch.env.items():
         if not name or "=" in name or "\0" in name:
             raise UserError(
-                f"launch.env: {name!r} is no name of a variable; it must not be empty or have '='."
+                f"launch.env: invalid variable name {name!r}; it must not be empty or contain '='."
             )
         if "\0" in value:
-            raise UserError(f"launch.env.{name}: the value has a NUL, which no variable can hold.")
+            raise UserError(f"launch.env.{name}: the value contains a NUL character. Remove it.")
     port = launch.env.get("MASTER_PORT", "29500")
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"launch.env.MASTER_PORT = {port}: a port is a number up to 65535.")
+        raise UserError(
+            f"launch.env.MASTER_PORT = {port}: a port must be a number from 1 to 65535."
+        )
 
 
 def check_prologue(launch: LaunchConfig) -> None:
-    """Have bash read each line of `launch.prologue`; runs none.
+    """Let bash parse each line of `launch.prologue` without running it.
 
     Raises:
-        UserError: a line that bash does not understand, or there is no bash.
+        UserError: a line is not valid bash, or bash is not installed.
     """
     for line in launch.prologue:
         if "\0" in line:
-            raise UserError(f"launch.prologue: {line!r} has a NUL, which no line can hold.")
+            raise UserError(f"launch.prologue: {line!r} contains a NUL character. Remove it.")
         try:
             read = subprocess.run(
                 ["bash", "-n", "-c", line], capture_output=True, text=True, check=False
@@ -130,17 +133,17 @@ def check_prologue(launch: LaunchConfig) -> None:
         if read.returncode:
             said = (read.stderr.strip().splitlines() or ["no reason given"])[0]
             raise UserError(
-                f"launch.prologue: {shlex.quote(line)} is no whole command of bash ({said})."
+                f"launch.prologue: {shlex.quote(line)} is not a complete bash command ({said})."
             )
 
 
 def master_port(launch: LaunchConfig) -> int:
-    """Where the ranks meet: `launch.env.MASTER_PORT`, else a free port of this machine."""
+    """The rendezvous port: `launch.env.MASTER_PORT`, else a free port of this node."""
     return int(launch.env.get("MASTER_PORT") or free_port())
 
 
 def visible_devices(launch: LaunchConfig) -> list[int | str]:
-    """The GPUs that the ranks of this machine take, one each: numbers or UUIDs."""
+    """The GPUs of the ranks on this node, one each: numbers or UUIDs."""
     visible = launch.env.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     named = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     if len(named) < launch.gpus:
@@ -148,8 +151,8 @@ def visible_devices(launch: LaunchConfig) -> list[int | str]:
     return [int(name) if name.isdigit() else name for name in named[: launch.gpus]]
 
 
-def needs_orders(launch: LaunchConfig) -> bool:
-    """Whether `pipelines.worker.rank` starts the ranks: on other machines, or after a prologue."""
+def needs_launch_spec(launch: LaunchConfig) -> bool:
+    """Whether ranks start through `pipelines.worker.rank`: on other nodes or after a prologue."""
     return is_spread(launch) or bool(launch.prologue)
 
 
@@ -159,10 +162,10 @@ def command_line(
     """The command that runs a stage's ranks.
 
     Args:
-        token: what `write_orders` returned, where there are orders.
+        token: returned by `write_launch_spec`.
     """
     worker = ["pipelines.worker.worker", str(stage_dir.root)]
-    if needs_orders(launch):
+    if needs_launch_spec(launch):
         worker = ["pipelines.worker.rank", str(stage_dir.root), token]
     if through_srun(launch):
         step = slurm.step_command(num_nodes(launch), launch.gpus, num_cores())
@@ -173,7 +176,7 @@ def command_line(
         options = [f"--hostfile={launch.hostfile}", f"--master_port={port}", "--no_local_rank"]
         if address:
             options.append(f"--master_addr={address}")
-        # Later options win, so that a port given for all hosts replaces the free one of this host.
+        # Later options win: a port in runner_args replaces ours, which is free on this host only.
         return [*runner, *options, *launch.runner_args, "--module", *worker]
     if launch.gpus == 1:
         return [sys.executable, "-m", *worker]
@@ -189,36 +192,36 @@ def command_line(
     return [sys.executable, "-m", "deepspeed.launcher.launch", *options, "--module", *worker]
 
 
-def write_orders(
+def write_launch_spec(
     launch: LaunchConfig, stage_dir: StageDir, port: int, env: Mapping[str, str]
 ) -> str:
-    """Write what ranks read before they start, on whatever machine; see `pipelines.worker.rank`.
+    """Write the launch spec, which the ranks on all nodes read first; see `pipelines.worker.rank`.
 
     Args:
-        env: the environment of the stage's ranks on this machine.
+        env: environment of the stage's ranks on this node.
 
     Returns:
-        The token in it, new for every start: a rank that finds another one, or no file, is on a
-        machine that does not see this run directory. Empty where there are no orders.
+        Its token, a new one for every start. A rank that finds another token, or no file, runs on a
+        node that does not see this run directory. Empty if the ranks need no launch spec.
     """
-    if not needs_orders(launch):
+    if not needs_launch_spec(launch):
         return ""
     token = secrets.token_hex(8)
-    meeting: dict[str, str] = {}
+    rendezvous: dict[str, str] = {}
     if through_srun(launch):
         given = {"MASTER_ADDR": launch.env.get("MASTER_ADDR", ""), "MASTER_PORT": str(port)}
-        meeting = {key: value for key, value in given.items() if value}
+        rendezvous = {key: value for key, value in given.items() if value}
     kept = {key: value for key, value in env.items() if _is_carried(key, launch)}
-    orders = {
+    spec = {
         "token": token,
         "port": port,
         "env": kept,
-        "meeting": meeting,
+        "rendezvous": rendezvous,
         "prologue": launch.prologue,
         "command": this_process(),
     }
-    # It may hold tokens of a hub or a tracker.
-    write_json(stage_dir.orders, orders, mode=SECRET_MODE)
+    # The environment may contain access tokens of a hub or a tracker.
+    write_json(stage_dir.launch_spec, spec, mode=SECRET_MODE)
     return token
 
 
@@ -232,14 +235,14 @@ def _is_carried(name: str, launch: LaunchConfig) -> bool:
 
 
 CPU_ENVIRONMENT = {
-    # Spinning threads on a shared machine cost 4 to 10 times.
+    # Spinning threads make steps 4 to 10 times slower if the cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc gives large blocks back at once and takes them anew, a page fault for every 4 KB: a
-    # tenth of a step beside a reference. 32 MB is the most that every glibc allows.
+    # By default glibc returns large blocks at once and then maps them again, with a page fault per
+    # 4 KB: a tenth of a step with an inline reference. 32 MB is the maximum of every glibc.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
-# What `environment` works out, and DeepSpeed's runner does not carry either.
+# Variables set by `environment` that DeepSpeed's runner does not pass on either.
 COMPUTED = (
     "PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "TORCH_EXTENSIONS_DIR",
     "PYTHONUNBUFFERED", *CPU_ENVIRONMENT,
@@ -249,7 +252,7 @@ COMPUTED = (
 def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str]:
     """The environment of a stage's ranks.
 
-    On CPU, threads are the cores over the ranks, and what is freed stays with the process.
+    On CPU, the cores are divided among the ranks, and freed memory stays with the process.
     """
     env = dict(os.environ)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
@@ -261,7 +264,7 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
             env.setdefault(name, value)
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.access(sys.prefix, os.W_OK):
-        # Two environments that share torch's default folder build DeepSpeed's op over and over.
+        # If two environments share torch's default folder, each rebuilds the op of the other.
         env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     env["PYTHONUNBUFFERED"] = "1"
     if offline:
@@ -275,7 +278,7 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
 
 
 def rank_environments(launch: LaunchConfig, port: int) -> list[dict[str, str]]:
-    """What DeepSpeed's per-node launcher tells each rank of this machine."""
+    """The variables that DeepSpeed's per-node launcher sets for each rank of this node."""
     return [
         {
             "RANK": str(rank),

@@ -1,4 +1,4 @@
-"""The plan of a flywheel or comparison: written to its run directory, read by an analysis."""
+"""The plan file of a flywheel or comparison, written to its run directory and read by `analyze`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.recipe.schema import Config
 from pipelines.run_dir.layout import made_by
 from pipelines.run_dir.paths import RunDir, write_yaml
 
-# Keys that an analysis may set: what it measures, where and how fast, and what it may show.
+# Keys that `analyze` may change: what it measures, where and how fast it runs, what it may show.
 OF_ANALYSIS = re.compile(
     r"(analysis|launch|eval\.tasks|eval\.bits_per_byte)\..+"
     r"|eval\.(bits_per_byte_tokens|batch_size)|chunk_bytes|data_root"
@@ -23,7 +23,7 @@ OF_ANALYSIS = re.compile(
 
 
 def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
-    """Write a plan: the resolved config and every stage with its inputs."""
+    """Write a plan file: the resolved config and every stage with its inputs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(
         {
@@ -46,30 +46,30 @@ def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
 
 
 def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
-    """Refuse overrides that would say of a finished training what it was not."""
-    told = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
-    if told:
+    """Refuse overrides of settings that a finished training has used."""
+    fixed = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
+    if fixed:
         raise UserError(
-            f"analyze {run.root}: {', '.join(told)} is a setting of what was trained or evaluated, "
-            "and the run has it as it is. An analysis takes analysis.*, launch.*, eval.tasks.*, "
-            "eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and licence and publish "
-            "of mid_train.sources."
+            f"analyze {run.root}: {', '.join(fixed)} is a setting of what was trained or "
+            "evaluated, which is finished. Only these keys may be changed: analysis.*, launch.*, "
+            "eval.tasks.*, eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and "
+            "licence and publish of mid_train.sources."
         )
 
 
 def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
-    """The config of the flywheel that made a run, with overrides, and its complete stages.
+    """The config of a finished flywheel, with overrides, and its complete stages.
 
     Raises:
         UserError: the folder is not the run directory of a flywheel, or an override is wrong.
     """
     if not run.flywheel_plan.is_file():
         raise UserError(
-            f"{run.root}: no run directory of a flywheel (it has no {run.flywheel_plan.name}). "
+            f"{run.root} is not a run directory of a flywheel: it has no {run.flywheel_plan.name}. "
             "Give the folder that `remit flywheel` wrote to with --run-dir."
         )
     written = run.read_plan(run.flywheel_plan)
-    # The plan has all that the suite said when it was made.
+    # The plan file already contains the tasks and benchmarks of the suite.
     written["config"]["eval"]["suite"] = ""
     config = resolved(written["config"], overrides, run.flywheel_plan)
     _check_analysis_keys(overrides, run)

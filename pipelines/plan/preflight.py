@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before the first stage starts."""
+"""Checks of a whole plan before its first stage starts."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ from pipelines.run_dir.resume_state import changed_versions, check_split, newest
 
 
 def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
-    """Check launch, models and data of all stages of a plan.
+    """Check launch settings, models and data of all stages of a plan.
 
     Returns:
-        What each data source is made of, by config key; their hashes are part of the identities.
+        Facts about each data source, by config key; their hashes are part of the identities.
 
     Raises:
-        UserError: the first thing found wrong.
+        UserError: the first problem found.
     """
     config = stages[0].config
     _check_launches(stages)
@@ -76,7 +76,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         sources = {key: s for key, s in sources_of(stage).items() if s.weight > 0}
         if not sources and _needs_sources(stage):
             raise UserError(
-                f"{stage.name}: no data source; the recipe '{config.name}' sets no "
+                f"{stage.name} has no data: the recipe '{config.name}' sets no "
                 f"{stage.kind}.sources with a weight above 0."
             )
         for key, source in sources.items():
@@ -100,7 +100,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
 
 
 def check_splits(stages: list[Stage], run: RunDir) -> None:
-    """The ranks and the ZeRO stage of a begun stage against those of its newest checkpoint."""
+    """Check ranks and ZeRO stage of a begun stage against its newest checkpoint."""
     for stage in stages:
         stage_dir, settings = run.stage(stage.name), settings_of(stage)
         if stage_dir.is_complete() or not isinstance(settings, TrainConfig):
@@ -112,7 +112,7 @@ def check_splits(stages: list[Stage], run: RunDir) -> None:
 
 
 def check_disk(stages: list[Stage], run: RunDir) -> None:
-    """Whether what the plan still writes fits the disk of the run directory."""
+    """Check that the disk of the run directory has space for what the plan still writes."""
     given = [given for given in stages[0].inputs.values() if isinstance(given, ModelRef)]
     predicted = estimate(stages, run, given[0] if given else None)
     needed, free = bytes_to_write(predicted, stages, run), free_bytes(run.root)
@@ -120,21 +120,21 @@ def check_disk(stages: list[Stage], run: RunDir) -> None:
         raise UserError(
             f"--run-dir {run.root}: the plan writes up to {needed} bytes more "
             f"({quantity(needed)}B), and the disk has {free} bytes ({quantity(free)}B) free. Make "
-            "room, choose another disk, or keep less (<stage>.save_total_limit, <stage>.snapshots); "
-            "`remit plan` shows the bytes of each stage."
+            "room, choose another disk, or keep less (<stage>.save_total_limit, "
+            "<stage>.snapshots); `remit plan` shows the bytes of each stage."
         )
 
 
 def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
-    """Stages that other package versions made or began: results may differ in their last bits."""
+    """Warnings about stages that were run with other package versions."""
     by_change: dict[str, list[str]] = {}
     for stage in stages:
         changes = ", ".join(changed_versions(run.stage(stage.name)))
         if changes:
             by_change.setdefault(changes, []).append(stage.name)
     return [
-        f"package versions have changed since {', '.join(names)}: {changes}. What follows may "
-        "differ in its last bits from a run with the old ones."
+        f"package versions have changed since {', '.join(names)}: {changes}. Later stages may "
+        "differ in the last bits from a run with the old versions."
         for changes, names in by_change.items()
     ]
 
@@ -152,7 +152,7 @@ def _split_field(config: Config, key: str) -> str:
 
 
 def _use(config: Config, key: str) -> Records:
-    """What the source at a config key is made of."""
+    """The type of records of the source at a config key."""
     section = key.split(".")[0]
     if section != "eval":
         records: Records = getattr(config, section).RECORDS
@@ -161,7 +161,7 @@ def _use(config: Config, key: str) -> Records:
 
 
 def _check_launches(stages: list[Stage]) -> None:
-    """Each launch of a plan once; names the stage where `stages` gave it something of its own."""
+    """Check each distinct launch of a plan; a message names the stage if `stages` overrides it."""
     checked: list[LaunchConfig] = []
     for stage in stages:
         launch = stage.config.launch
@@ -178,14 +178,14 @@ def _check_launches(stages: list[Stage]) -> None:
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Ranks that fit this machine, machines that are there, a job long enough to stop in, a
-    compiler where DeepSpeed needs one.
+    """Check that the launch settings can work here: number of ranks and nodes, time of the job, and
+    a compiler if DeepSpeed needs one.
 
     Raises:
-        UserError: what does not fit.
+        UserError: one of them does not fit.
     """
     if launch.gpus < 1:
-        raise UserError(f"--gpus {launch.gpus}: at least 1.")
+        raise UserError(f"--gpus {launch.gpus}: must be at least 1.")
     check_variables(launch)
     check_prologue(launch)
     seconds_of_job(launch.stop_before_walltime)
@@ -193,8 +193,8 @@ def check_launch(launch: LaunchConfig) -> None:
         hosts(launch.hostfile)
         if launch.nodes:
             raise UserError(
-                f"launch.nodes = {launch.nodes} is for srun, and --hostfile {launch.hostfile} "
-                "names the machines. Give one of the two."
+                f"launch.nodes = {launch.nodes} is for srun, but --hostfile {launch.hostfile} "
+                "already lists the nodes. Give one of the two."
             )
     else:
         _check_nodes(launch)
@@ -203,38 +203,38 @@ def check_launch(launch: LaunchConfig) -> None:
         if launch.gpus > available:
             what = f"{gpus} GPUs" if gpus else f"no GPU and {available} CPU cores"
             raise UserError(
-                f"--gpus {launch.gpus}: this machine has {what}; at most {available} ranks."
+                f"--gpus {launch.gpus}: this machine has {what}, enough for {available} ranks."
             )
     if not num_gpus() and not cpp_compiler():
         raise UserError(
-            "No C++ compiler: on CPU, DeepSpeed compiles its communication op at the first start. "
-            "Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX."
+            "No C++ compiler found: on CPU, DeepSpeed compiles a communication op at first start. "
+            "Install one (Debian, Ubuntu: apt-get install g++), or set CXX to its path."
         )
 
 
 def _check_nodes(launch: LaunchConfig) -> None:
     if launch.nodes > 1 and not slurm.in_job():
         raise UserError(
-            f"launch.nodes = {launch.nodes} needs a job of SLURM, and this is none: write a script "
-            "with `remit launch --slurm`, or name the machines with --hostfile."
+            f"launch.nodes = {launch.nodes} needs a SLURM job, and this command runs outside of "
+            "one. Write a script with `remit launch --slurm`, or list the nodes with --hostfile."
         )
     if launch.nodes > slurm.num_nodes():
         raise UserError(
-            f"launch.nodes = {launch.nodes}: this job of SLURM has {slurm.num_nodes()} machines. "
-            "Ask for more (#SBATCH --nodes), or set launch.nodes lower."
+            f"launch.nodes = {launch.nodes}: this SLURM job has {slurm.num_nodes()} nodes. "
+            "Request more (#SBATCH --nodes), or set launch.nodes lower."
         )
     if through_srun(launch) and shutil.which("srun") is None:
         raise UserError(
-            f"This job of SLURM has {num_nodes(launch)} machines, and there is no srun on the PATH "
-            "to start ranks on them. Add its folder to PATH, or set launch.nodes=1."
+            f"This SLURM job has {num_nodes(launch)} nodes, but srun, which starts their ranks, is "
+            "not on the PATH. Add its folder to PATH, or set launch.nodes=1."
         )
 
 
 def _check_batches(stage: Stage) -> None:
     settings = settings_of(stage)
     ranks = num_ranks(stage.config.launch)
-    adopts = stage.kind == "pretrain" and stage.inputs
-    if not isinstance(settings, TrainConfig) or adopts:
+    imports = stage.kind == "pretrain" and stage.inputs
+    if not isinstance(settings, TrainConfig) or imports:
         return
     trains = kind_of(stage.kind).trains
     if isinstance(settings, (PretrainConfig, MidTrainConfig)):
@@ -245,13 +245,13 @@ def _check_batches(stage: Stage) -> None:
         return
     if settings.global_batch_size % ranks:
         raise UserError(
-            f"{stage.kind}.global_batch_size = {settings.global_batch_size} does not divide by "
+            f"{stage.kind}.global_batch_size = {settings.global_batch_size} cannot be divided by "
             f"{ranks} ranks. Choose a multiple of {ranks}, or another --gpus."
         )
 
 
 def _check_packages(stage: Stage) -> None:
-    """Optional packages that a setting needs."""
+    """Check that the optional packages which a setting needs are installed."""
     settings = settings_of(stage)
     needed = {
         "vllm": isinstance(settings, RlvrConfig) and settings.use_vllm and "rlvr.use_vllm=true",
@@ -264,7 +264,7 @@ def _check_packages(stage: Stage) -> None:
     }
     for package, why in needed.items():
         if why and importlib.util.find_spec(package) is None:
-            raise UserError(f"{why} needs the package {package}, which is not installed here.")
+            raise UserError(f"{why} needs the package {package}, which is not installed.")
 
 
 def _check_models(stage: Stage) -> None:
@@ -273,7 +273,7 @@ def _check_models(stage: Stage) -> None:
             model_config = read_model_config(given.folder, f"--{role}")
             if kind_of(stage.kind).chat and not has_chat_template(given.folder):
                 raise UserError(
-                    f"{given.folder}: its tokenizer has no chat template. Adopt it first (remit "
+                    f"{given.folder}: its tokenizer has no chat template. Import it first (remit "
                     "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
                 )
             _check_code(given, role, stage.config)
@@ -284,39 +284,39 @@ def _check_models(stage: Stage) -> None:
 
 
 def _check_code(model: ModelRef, role: str, config: Config) -> None:
-    """Code that a model brings runs only where the recipe names that model."""
+    """Refuse custom code of a model that trust_remote_code does not name."""
     assert model.folder is not None
     code = own_code(model.folder)
     if code and model.name not in config.trust_remote_code:
         raise UserError(
-            f"--{role} {model.name}: this model runs code of its own ({', '.join(code[:3])}), with "
-            "all your rights. Read it first; then allow this one model by "
+            f"--{role} {model.name}: this model runs custom code ({', '.join(code[:3])}) with all "
+            "your rights. Read the code first; then allow it for this model with "
             f"trust_remote_code=[{model.name}]."
         )
 
 
 def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:
-    """A row of the embedding for every token of the tokenizer."""
+    """Check that the embedding has a row for every token of the tokenizer."""
     assert model.folder is not None
     rows = model_config.get("vocab_size")
     tokens = num_tokens(model.folder)
     if isinstance(rows, int) and tokens > rows:
         raise UserError(
-            f"{model.folder}: its tokenizer has {tokens} tokens and its model {rows} (vocab_size "
-            "of config.json). They do not belong together."
+            f"{model.folder}: its tokenizer has {tokens} tokens, but its model only {rows} "
+            "(vocab_size in config.json). They do not belong together."
         )
 
 
 def _check_reference(stages: list[Stage], run: RunDir) -> None:
-    """A reference from outside against the base of the flywheel, before the base is made."""
+    """Check the tokenizer of an external reference against that of the base, before it is made."""
     first = stages[0]
-    adopted = first.inputs.get("base")
+    imported = first.inputs.get("base")
     made = run.stage(first.name)
     for ref in (stage.inputs.get("ref") for stage in stages):
         if first.kind != "pretrain" or not isinstance(ref, ModelRef) or not ref.folder:
             continue
-        if isinstance(adopted, ModelRef) and adopted.folder:
-            check_tokenizers(adopted.folder, ref.folder)
+        if isinstance(imported, ModelRef) and imported.folder:
+            check_tokenizers(imported.folder, ref.folder)
         elif made.is_complete():
             check_tokenizers(made.model, ref.folder)
         else:
@@ -324,7 +324,7 @@ def _check_reference(stages: list[Stage], run: RunDir) -> None:
 
 
 def _check_separation(config: Config, stages: list[Stage]) -> None:
-    """RL prompts are never SFT questions: sources over the same file need disjoint hash ranges."""
+    """Keep RL prompts out of SFT: sources that read the same file need disjoint hash ranges."""
     kinds = {stage.kind for stage in stages}
     if not {"sft", "rlvr"} <= kinds:
         return
@@ -334,13 +334,13 @@ def _check_separation(config: Config, stages: list[Stage]) -> None:
         if _overlap(sft, rl):
             raise UserError(
                 f"sft.sources.{sft_name} and rlvr.sources.{rl_name} read the same questions from "
-                f"{rl.path}. Split them by hash, for instance hash_range: [0, 0.5] for SFT and "
+                f"{rl.path}. Split them by hash, for example hash_range: [0, 0.5] for SFT and "
                 "[0.5, 1] for RLVR."
             )
 
 
 def _check_sandbox(stages: list[Stage]) -> None:
-    """Generated programs run in the sandbox or not at all."""
+    """Refuse to run generated programs without the sandbox."""
     for stage in stages:
         settings = settings_of(stage)
         if isinstance(settings, TrainConfig) and settings.RECORDS != "problems":
@@ -349,7 +349,8 @@ def _check_sandbox(stages: list[Stage]) -> None:
             reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
             if reason:
                 raise UserError(
-                    f"{key}: reward code needs the sandbox, and {reason}. docs/evaluation.md says "
+                    f"{key}: reward code needs the sandbox, and {reason}. "
+                    "docs/guides/evaluation.md says "
                     "what the kernel has to allow. Choose another machine, or leave the source out."
                 )
 

@@ -1,4 +1,4 @@
-"""A part of a flywheel's plan, `--until` and `--only`: each stage can be a job of its own."""
+"""`--until` and `--only`: run a part of a flywheel's plan, for example one stage per job."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def select(stages: list[Stage], until: str | None, only: str | None) -> list[Sta
     """The stages of a plan that a command runs.
 
     Args:
-        until: a stage by its name in the ledger, or the first part of it (`round-1`): everything
-            up to its last stage.
-        only: the same: these stages alone.
+        until: name of a stage in the ledger, or its first part (`round-1`). Selects everything up
+            to the last stage that matches.
+        only: the same, but selects only the stages that match.
 
     Raises:
-        UserError: both are given, or there is no such stage; the message lists the right ones.
+        UserError: both are given, or no stage matches; the message lists the names.
     """
     if until is not None and only is not None:
         raise UserError("--until and --only: give one of the two.")
@@ -44,16 +44,16 @@ def _matching(stages: Sequence[Stage], given: str, option: str) -> list[int]:
         close = difflib.get_close_matches(wanted, names, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UserError(
-            f"{option} {given}: this plan has no such stage.{hint} Its stages: {', '.join(names)}."
+            f"{option} {given}: the plan has no such stage.{hint} Its stages: {', '.join(names)}."
         )
     return found
 
 
 def check_inputs(chosen: list[Stage], run: RunDir) -> None:
-    """Refuse stages whose inputs are neither made before them nor complete.
+    """Refuse stages whose inputs are not complete and not made by an earlier stage.
 
     Raises:
-        UserError: names the stage, what it needs, and how to make that.
+        UserError: names the stage, the missing input, and how to make it.
     """
     made: set[str] = set()
     for stage in chosen:

@@ -1,4 +1,4 @@
-"""What a stage reads: its section of the recipe, its data sources, and whether from a hub."""
+"""What a stage reads: its section of the recipe, its data sources, and whether they are local."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sources_of(stage: Stage) -> dict[str, Any]:
         texts = config.eval.bits_per_byte
         found |= {f"eval.bits_per_byte.{name}": source for name, source in texts.items()}
     if stage.kind != "evaluate":
-        # An analysis reads what the rounds were trained on.
+        # An analysis reads the training text of the rounds.
         key = "mid_train" if stage.kind == "analyze" else kind.section
         sources = getattr(config, key).sources
         found |= {f"{key}.sources.{name}": source for name, source in sources.items()}
@@ -47,7 +47,7 @@ def _sources_of_recipe(config: Config) -> dict[str, Any]:
 
 
 def is_offline(stage: Stage) -> bool:
-    """Whether everything a stage reads is local, so that nothing may ask a hub."""
+    """Whether all inputs of a stage are local, so that libraries are kept from asking a hub."""
     hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
     config = stage.config
     asks = kind_of(stage.kind).asks

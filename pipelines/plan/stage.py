@@ -1,4 +1,4 @@
-"""A stage of a plan, and the names of the folders that are not rounds."""
+"""A stage of a plan, and the names of the stage folders outside of rounds."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Stage:
     Attributes:
         kind: name of a row of `pipelines.plan.kinds.KINDS`.
         name: folder below the run directory, and name in the ledger.
-        inputs: by role (base, ref, model) the name of an earlier stage (`name@2`: its second
-            snapshot), or a model outside. Of an analysis, every model by the name of its stage.
-        chat: evaluate only: ask through the chat template.
-        num_steps: of a training by epochs: its optimizer steps, where they are known; else 0.
+        inputs: by role (base, ref, model), the name of an earlier stage (`name@2`: its second
+            snapshot) or an external model. For an analysis, every model by the name of its stage.
+        chat: evaluate only: use the chat template.
+        num_steps: for a training by epochs, its optimizer steps if known; else 0.
         reads: contamination only: config keys of the sources that the other stages read.
     """
 

@@ -1,1 +1,1 @@
-"""Settings: the schema, YAML and overrides made into one checked Config."""
+"""Settings: merge the schema, YAML and overrides into one checked Config."""

@@ -1,6 +1,6 @@
 """Load a recipe: schema + YAML + overrides -> one typed, checked `Config`.
 
-The only user of OmegaConf. Everything below receives dataclasses.
+Only this package uses OmegaConf. All other packages get dataclasses.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError, did_you_mean
-from pipelines.recipe.nesting import excess
+from pipelines.recipe.nesting import too_large
 from pipelines.recipe.rules import check_values
 from pipelines.recipe.schema import Config
 from pipelines.recipe.unknown_keys import hint
 
 DEFAULT_CONFIG = "world"
-# How OmegaConf says that ${oc.env:NAME} has no value.
+# OmegaConf's message for a ${oc.env:NAME} without a value.
 UNSET = re.compile(r"Environment variable '(\w+)' not found")
-# How it says that a value is of the wrong type, and what is asked for.
+# OmegaConf's message for a value of the wrong type, with the expected type.
 WRONG_TYPE = re.compile(
     r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
 )
 WANTED = {
-    "Integer": "a whole number (write it without point and exponent)",
+    "Integer": "an integer (write it without decimal point and exponent)",
     "Float": "a number",
     "bool": "true or false",
 }
-# What a suite may set, all of section eval.
+# Keys of section `eval` that a suite may set.
 MEASURED = ("tasks", "benchmarks", "bits_per_byte")
 
 
@@ -44,12 +44,12 @@ def configs_dir() -> Path:
 
 
 def config_names() -> list[str]:
-    """Names that `--config` takes besides a path."""
+    """Names of shipped recipes, which `--config` takes as well as paths."""
     return sorted(path.stem for path in configs_dir().glob("*.yaml"))
 
 
 def find_config(name_or_path: str) -> Path:
-    """An existing file wins; else a name of `configs/`."""
+    """The path of a recipe: an existing file, else a shipped recipe of this name."""
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -57,7 +57,7 @@ def find_config(name_or_path: str) -> Path:
     if shipped.is_file():
         return shipped
     raise UserError(
-        f"--config {name_or_path}: neither a file nor a shipped recipe. "
+        f"--config {name_or_path}: not a file and not a shipped recipe. "
         f"Shipped recipes: {', '.join(config_names())}{did_you_mean(name_or_path, config_names())}"
     )
 
@@ -66,8 +66,8 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
     """The checked config of a recipe with `key=value` overrides.
 
     Raises:
-        UserError: file not found or not YAML, unknown key, wrong type, missing or impossible value;
-            the message names the key and the file.
+        UserError: the file does not exist or is not YAML; a key is unknown; a value is missing, of
+            the wrong type or impossible. The message names the key and the file.
     """
     path = find_config(name_or_path)
     return resolved(_read_yaml(path), overrides or [], path)
@@ -77,7 +77,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     """The checked config of a recipe's values with `key=value` overrides; raises as `load` does.
 
     Args:
-        path: the file that the values come from.
+        path: file that the values come from.
     """
     patches = [(OmegaConf.create(recipe), str(path))]
     patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
@@ -96,7 +96,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
             raise UserError(
                 f"{path}: key '{error.full_key}': the environment variable {name} is not set. "
                 + (
-                    f"Set {name} to the folder of the data (docs/data.md says which files it has), "
+                    f"Set {name} to the folder of the data (docs/guides/data.md lists its files), "
                     "or give the folder with data_root=FOLDER."
                     if error.full_key == "data_root"
                     else f"Set it, or give the value with {error.full_key}=VALUE."
@@ -116,7 +116,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
 
 
 def varied(config: Config, overrides: list[str], named: str) -> Config:
-    """A checked config with more `key=value` overrides; a message calls them `named`.
+    """A checked config with additional `key=value` overrides; messages call them `named`.
 
     Raises:
         UserError: as `load`.
@@ -137,18 +137,18 @@ def varied(config: Config, overrides: list[str], named: str) -> Config:
 
 
 def _given(patch: DictConfig, key: str) -> Any:
-    """What a patch says for a key; None where it says nothing, or nothing that can be reached."""
+    """The value of a key in a patch; None if the patch does not set it or the path is broken."""
     try:
         return OmegaConf.select(patch, key, throw_on_resolution_failure=False)
-    except OmegaConfBaseException:  # a list or a value on the way: `_merge` refuses it by name
+    except OmegaConfBaseException:  # a list or a value on the path: `_merge` refuses it by name
         return None
 
 
 def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig, str]]:
-    """The patches with that of `eval.suite` first.
+    """The patches, preceded by that of `eval.suite`.
 
-    A suite that an override names takes the place of what the recipe measures; one that the recipe
-    names is what the recipe adds to.
+    A suite named by an override replaces what the recipe measures. A suite named by the recipe is
+    the base that the recipe adds to.
     """
     named = [_given(patch, "eval.suite") for patch, _ in patches]
     given = [name for name in named if name is not None]
@@ -161,17 +161,17 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
     path = _find_suite(str(given[-1]))
     suite = _read_yaml(path, "suite")
     if not suite:
-        raise UserError(f"{path}: an empty suite; it has some of {', '.join(MEASURED)}")
+        raise UserError(f"{path}: the suite is empty; it must set some of {', '.join(MEASURED)}")
     strangers = [str(key) for key in suite if key not in MEASURED]
     if strangers:
         raise UserError(
-            f"{path}: a suite has no key '{strangers[0]}'; it has {', '.join(MEASURED)}"
+            f"{path}: unknown key '{strangers[0]}' in a suite; allowed are {', '.join(MEASURED)}"
         )
     return [(OmegaConf.create({"eval": suite}), str(path)), *patches]
 
 
 def suite_names() -> list[str]:
-    """Names that `eval.suite` takes besides a path."""
+    """Names of shipped suites, which `eval.suite` takes as well as paths."""
     return sorted(path.stem for path in (configs_dir() / "eval").glob("*.yaml"))
 
 
@@ -182,15 +182,15 @@ def _find_suite(name_or_path: str) -> Path:
         if found.is_file():
             return found
     raise UserError(
-        f"eval.suite = {name_or_path}: neither a file nor a shipped suite. "
+        f"eval.suite = {name_or_path}: not a file and not a shipped suite. "
         f"Shipped suites: {', '.join(suite_names())}{did_you_mean(name_or_path, suite_names())}"
     )
 
 
 def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
-        if why := excess(path.read_text("utf-8")):
-            raise UserError(f"{path}: no {what}: {why}")
+        if why := too_large(path.read_text("utf-8")):
+            raise UserError(f"{path} is not a {what}: {why}")
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
@@ -199,21 +199,21 @@ def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: no {what}: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a {what}: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: a {what} is a mapping of keys to values, not a list")
+        raise UserError(f"{path}: a {what} must be a mapping of keys to values, not a list")
     return loaded
 
 
 def _parse_override(override: str) -> DictConfig:
     key, separator, value = override.partition("=")
     if separator and not value:
-        # `stage.name=$UNSET` of a shell script is the empty text, not YAML's null.
+        # `stage.name=$UNSET` in a shell script means the empty text, not YAML's null.
         override = f"{key}=''"
     if not separator or not key.strip():
-        raise UserError(f"override {override!r}: write it as key=value, for instance seed=1")
+        raise UserError(f"override {override!r}: write it as key=value, for example seed=1")
     try:
-        if why := excess(value):
+        if why := too_large(value):
             raise UserError(f"override {override[:80]!r}: {why}")
         return OmegaConf.from_dotlist([override])
     except UserError:
@@ -221,12 +221,12 @@ def _parse_override(override: str) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         why = str(error)
         if "{" in value and re.search(r":[^\s]", value):
-            why += "; a colon between key and value has a space after it: {set: [...], arm: ntp}"
+            why += "; write a space after the colon between key and value: {set: [...], arm: ntp}"
         raise UserError(f"override {override!r}: the value is not valid YAML: {why}") from error
 
 
 def override_keys(overrides: list[str]) -> list[str]:
-    """The whole key of every value that overrides set."""
+    """The full key of every value that overrides set."""
     return [key for override in overrides for key in _keys(_parse_override(override))]
 
 
@@ -250,13 +250,13 @@ def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         named = f" key '{key}':" if key else ""
-        raise UserError(f"{where}:{named} {_in_our_words(_first_line(error))}") from error
+        raise UserError(f"{where}:{named} {_reworded(_first_line(error))}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _in_our_words(error: str) -> str:
-    """What OmegaConf says of a value of the wrong type, as a sentence for who wrote the value."""
+def _reworded(error: str) -> str:
+    """OmegaConf's message about a value of the wrong type, reworded for the user."""
     found = WRONG_TYPE.match(error)
     return f"{found[1]} is not {WANTED[found[2]]}." if found and found[2] in WANTED else error
 
@@ -288,7 +288,7 @@ def _unknown_key(
 
 
 def _node(base: DictConfig, key: Any) -> Any:
-    """What a key of the schema holds; of a table's entry that is not there, what it would."""
+    """The schema node of a key; for a missing entry of a table, the node that it would have."""
     kind = base._metadata.element_type
     node = base._get_node(key)
     return OmegaConf.structured(kind) if node is None and is_dataclass(kind) else node
@@ -299,7 +299,7 @@ def _first_line(error: Exception) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dictionaries, lists and scalars of a config dataclass."""
+    """A config dataclass as plain dictionaries, lists and scalars."""
     return {
         f.name: to_dict(value)
         if is_dataclass(value := getattr(config, f.name))
@@ -311,7 +311,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def result_fields(config: Any) -> dict[str, Any]:
-    """The part of `to_dict` that can change what a stage computes."""
+    """The part of `to_dict` that can change the result of a stage."""
     kept: dict[str, Any] = {}
     for f in fields(config):
         if not f.metadata.get("result", True):
@@ -327,7 +327,7 @@ def result_fields(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Inverse of `to_dict`, for the worker that reads a stage's resolved config."""
+    """Inverse of `to_dict`, for the worker, which reads the resolved config of its stage."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     return config

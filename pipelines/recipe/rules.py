@@ -1,4 +1,4 @@
-"""Rules of a recipe that types cannot say: bounds of numbers, keys that belong together."""
+"""Checks of a recipe that types cannot express: bounds of numbers, keys that depend on others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.recipe.schema import (
     trained_sections,
 )
 
-# (key, message, other keys of the rule) -> raises UserError, naming where the last was given.
+# (key, message, other keys of the rule) -> raises UserError with the place of the last of the keys.
 Refuse = Callable[..., NoReturn]
 # Fewer tokens hold no turn of a chat template.
 LEAST_LENGTH = 8
@@ -37,7 +37,7 @@ BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 
 
 def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
-    """Every number against the bounds that the schema gives it; all must be finite."""
+    """Check that every number is finite and within the bounds of the schema."""
     for f in fields(section):
         key, value = f"{prefix}{f.name}", getattr(section, f.name)
         if is_dataclass(value):
@@ -56,7 +56,7 @@ def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
 
 
 def check_values(config: Config, refuse: Refuse) -> None:
-    """What types cannot say."""
+    """Run all checks of this module."""
     _check_bounds(config, "", refuse)
     for check in (
         _check_names, _check_model, _check_sources, _check_tasks, _check_benchmarks, _check_rlvr,
@@ -68,7 +68,7 @@ def check_values(config: Config, refuse: Refuse) -> None:
 def check_one_step(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> None:
     """
     Raises:
-        UserError: the tokens are not enough for a step.
+        UserError: the tokens are fewer than one step needs.
     """
     section = _section(settings)
     one_step = settings.global_batch_size * sequence_length
@@ -85,10 +85,10 @@ def check_points(
 ) -> None:
     """
     Args:
-        key: what sets the number of models along the training, if not the section itself.
+        key: key that sets the number of snapshots, if it is not the section's own.
 
     Raises:
-        UserError: as many as its steps, or more.
+        UserError: there are as many snapshots as steps, or more.
     """
     section = _section(settings)
     points = settings.snapshots
@@ -96,8 +96,8 @@ def check_points(
     if points >= steps:
         key = key or f"{section}.snapshots"
         raise UserError(
-            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has fewer "
-            f"points before its end. Set it lower, or {section}.tokens = {settings.tokens} higher."
+            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has too few "
+            f"steps for so many snapshots. Lower it, or raise {section}.tokens = {settings.tokens}."
         )
 
 
@@ -109,14 +109,18 @@ def _check_names(config: Config, refuse: Refuse) -> None:
     for tracker in config.report_to:
         if tracker not in TRACKERS:
             close = did_you_mean(tracker, list(TRACKERS))
-            refuse("report_to", f"report_to = [{tracker}]: choose of {', '.join(TRACKERS)}{close}")
+            refuse(
+                "report_to",
+                f"report_to = [{tracker}]: unknown tracker; choose from "
+                f"{', '.join(TRACKERS)}{close}",
+            )
     name, stage_name = config.name, config.stage.name
     if "/" in name or "\0" in name or name in (".", ".."):
-        refuse("name", f"name = {name!r} names a folder: no '/', and not '.' or '..'")
+        refuse("name", f"name = {name!r} names a folder: it must not contain '/' or be '.' or '..'")
     if not re.fullmatch(r"[A-Za-z0-9._-]*", stage_name):
         refuse(
             "stage.name",
-            f"stage.name = {stage_name!r} names a folder: letters, digits, '.', '_', '-' only",
+            f"stage.name = {stage_name!r} names a folder: use only letters, digits, '.', '_', '-'",
         )
 
 
@@ -153,8 +157,8 @@ def _check_tasks(config: Config, refuse: Refuse) -> None:
             key = f"eval.tasks.{name}.base_template"
             refuse(
                 key,
-                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, the place of the "
-                "question, and no other expression",
+                f"{key} = {task.base_template!r} must contain {{{{ prompt }}}}, where the "
+                "question goes, and no other expression",
             )
 
 
@@ -237,8 +241,8 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in config.eval.tasks:
             refuse(
                 key,
-                f"{key} names a file and a row of the table: letters, digits, '.', '_', '-', and "
-                "no name that eval.tasks has",
+                f"{key} names a file and a row of the table: use only letters, digits, '.', '_', "
+                "'-', and a name that eval.tasks does not use",
             )
         for path in benchmark.files.values():
             plain = path.replace("{name}", "").removesuffix(".gz")
@@ -255,7 +259,7 @@ def _check_launch(config: Config, refuse: Refuse) -> None:
         if name not in launch_sections():
             refuse(
                 f"stages.{name}",
-                f"stages.{name}: no such kind of stage; choose of {', '.join(launch_sections())}"
+                f"stages.{name}: unknown kind of stage; choose from {', '.join(launch_sections())}"
                 + did_you_mean(name, list(launch_sections())),
             )
     for section in trained_sections():

@@ -1,4 +1,4 @@
-"""The report: one self-contained page made from a run directory, or from rows, and nothing else."""
+"""The report: one self-contained page, made only from the files of a run or from rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipelines.run_dir.paths import RunDir, write_text
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a report is to be.
+    """The options of a report.
 
     Attributes:
-        form: html, svg (the charts alone), md or json.
-        with_text: False leaves training text, tokens and questions out.
-        arms: of a comparison, to show; None: all.
-        against: the arm of a comparison that all others are held against; None: each its own.
-        seeds: of a comparison, to show; None: all.
-        chart: of svg, a text that the titles of its charts have; None: all.
+        form: html, svg (only the charts), md or json.
+        with_text: False leaves out training text, tokens and questions.
+        arms: arms of a comparison to show; None: all.
+        against: the baseline arm of a comparison; None: the one that each arm names.
+        seeds: seeds of a comparison to show; None: all.
+        chart: with svg, show only charts with this text in their title; None: all.
     """
 
     form: str = "html"
@@ -38,21 +38,21 @@ class Wanted:
 
 
 def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None = None) -> Path:
-    """Write `report/index.html` (or `.svg`, `.md`, `.json`) of a run, or `output`; its path.
+    """Write the report of a run to `output` or `RUN/report/index.*`; return the path.
 
     Raises:
-        UserError: no run directory, an unknown form, arm or seed, or a file that cannot be written.
+        UserError: not a run directory, an unknown form, arm or seed, or an unwritable output file.
     """
     wanted = wanted or Wanted()
     _check_form(wanted)
     if not run.root.exists():
-        raise UserError(f"{run.root}: there is no such folder or file.")
+        raise UserError(f"{run.root} does not exist.")
     record = read_record(run)
     chosen = {"--arms": wanted.arms, "--against": wanted.against, "--seeds": wanted.seeds}
     given = [option for option, value in chosen.items() if value is not None]
     if given and not record.rows:
         raise UserError(
-            f"{given[0]} chooses of a comparison, and {run.root} has none: leave it out."
+            f"{given[0]} applies to comparisons, and {run.root} has none: leave it out."
         )
     found = rows.shown(record.rows, wanted.arms, wanted.against, wanted.seeds)
     path = output or run.root / "report" / f"index.{wanted.form}"
@@ -60,18 +60,18 @@ def write_report(run: RunDir, wanted: Wanted | None = None, output: Path | None 
 
 
 def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None = None) -> Path:
-    """Write the report of a comparison from its rows alone; beside the first file, if not `output`.
+    """Write the report of a comparison from rows, by default next to the first file of them.
 
     Raises:
-        UserError: as `write_report`; a line that is no row, or rows that do not belong together.
+        UserError: as `write_report`; a line is not a valid row, or rows are of different studies.
     """
     _check_form(wanted)
     path = output or paths[0].with_suffix(f".{wanted.form}")
     if path.resolve() in {given.resolve() for given in paths}:
-        raise UserError(f"--output {path} is one of the files that are read: name another.")
+        raise UserError(f"--output {path} is one of the input files: choose another.")
     found = rows.shown(rows.collected(paths), wanted.arms, wanted.against, wanted.seeds)
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no row to report on.")
+        raise UserError(f"{', '.join(map(str, paths))}: no rows found.")
     record = record_of_rows(paths, found)
     report = Report(
         run=record.run.root.name,
@@ -86,9 +86,9 @@ def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None
 
 def _check_form(wanted: Wanted) -> None:
     if wanted.form not in RENDERINGS:
-        raise UserError(f"--format {wanted.form}: there are {', '.join(RENDERINGS)}.")
+        raise UserError(f"--format {wanted.form}: choose from {', '.join(RENDERINGS)}.")
     if wanted.chart is not None and wanted.form != "svg":
-        raise UserError("--chart chooses charts of --format svg.")
+        raise UserError("--chart works only with --format svg.")
 
 
 def _write(report: Report, wanted: Wanted, path: Path) -> Path:
@@ -103,12 +103,12 @@ def _write(report: Report, wanted: Wanted, path: Path) -> Path:
 
 
 def compose(record: Record, with_text: bool = True) -> Report:
-    """All sections of a report; of a comparison alone, those that a comparison can have."""
-    of_a_wheel = not record.only_compares
-    wheel = [verdict.section(record), scores.section(record)] if of_a_wheel else []
-    tokens_seen = [
+    """All sections of a report; without those of a flywheel if the run is only a comparison."""
+    is_flywheel = not record.only_compares
+    results = [verdict.section(record), scores.section(record)] if is_flywheel else []
+    token_sections = [
         tokens.heat_map_section(record, with_text), tokens.dynamics_section(record, with_text),
-    ] if of_a_wheel else []  # fmt: skip
+    ] if is_flywheel else []  # fmt: skip
     return Report(
         run=record.run.root.name,
         recipe=str(record.config.get("name", "")),
@@ -116,10 +116,10 @@ def compose(record: Record, with_text: bool = True) -> Report:
         headline=verdict.headline(record),
         verdict=verdict.sentences(record),
         sections=[
-            *wheel,
+            *results,
             objectives.section(record),
             training.section(record),
-            *tokens_seen,
+            *token_sections,
             tokens.contamination_section(record, with_text),
             accounts.cost_section(record),
             accounts.provenance_section(record),
@@ -128,6 +128,6 @@ def compose(record: Record, with_text: bool = True) -> Report:
 
 
 def _date(record: Record) -> str:
-    """Of the last thing that happened, so that a run always makes the same report."""
+    """The time of the last event, so that the same run always gives the same report."""
     last = max((entry["time"] for entry in record.entries), default=0.0)
     return datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M UTC")

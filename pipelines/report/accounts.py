@@ -1,4 +1,4 @@
-"""What the run cost, and where every number comes from."""
+"""What the run cost, and where its numbers come from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.report.record import Record, StageRecord
 def cost_section(record: Record) -> Section:
     """Tokens, FLOPs and hours of each complete stage."""
     lead = (
-        "Time is measured, with the start of each stage. FLOPs are arithmetic: 6 for a parameter "
-        "and training token, 2 for a forward."
+        "Time is measured and includes the start of each stage. FLOPs are computed: 6 per "
+        "parameter and training token, 2 per parameter and token of a forward pass."
     )
     done = [stage for stage in record.stages.values() if stage.result]
     if not done:
-        missing = Missing("No stage is complete.", "remit plan")
+        missing = Missing("No stage is complete yet.", "remit plan")
         return Section("cost", "Cost", lead, [missing])
     parameters = max(
         (stage.result["parameters"] for stage in done if "parameters" in stage.result), default=0
@@ -35,7 +35,7 @@ def cost_section(record: Record) -> Section:
     columns = ["stage", "ranks", "tokens", "FLOPs", "time", "rank-hours", "tokens/s"]
     note = f"The model has {parameters:,} parameters." if parameters else ""
     if parameters and any(stage.plan is None for stage in done):
-        note += " Stages without FLOPs were made by another version of remit, with other settings."
+        note += " FLOPs are missing for stages made by a version of remit with other settings."
     return Section(
         "cost", "Cost", lead, [Table("Stage by stage", columns, rows, [len(rows) - 1], note)]
     )
@@ -67,7 +67,7 @@ def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
 
 
 def _tokens(stage: StageRecord) -> float:
-    """Trained or scored tokens: of the result, else as the trainer counted them."""
+    """Trained or scored tokens, from the result or, if it has none, from the trainer's count."""
     counted = (stage.metrics[-1].get("num_tokens") or 0.0) if stage.metrics else 0.0
     return float(stage.result.get("tokens", counted))
 
@@ -75,12 +75,12 @@ def _tokens(stage: StageRecord) -> float:
 def provenance_section(record: Record) -> Section:
     """Identity, inputs, versions, seed and command of every stage."""
     lead = (
-        "The identity is a hash of everything that decides a stage's result: settings, data and "
-        "input models. Equal identities, equal results."
+        "The identity is a hash of everything that determines a stage's result: settings, data and "
+        "input models. Stages with equal identities have equal results."
     )
-    begun = [stage for stage in record.stages.values() if stage.spec]
-    if not begun:
-        missing = Missing("No stage has started.", record.going_on)
+    started = [stage for stage in record.stages.values() if stage.spec]
+    if not started:
+        missing = Missing("No stage has started.", record.resume_command)
         return Section("provenance", "Provenance", lead, [missing])
     rows = [
         [
@@ -90,14 +90,14 @@ def provenance_section(record: Record) -> Section:
             Cell(stage.result.get("model_sha256", NO_VALUE.text)[:12]),
             Cell(str(stage.spec["config"]["seed"]), value=stage.spec["config"]["seed"]),
         ]
-        for stage in begun
+        for stage in started
     ]
     blocks: list[Block] = [
         Table("Stages", ["stage", "state", "identity", "model sha256", "seed"], rows)
     ]
     commands = dict.fromkeys(e["command"] for e in record.entries if "command" in e)
     blocks.append(Fold("Command lines", [("command", command) for command in commands]))
-    blocks += [Fold(stage.name, _facts(stage)) for stage in begun]
+    blocks += [Fold(stage.name, _facts(stage)) for stage in started]
     return Section("provenance", "Provenance", lead, blocks)
 
 
@@ -123,6 +123,6 @@ def _facts(stage: StageRecord) -> list[tuple[str, str]]:
 
 
 def _changed(fields: dict[str, Any]) -> dict[str, Any]:
-    """What decides the result, without hashes (shown above) and empty values."""
+    """The settings that determine the result, without hashes (listed above) and empty values."""
     hidden = ("data ", "input ")
     return {k: v for k, v in fields.items() if not k.startswith(hidden) and v not in ("", {}, [])}

@@ -1,6 +1,6 @@
-"""What a report is made of, before it is drawn: sections of texts, tables, charts and token maps.
+"""The content of a report before rendering: sections of texts, tables, charts and token maps.
 
-HTML, Markdown and JSON are three renderings of these.
+`rendering` turns it into HTML, SVG, Markdown or JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Missing:
-    """A part that the run has no data for, and the command that makes it."""
+    """A part that the run has no data for, and the command that produces the data."""
 
     what: str
     command: str
@@ -23,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what is shown, its interval as shown, and the plain number."""
+    """A table cell: its text, the text of its interval, and the number."""
 
     text: str
     interval: str = ""
@@ -37,7 +37,7 @@ NO_VALUE = Cell("\N{EN DASH}")
 class Table:
     """Attributes:
     columns: headings; the first column holds the names of the rows.
-    strong: numbers of the rows that sum up the others.
+    strong: indices of the rows that summarize the others.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Table:
 @dataclass(frozen=True)
 class Point:
     """Attributes:
-    half: half the 95% interval of y; None where there is none.
+    half: half the 95% interval of y; None if unknown.
     """
 
     x: float
@@ -61,7 +61,7 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     """Attributes:
-    colour: number in the palette; 0 is the baseline's grey, 7 that of arms of one's own.
+    colour: index in the palette; 0 is the grey of the baseline, 7 the colour of variants.
     """
 
     name: str
@@ -76,9 +76,9 @@ PERCENT = (0.0, 100.0)
 class LineChart:
     """Attributes:
     x, y: axis titles with units.
-    x_labels: names of x = 0, 1, ...; empty where x is a number.
-    limits: what y cannot leave; None where it has no bounds.
-    marks: numbers of the x_labels that are named first, each with a line.
+    x_labels: names of x = 0, 1, ...; empty if x is a number.
+    limits: bounds of y; None if it has none.
+    marks: indices of the x_labels that get a vertical line and are labelled first.
     """
 
     title: str
@@ -94,7 +94,7 @@ class LineChart:
 @dataclass(frozen=True)
 class Dot:
     """Attributes:
-    after: a second value, drawn hollow; None where there is none.
+    after: a second value, drawn hollow; None without one.
     """
 
     label: str
@@ -107,11 +107,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """One value with its interval a row.
+    """One value with its interval per row.
 
     Attributes:
         x: axis title with unit.
-        reference: where a thin line stands, such as no difference.
+        reference: position of a thin line, such as 0 for no difference.
     """
 
     title: str
@@ -125,7 +125,7 @@ class DotPlot:
 class WheelStage:
     """Attributes:
     state: see `pipelines.run_dir.progress.stage_state`.
-    time, score: as shown; empty where there is none.
+    time, score: texts; empty if unknown.
     """
 
     name: str
@@ -138,8 +138,8 @@ class WheelStage:
 @dataclass(frozen=True)
 class WheelRound:
     """Attributes:
-    reference: what weights the tokens of its mid-training; empty in a plain round.
-    mid, post: accuracy after mid-training and after post-training, as shown.
+    reference: stage whose model weights the tokens of its mid-training; empty in a plain round.
+    mid, post: accuracy after mid-training and after post-training, as texts.
     """
 
     number: int
@@ -158,7 +158,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a training sequence; the numbers are None where it is no target."""
+    """One token of a training sequence; the numbers are None if it is not a target."""
 
     text: str
     weight: float | None
@@ -170,8 +170,8 @@ class Token:
 @dataclass(frozen=True)
 class Sequence:
     """Attributes:
-    tokens: empty where the text may not be shown.
-    sha256: of the text.
+    tokens: empty if the text may not be shown.
+    sha256: hash of the text.
     """
 
     label: str
@@ -191,7 +191,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Fold:
-    """Facts behind a title, closed at first."""
+    """Facts below a title, collapsed at first."""
 
     title: str
     facts: list[tuple[str, str]]
@@ -203,7 +203,7 @@ Block = Missing | Text | Table | LineChart | DotPlot | Wheel | HeatMap | Fold
 @dataclass(frozen=True)
 class Section:
     """Attributes:
-    key: anchor in the page.
+    key: anchor on the page.
     """
 
     key: str
@@ -216,8 +216,8 @@ class Section:
 class Report:
     """Attributes:
     run: name of the run directory.
-    headline: the verdict in a sentence; `verdict` has every round.
-    when: date of the last thing that happened in the run.
+    headline: the main result in a sentence; `verdict` has a sentence per round.
+    when: date of the last event in the run.
     """
 
     run: str

@@ -1,4 +1,4 @@
-"""Geometry of the charts and of the wheel, in SVG user units; the templates draw it."""
+"""Geometry of the charts and of the flywheel drawing, in SVG user units; templates draw it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
 LABEL_STEP = 13.0
 ROW = 26.0
-# Of the texts at both sides of a dot plot: room for a character, and to the dots; the most of a
-# label that is shown.
+# Texts at both sides of a dot plot: width of a character, gap to the dots, longest label in
+# characters.
 CHARACTER, DOT_GAP, MOST_LABEL = 6.9, 14.0, 32
-# More points than this have a band for their intervals, fewer have whiskers.
+# With more points than this, intervals are drawn as a band, otherwise as whiskers.
 MOST_WHISKERS = 12
 
 
@@ -42,9 +42,9 @@ class Whisker:
 @dataclass(frozen=True)
 class DrawnLine:
     """Attributes:
-    path: of the line, as SVG.
-    band: outline of the intervals, empty without them.
-    label_y: height of the name at the right end.
+    path: SVG path of the line.
+    band: outline of the intervals; empty without intervals.
+    label_y: y of the name at the right end.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DrawnLine:
 @dataclass(frozen=True)
 class DrawnLines:
     """Attributes:
-    marks: places on the x axis that have a line.
+    marks: x of the vertical lines.
     """
 
     lines: list[DrawnLine]
@@ -69,7 +69,7 @@ class DrawnLines:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between low and high, `most` of them or fewer."""
+    """Round numbers between low and high, at most `most` of them."""
     if high <= low:
         return [low]
     rough = (high - low) / most
@@ -80,7 +80,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def numbers(values: Sequence[float]) -> list[str]:
-    """Texts of the ticks of an axis, all with the digits that they need together."""
+    """Texts of the ticks of an axis, all with the same number of digits."""
     largest = max(map(abs, values))
     if largest >= 10_000:
         return [quantity(value) for value in values]
@@ -103,14 +103,14 @@ def _scaled(value: float, low: float, high: float, start: float, end: float) -> 
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The values' range with a little air; never empty."""
+    """The range of the values with a margin; never empty."""
     low, high = min(values), max(values)
-    air = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return (low if low == 0 else low - air), high + air
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return (low if low == 0 else low - margin), high + margin
 
 
 def lines(chart: LineChart) -> DrawnLines:
-    """Where the lines, bands, whiskers, ticks and names of a chart stand."""
+    """The positions of the lines, bands, whiskers, ticks and names of a chart."""
     every = [point for series in chart.series for point in series.points]
     x_low, x_high = min(p.x for p in every), max(p.x for p in every)
     if chart.x_labels:
@@ -158,7 +158,7 @@ def lines(chart: LineChart) -> DrawnLines:
 
 
 def _named(chart: LineChart, low: float, high: float) -> list[Tick]:
-    """Names on the x axis: those of the marks first, then from the left as many as have room."""
+    """Names on the x axis: those of the marks first, then from the left as many as fit."""
     names = chart.x_labels
     found: dict[int, Tick] = {}
     for i in [*chart.marks, *range(len(names))]:
@@ -169,7 +169,7 @@ def _named(chart: LineChart, low: float, high: float) -> list[Tick]:
 
 
 def _apart(tick: Tick, other: Tick) -> bool:
-    """Whether two names, each centred at its tick, have a space between them."""
+    """Whether two names, each centred at its tick, do not touch."""
     return abs(tick.at - other.at) > CHARACTER * (len(tick.text) + len(other.text) + 1) / 2
 
 
@@ -178,7 +178,7 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 
 def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
-    """The heights, moved apart so that names do not lie on each other."""
+    """The heights, moved so that names do not overlap."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
     floor = top
@@ -207,7 +207,7 @@ class DrawnDot:
 @dataclass(frozen=True)
 class DrawnDots:
     """Attributes:
-    right: where the plot ends and the texts begin.
+    right: x where the plot ends and the texts begin.
     """
 
     left: float
@@ -219,14 +219,14 @@ class DrawnDots:
 
 
 def dots(plot: DotPlot) -> DrawnDots:
-    """Where the rows of a dot plot stand."""
+    """The positions of the rows of a dot plot."""
     values = [v for d in plot.dots for v in (d.value - (d.half or 0), d.value + (d.half or 0))]
     values += [dot.after for dot in plot.dots if dot.after is not None]
     if plot.reference is not None:
         values.append(plot.reference)
     low, high = min(values), max(values)
-    air = 0.06 * (high - low) or 0.05
-    low, high = low - air, high + air
+    margin = 0.06 * (high - low) or 0.05
+    low, high = low - margin, high + margin
     left = DOT_GAP + CHARACTER * min(MOST_LABEL, max(len(dot.label) for dot in plot.dots))
     right = WIDTH - DOT_GAP - CHARACTER * max(len(dot.text) for dot in plot.dots)
 
@@ -248,7 +248,7 @@ def dots(plot: DotPlot) -> DrawnDots:
 
 
 def height(block: LineChart | DotPlot) -> float:
-    """Of the drawing, without its title."""
+    """The height of the drawing, without its title."""
     return HEIGHT if isinstance(block, LineChart) else dots(block).height
 
 
@@ -269,7 +269,7 @@ class DrawnBox:
 class DrawnRound:
     """Attributes:
     y: middle of its boxes.
-    from_reference: path from the end of the round before to this mid-training; empty in the first.
+    from_reference: path from the previous round's end to this mid-training; empty in the first.
     """
 
     title: str
@@ -291,7 +291,7 @@ class DrawnWheel:
 
 
 def wheel(wheel: Wheel) -> DrawnWheel:
-    """Base on the left, a row for each round, the reference from each end to the next start."""
+    """Base on the left, one row per round, and an arrow from each round's end to the next start."""
     most = max((len(r.stages) for r in wheel.rounds), default=0)
     width = max(FIRST + COLUMN * most, BASE_WIDTH + 40)
     first_y = WHEEL_TOP + BOX_HEIGHT / 2
@@ -324,7 +324,7 @@ def _from_base(row: int, y: float, first_y: float) -> str:
 
 
 def _from_reference(last_x: float, y: float) -> str:
-    """From under the last box of the row above, along the gap, down into this mid-training."""
+    """From below the last box of the row above, along the gap, down to this mid-training."""
     start, gap, end = y - ROUND_HEIGHT + BOX_HEIGHT / 2, y - BOX_HEIGHT / 2 - 38, FIRST + 24
     return (
         f"M{last_x:g},{start + 24:g}V{gap - 8:g}Q{last_x:g},{gap:g} {last_x - 8:g},{gap:g}"

@@ -1,4 +1,4 @@
-"""A run directory read back: stages with state, metrics and result, and what was made of them."""
+"""Reading a run directory: its stages with state, metrics and result, rows and analyses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUND = re.compile(r"round-(\d+)/")
 
 @cache
 def _config(text: str) -> Config | None:
-    """Of JSON; most stages of a run share one, and making it takes a while."""
+    """The config in a JSON text; cached, since parsing is slow and most stages share one."""
     try:
         return from_dict(json.loads(text))
     except OmegaConfBaseException:
@@ -38,13 +38,13 @@ def _config(text: str) -> Config | None:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage as its folder and the ledger tell it.
+    """One stage, read from its folder and the ledger.
 
     Attributes:
         state: see `stage_state`.
-        result: of a complete stage, else empty.
-        spec: the stage's config.yaml; empty where it never started.
-        start: the newest ledger line of a start or resume; empty where it never started.
+        result: result of a complete stage, otherwise empty.
+        spec: the stage's config.yaml; empty if it never started.
+        start: the newest ledger line of a start or resume; empty if it never started.
     """
 
     name: str
@@ -67,21 +67,21 @@ class StageRecord:
         return None if found is None else float(found)
 
     def inside(self, path: str) -> str:
-        """A path of the run directory as it was then, without that folder."""
+        """A path in the run directory, relative to where that was when the stage ran."""
         return path.removeprefix(f"{self.spec['run_dir']}/")
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Log lines of the training by step; of a step that was done twice, the later.
+        """Log lines of the training by step; the later one of a repeated step.
 
-        A value that is no finite number is None.
+        A value that is not a finite number is None.
         """
         by_step = {line["step"]: line for line in _log_lines(self.metrics_path) if "loss" in line}
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
     def plan(self) -> Stage | None:
-        """The stage as it was planned; None if by a version of remit with other settings."""
+        """The stage as planned; None if this version of remit cannot read its settings."""
         config = _config(json.dumps(self.spec["config"]))
         if config is None:
             return None
@@ -93,10 +93,10 @@ class StageRecord:
 @dataclass(frozen=True)
 class Record:
     """Attributes:
-    stages: by name, in the order of the plan; stages that were never planned together follow.
-    entries: the ledger.
-    rows: of `remit compare`, where it ran.
-    analysis, contamination: results of `remit analyze` and `remit contamination`, if there.
+    stages: by name, in the order of the plan, followed by stages that are in no plan.
+    entries: lines of the ledger.
+    rows: rows of `remit compare`, if it ran.
+    analysis, contamination: results of `remit analyze` and `remit contamination`; None without.
     """
 
     run: RunDir
@@ -109,25 +109,29 @@ class Record:
 
     @cached_property
     def columns(self) -> list[summary.Column]:
-        """The evaluated models, without those of a comparison."""
+        """The evaluated models, except those of a comparison."""
         found = {name: s.result for name, s in self.stages.items() if s.result}
         own = {name: r for name, r in found.items() if not name.startswith(f"{FOLDER}/")}
         return summary.columns(own)
 
     @cached_property
     def compared(self) -> list[StageRecord]:
-        """The stages of a comparison, planned and done."""
+        """The planned and finished stages of a comparison."""
         return [s for name, s in self.stages.items() if name.startswith(f"{FOLDER}/")]
 
     @property
     def only_compares(self) -> bool:
-        """Whether nothing but a comparison was asked of the run."""
+        """Whether the run consists only of a comparison."""
         return len(self.compared) == len(self.stages) and self.run.compared_plan.is_file()
 
     @property
-    def going_on(self) -> str:
-        """The command that goes on with the run."""
-        return "the same remit compare" if self.only_compares else "remit flywheel --run-dir RUN"
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return (
+            "remit compare, with the same arguments"
+            if self.only_compares
+            else "remit flywheel --run-dir RUN"
+        )
 
     @property
     def seed(self) -> Any:
@@ -135,20 +139,20 @@ class Record:
 
 
 def read_record(run: RunDir) -> Record:
-    """Everything that a report tells, read from the run directory alone.
+    """Everything that a report shows, read only from the run directory.
 
     Raises:
-        UserError: no run directory, or a damaged file in it.
+        UserError: not a run directory, or a file in it is damaged.
     """
-    # A comparison of rows that were all given ran nothing, and has a plan only.
+    # A comparison whose rows were all read from files ran no stage, and has only a plan.
     if not run.ledger.is_file() and not run.compared_plan.is_file():
-        raise UserError(f"{run.root}: no run directory (it has no ledger.jsonl).")
+        raise UserError(f"{run.root} is not a run directory (it has no ledger.jsonl).")
     entries = list(ledger.read(run.ledger))
     plans = [run.read_plan(p) for p in (run.flywheel_plan, run.compared_plan) if p.is_file()]
     names = {stage["name"]: stage["kind"] for plan in plans for stage in plan["stages"]}
     if stray := [name for name in names if not ledger.is_name(name)]:
         raise UserError(
-            f"{run.root}: its plan names a stage {stray[0]!r}, which is no folder of it."
+            f"{run.root}: its plan names a stage {stray[0]!r}, which is not a valid folder name."
         )
     names |= {e["stage"]: e["kind"] for e in entries if "kind" in e}
     running = bool(lock_holder(run))
@@ -156,13 +160,13 @@ def read_record(run: RunDir) -> Record:
     configs = [plan["config"] for plan in plans]
     configs += [stage.spec["config"] for stage in stages.values() if stage.spec]
     return Record(
-        run, stages, entries, configs[0] if configs else {}, rows.rows_there(run),
+        run, stages, entries, configs[0] if configs else {}, rows.existing_rows(run),
         _result(run, ANALYSIS), _result(run, CONTAMINATION) or _result(run, CHECK),
     )  # fmt: skip
 
 
 def record_of_rows(paths: Sequence[Path], found: list[Row]) -> Record:
-    """A comparison of which only rows are at hand, from some files."""
+    """A comparison of which only the rows are known, from some files."""
     named = RunDir(Path(paths[0].stem if len(paths) == 1 else f"{len(paths)} files of rows"))
     return Record(named, {}, [], {}, found, None, None)
 
@@ -189,9 +193,9 @@ def _result(run: RunDir, name: str) -> dict[str, Any] | None:
 
 
 def _log_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines with a step of a log that may still be written; a value that is no number is None.
+    """The lines with a step of a log that may still be growing; None for values that are no number.
 
-    None where there is no file.
+    An empty list if the file does not exist.
     """
     found = []
     if path.is_file():

@@ -1,7 +1,7 @@
 """The renderings of a report: one HTML page, its charts as one SVG, Markdown, JSON.
 
-Every string is escaped by the template engine; the page's policy also lets no script run but the
-page's own, named by its hash.
+The template engine escapes every string. In addition, the page's content security policy allows
+only the page's own script, identified by its hash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.errors import UserError
 from pipelines.report import blocks, charts
 
 SHADES = 4
-# A weight this far from 1 has the deepest shade, where none is further.
+# The deepest shade stands for at least this distance of a weight from 1.
 LEAST_SCALE = 0.2
 
 
@@ -43,10 +43,10 @@ NOTE_CHARACTERS, NOTE_LINE = 76, 15.0
 
 
 def picture(report: blocks.Report) -> str:
-    """The charts of a report below each other, as one SVG.
+    """The charts of a report, one below the other, as one SVG.
 
     Raises:
-        UserError: there is none.
+        UserError: the report has no chart.
     """
     drawn, y = [], 0.0
     for block in (block for section in report.sections for block in section.blocks):
@@ -56,14 +56,14 @@ def picture(report: blocks.Report) -> str:
             drawn.append({"block": block, "y": y, "note": note, "note_y": note_y})
             y += note_y + NOTE_LINE * len(note) + CHART_GAP
     if not drawn:
-        raise UserError("--format svg: there is no chart to draw yet.")
+        raise UserError("--format svg: the report has no chart yet.")
     return _environment().get_template("charts.svg").render(
         drawn=drawn, height=y - CHART_GAP, title_height=TITLE_HEIGHT, style=_asset("charts.css"),
     )  # fmt: skip
 
 
 def markdown(report: blocks.Report) -> str:
-    """Texts and tables; a chart is the table of its values, a token map the list of its texts."""
+    """Texts and tables; a chart becomes a table of its values, a token map a list of its texts."""
     lines = [f"# {plain(report.headline)}", "", f"Run `{plain(report.run)}`, {report.when}.", ""]
     lines += [f"- {plain(sentence)}" for sentence in report.verdict]
     for section in report.sections:
@@ -74,25 +74,27 @@ def markdown(report: blocks.Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def with_charts(report: blocks.Report, words: str) -> blocks.Report:
-    """The report with those of its charts alone whose title has the words.
+def with_charts(report: blocks.Report, text: str) -> blocks.Report:
+    """The report reduced to the charts whose title contains a text.
 
     Raises:
-        UserError: none has.
+        UserError: no title contains it.
     """
     charts_of = [
         b for s in report.sections for b in s.blocks
         if isinstance(b, blocks.LineChart | blocks.DotPlot)
     ]  # fmt: skip
-    kept: list[blocks.Block] = [chart for chart in charts_of if words in chart.title]
+    kept: list[blocks.Block] = [chart for chart in charts_of if text in chart.title]
     if not kept:
         titles = "; ".join(chart.title for chart in charts_of) or "none"
-        raise UserError(f"--chart {words}: no chart has it in its title; there are {titles}.")
+        raise UserError(
+            f"--chart {text}: no title of a chart contains this. The charts are: {titles}."
+        )
     return replace(report, sections=[blocks.Section("charts", "Charts", "", kept)])
 
 
 def as_json(report: blocks.Report) -> str:
-    """The report's blocks with their numbers; `kind` names each block."""
+    """The report's blocks with their numbers; `kind` is the type of a block."""
     values = asdict(report)
     for section, drawn in zip(report.sections, values["sections"], strict=True):
         drawn["blocks"] = [
@@ -112,7 +114,7 @@ def kind(block: blocks.Block) -> str:
 
 
 def shade(weight: float | None, scale: float) -> str:
-    """The class of a token's colour: `h1` to `h4` above 1, `l1` to `l4` below."""
+    """The CSS class of a token's colour: `h1` to `h4` above 1, `l1` to `l4` below."""
     if weight is None:
         return "none"
     depth = max(-SHADES, min(SHADES, round(SHADES * (weight - 1) / scale)))
@@ -148,18 +150,18 @@ def _environment() -> Environment:
 
 
 def _unique(sequences: Sequence[blocks.Sequence], name: str) -> list[str]:
-    """The different values of a field, sorted."""
+    """The distinct values of a field, sorted."""
     return sorted({getattr(sequence, name) for sequence in sequences})
 
 
 def _word_columns(table: blocks.Table) -> set[int]:
-    """The columns without a number."""
+    """Indices of the columns without a number."""
     columns = enumerate(zip(*table.rows, strict=True))
     return {i for i, cells in columns if all(cell.value is None for cell in cells)}
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is: no tag, no table border, no line break."""
+    """Text escaped for Markdown: no tags, table borders or line breaks."""
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")
 
 
@@ -183,20 +185,20 @@ def _table(table: blocks.Table) -> list[str]:
     return _with_note(_grid(table.title, table.columns, rows), table.note)
 
 
-# Points of a chart that have a column each in its table.
+# Up to this many points of a chart get a column each in its table.
 FEW_POINTS = 8
 
 
 def _line_chart(chart: blocks.LineChart) -> list[str]:
-    """All its points where they are few, else the first and the last of each line."""
+    """A table of all points if they are few, otherwise of each line's first and last point."""
     title = f"{chart.title} ({chart.y} by {chart.x})"
     places = sorted({point.x for series in chart.series for point in series.points})
     if len(places) <= FEW_POINTS:
         columns = [_place(chart, x) for x in places]
         rows = []
         for series in chart.series:
-            there = {point.x: _height(point) for point in series.points}
-            rows.append([series.name, *(there.get(x, blocks.NO_VALUE.text) for x in places)])
+            known = {point.x: _height(point) for point in series.points}
+            rows.append([series.name, *(known.get(x, blocks.NO_VALUE.text) for x in places)])
     else:
         columns = ["first", "last"]
         rows = []
@@ -238,7 +240,7 @@ def _heat_map(heat_map: blocks.HeatMap) -> list[str]:
 
 
 MARKDOWN: dict[type, Callable[[Any], list[str]]] = {
-    blocks.Missing: lambda block: [f"{plain(block.what)} To make it: `{plain(block.command)}`"],
+    blocks.Missing: lambda block: [f"{plain(block.what)} To get it, run `{plain(block.command)}`"],
     blocks.Text: lambda block: [plain(block.text)],
     blocks.Table: _table,
     blocks.LineChart: _line_chart,

@@ -1,4 +1,4 @@
-"""The scores: tasks by models, with intervals."""
+"""The section of scores: tasks by models, with intervals."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from pipelines.report.summary import Column, not_asked, score_notes
 def section(record: Record) -> Section:
     """Rows: tasks. Columns: base, mid-k, post-k."""
     models = record.columns
-    lead = "Accuracy in percent on held-out questions; the small figures are 95% intervals."
+    lead = "Accuracy in percent on held-out questions. The small figures are 95% intervals."
     if not models:
         missing = Missing(
             "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
         )
         return Section("scores", "Scores", lead, [missing])
     blocks = [
-        _table(models), *map(Text, score_notes(models)), *_not_asked(models),
-        *_through_rounds(models), *_differences(models), _drawn(models),
+        _table(models), *map(Text, score_notes(models)), *_not_evaluated(models),
+        *_through_rounds(models), *_differences(models), _sampled(models),
     ]  # fmt: skip
     return Section("scores", "Scores", lead, blocks)
 
@@ -48,10 +48,10 @@ def _table(models: list[Column]) -> Table:
     for domain in dict.fromkeys(d for m in models for d in m.result["bits_per_byte"]):
         rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain, models) for m in models)])
     return Table(
-        "Every task, every model", ["task", *(m.title for m in models)], rows, strong,
-        "Intervals: Wilson for a task, normal for the average. Bits per byte of held-out text: "
-        "lower is better; intervals over blocks of documents, differences to round 0 paired by "
-        "block.",
+        "Scores by task and model", ["task", *(m.title for m in models)], rows, strong,
+        "Intervals: Wilson for a task, normal for the average. Bits per byte of held-out text "
+        "(lower is better): intervals over blocks of documents; differences from round 0 are "
+        "paired by block.",
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def _average(model: Column) -> Cell:
 
 
 def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
-    """Bits per byte with its interval, and the paired difference to the same part of round 0."""
+    """Bits per byte with its interval, and the paired difference from the same part of round 0."""
     found = model.result["bits_per_byte"].get(domain)
     if not found:
         return NO_VALUE
@@ -87,19 +87,19 @@ def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
             if (found_difference := bits_difference(first, second)) is not None:
                 mean, spread = found_difference
                 around = "" if spread is None else f" ± {spread:.3f}"
-                notes.append(f"{mean:+.3f}{around} to {plain.title}")
+                notes.append(f"{mean:+.3f}{around} vs {plain.title}")
     return Cell(f"{found['bits_per_byte']:.3f}", "; ".join(notes), found["bits_per_byte"])
 
 
-def _not_asked(models: list[Column]) -> list[Block]:
+def _not_evaluated(models: list[Column]) -> list[Block]:
     rows = [[Cell(name), Cell(why)] for name, why in not_asked(models).items()]
     if not rows:
         return []
-    return [Table("Not asked", ["benchmark", "reason"], rows)]
+    return [Table("Not evaluated", ["benchmark", "reason"], rows)]
 
 
 def _differences(models: list[Column]) -> list[Block]:
-    """Every model less every one before it, where both were asked the same questions."""
+    """Each model minus each earlier one, if both answered the same questions."""
     bits = [model.bits() for model in models]
     asked = [model.asked() for model in models]
     rows = [
@@ -117,9 +117,10 @@ def _differences(models: list[Column]) -> list[Block]:
         return []
     return [
         Table(
-            "Differences, row less column", ["", *(model.title for model in models[:-1])], rows,
-            note="Of the average accuracy, in percentage points, with 95% intervals of a bootstrap "
-            "that pairs the questions. One of twenty true zeros lies outside of its interval.",
+            "Differences, row minus column", ["", *(model.title for model in models[:-1])], rows,
+            note="Differences of the average accuracy in percentage points, with 95% intervals of "
+            "a bootstrap paired by question. An interval misses a true difference of 0 once in "
+            "twenty times.",
         )
     ]  # fmt: skip
 
@@ -129,8 +130,8 @@ def _difference(first: dict[str, list[int]], second: dict[str, list[int]]) -> Ce
     return Cell(f"{100 * mean:+.1f}", f"\N{PLUS-MINUS SIGN} {100 * half:.1f}", mean)
 
 
-def _drawn(models: list[Column]) -> Block:
-    """Whether a model got narrower: drawn answers, a mean over tasks with half its interval."""
+def _sampled(models: list[Column]) -> Block:
+    """pass@k and entropy of the samples, means over tasks with half their intervals."""
     found = {
         m.title: [t["sampled"] for t in m.result["tasks"].values() if "sampled" in t]
         for m in models
@@ -138,24 +139,24 @@ def _drawn(models: list[Column]) -> Block:
     names = list(dict.fromkeys(name for of in found.values() for t in of for name in t))
     if not names:
         return Missing(
-            "No answers were drawn, so that pass@k and the entropy of the answers are not known; "
-            "bits per byte above say whether the model forgot text.",
-            "remit eval --model RUN/base --run-dir RUN stage.name=drawn eval.tasks.TASK.samples=16",
+            "No answers were sampled, so pass@k and the entropy of the answers are unknown.",
+            "remit eval --model RUN/base --run-dir RUN stage.name=sampled "
+            "eval.tasks.TASK.samples=16",
         )
     rows = [
         [
             Cell(f"{name}, {'nats' if name == 'entropy' else 'percent'}"),
-            *(_mean_drawn([t[name] for t in of if name in t], name) for of in found.values()),
+            *(_mean_sampled([t[name] for t in of if name in t], name) for of in found.values()),
         ]
         for name in names
     ]
     return Table(
-        "Drawn answers", ["", *found], rows, note="Several answers were drawn to each question. A "
-        "narrower model has a lower entropy, and a pass@k that grows less with k.",
+        "Samples", ["", *found], rows, note="Several answers were sampled per question. A model "
+        "whose answers vary less has a lower entropy, and its pass@k grows less with k.",
     )  # fmt: skip
 
 
-def _mean_drawn(scores: list[dict[str, float]], name: str) -> Cell:
+def _mean_sampled(scores: list[dict[str, float]], name: str) -> Cell:
     if not scores:
         return NO_VALUE
     unit = 1 if name == "entropy" else 100
@@ -166,7 +167,7 @@ def _mean_drawn(scores: list[dict[str, float]], name: str) -> Cell:
 
 
 def _through_rounds(models: list[Column]) -> list[Block]:
-    """Average accuracy by round, where there are two rounds or more."""
+    """Average accuracy by round, if the run has two rounds or more."""
     found: dict[str, list[Point]] = {"mid": [], "post": []}
     for model in models:
         part, _, number = model.title.rpartition("-")
@@ -183,7 +184,7 @@ def _through_rounds(models: list[Column]) -> list[Block]:
         LineChart(
             "Average accuracy by round", "round", "percent", series,
             [f"{n}" if n else "0 (plain)" for n in numbers],
-            "Whiskers are 95% intervals of each average; differences have the paired ones above.",
+            "Whiskers are 95% intervals of each average; compare rounds by the differences above.",
             PERCENT,
         )
     ]  # fmt: skip

@@ -1,7 +1,4 @@
-"""What a flywheel shows for itself: the score table, the post-training steps, the expectations.
-
-Reads finished stages of a run directory; knows nothing of how they ran.
-"""
+"""Results of finished stages: columns of the score table, facts for `--json`, expectations."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from pipelines.run_dir.paths import RunDir
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluated model of the table.
+    """One evaluated model, a column of the score table.
 
     Attributes:
         title: base, mid-0, post-0, ...
-        result: the eval stage's result.
+        result: result of the evaluation stage.
     """
 
     title: str
@@ -31,14 +28,14 @@ class Column:
         return float(self.result["tasks"][task]["accuracy"])
 
     def asked(self) -> dict[str, tuple[int, str]]:
-        """Per task the number of its questions and their hash: equal for the same questions."""
+        """The number and the hash of each task's questions: equal for the same questions."""
         return {
             name: (task["questions"], task.get("questions_sha256", ""))
             for name, task in self.result["tasks"].items()
         }
 
     def bits(self) -> dict[str, list[int]]:
-        """Per task, 1 for each question answered right, else 0."""
+        """For each task, 1 per question answered correctly and 0 per other question."""
         return {
             name: [int(bit) for bit in task["bits"]] for name, task in self.result["tasks"].items()
         }
@@ -54,7 +51,7 @@ def column_title(stage: str) -> str:
 
 
 def columns(results: dict[str, dict[str, Any]]) -> list[Column]:
-    """The evaluated models among results by stage name, in their order."""
+    """The evaluated models among results by stage name, in the same order."""
     return [
         Column(column_title(name), name, result)
         for name, result in results.items()
@@ -63,12 +60,12 @@ def columns(results: dict[str, dict[str, Any]]) -> list[Column]:
 
 
 def not_asked(columns: Sequence[Column]) -> dict[str, str]:
-    """Benchmarks that could not be asked, with the reason."""
+    """Benchmarks that could not be evaluated, with the reason."""
     return {k: why for c in columns for k, why in c.result.get("not_asked", {}).items()}
 
 
 def score_notes(columns: Sequence[Column]) -> list[str]:
-    """What a reader of the averages of some models must know, a sentence each."""
+    """Caveats on the averages of some models, one sentence each."""
     notes = []
     asked: dict[tuple[tuple[str, tuple[int, str]], ...], list[str]] = {}
     for column in columns:
@@ -91,12 +88,12 @@ def score_notes(columns: Sequence[Column]) -> list[str]:
     }
     if left_out:
         counts = ", ".join(f"{count:,} of {name}" for name, count in left_out.items())
-        notes.append(f"Left out, since they stand in training text: {counts}.")
+        notes.append(f"Excluded, since they occur in training text: {counts}.")
     return notes
 
 
 def stage_facts(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each gradient stage reports alone, by stage name."""
+    """The facts of each stage that `--json` and the report show, by stage name."""
     return {
         name: {key: result[key] for key in kind_of(result["kind"]).facts if key in result}
         for name, result in results.items()
@@ -105,12 +102,12 @@ def stage_facts(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def read_results(run: RunDir, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Results of the complete stages among `names`."""
+    """The results of the complete stages among `names`."""
     return {name: run.stage(name).read_result() for name in names if run.stage(name).is_complete()}
 
 
 def as_json(run: RunDir, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One JSON object of a finished command: scores by model, facts and folders by stage."""
+    """The JSON object of a finished command: scores by model, facts and folders by stage."""
     scores = {
         c.title: {
             "average": c.result.get("average"),
@@ -141,7 +138,7 @@ def _without_bits(score: dict[str, Any]) -> dict[str, Any]:
 
 
 def analysis_facts(result: dict[str, Any]) -> dict[str, Any]:
-    """What an analysis says, without its excerpts."""
+    """The result of an analysis, without its text excerpts."""
     rounds = [{k: v for k, v in r.items() if k != "sequences"} for r in result["rounds"]]
     return {
         "dynamics_reference": result["dynamics_reference"],
@@ -159,18 +156,20 @@ def analysis_facts(result: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Expectation:
-    """One thing the built-in world is calibrated to show, and whether this run showed it."""
+    """One expected behaviour of the built-in world, and whether this run showed it."""
 
     text: str
     met: bool
     measured: str
 
 
-def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -> list[Expectation]:
-    """What a default run of the built-in world must show. ReMiT beating NTP is not among it.
+def expectations(
+    results: dict[str, dict[str, Any]], constant_answer_accuracy: dict[str, float]
+) -> list[Expectation]:
+    """The expected behaviours of a default run. That ReMiT beats NTP is not one of them.
 
     Args:
-        chance: accuracy of the best constant answer, per family.
+        constant_answer_accuracy: accuracy of the best constant answer, per family.
     """
     models = {c.title: c for c in columns(results)}
     wanted = [models.get(title) for title in ("base", "mid-0", "post-0")]
@@ -180,7 +179,11 @@ def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -
     mid_average, post_average = mid.result["average"], post.result["average"]
     gain, half = paired_difference(mid.bits(), post.bits())
     highest = max(mid.result["tasks"].items(), key=lambda item: item[1]["accuracy"])
-    above = [f for f, score in post.result["tasks"].items() if score["interval"][0] > chance[f]]
+    above = [
+        family
+        for family, score in post.result["tasks"].items()
+        if score["interval"][0] > constant_answer_accuracy[family]
+    ]
     found = [
         Expectation(
             "mid-0 average between 10% and 60%, above the base",
@@ -198,7 +201,7 @@ def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -
             f"highest {highest[0]} {highest[1]['accuracy']:.1%}",
         ),
         Expectation(
-            "at least eight of ten families above chance after post-0",
+            "post-0 above the best constant answer in at least eight of ten families",
             len(above) >= 8,
             f"{len(above)} of {len(post.result['tasks'])}",
         ),
@@ -207,7 +210,7 @@ def expectations(results: dict[str, dict[str, Any]], chance: dict[str, float]) -
 
 
 def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
-    """Those of the single steps, over all rounds; none of a step that the plan has not."""
+    """The expectations of single steps over all rounds, for the steps that the plan has."""
 
     def of(kind: str) -> dict[str, dict[str, Any]]:
         return {n.split("/")[0]: r for n, r in results.items() if r["kind"] == kind}
@@ -221,17 +224,17 @@ def _step_expectations(results: dict[str, dict[str, Any]]) -> list[Expectation]:
             lambda r: f"{r['heldout_pair_accuracy']:.2f}",
         ),
         _in_every_round(
-            "RLVR: mean reward of the last quarter above the first", rlvr,
+            "RLVR: mean reward of the last quarter above that of the first", rlvr,
             lambda r: r["reward_last_quarter"] > r["reward_first_quarter"],
             lambda r: f"{r['reward_first_quarter']:.2f} to {r['reward_last_quarter']:.2f}",
         ),
         _in_every_round(
-            "RLVR: share of groups without reward variance below 0.8", rlvr,
+            "RLVR: share of zero-variance groups below 0.8", rlvr,
             lambda r: r["zero_variance_groups"] < 0.8,
             lambda r: f"{r['zero_variance_groups']:.2f}",
         ),
         _in_every_round(
-            "ReMiT: spread of the weights above 0.01 in every round", remit,
+            "ReMiT: standard deviation of the token weights above 0.01", remit,
             lambda r: r["weight_std"] > 0.01,
             lambda r: f"{r['weight_std']:.3f}",
         ),

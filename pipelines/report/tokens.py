@@ -1,7 +1,7 @@
-"""What ReMiT weights: the token map, the classes of tokens, the way of the model, contamination.
+"""What ReMiT weights: token map, weights by group, how the model moved; and contamination.
 
-Reads `analysis/result.json` and `contamination/result.json`. Text that may not be published, or
-is not wanted, is left out here and so never reaches a page.
+Reads `analysis/result.json` and `contamination/result.json`. Text that may not or should not be
+published is removed here, so that it never reaches a page.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ CONTAMINATION = "remit contamination --config RECIPE --run-dir RUN"
 def heat_map_section(record: Record, with_text: bool) -> Section:
     """Training sequences coloured by weight."""
     lead = (
-        "Training text as the mid-training saw it. Orange tokens count more than 1, blue ones "
-        "less; grey ones are no targets. Point at a token, or tab to a text and use "
-        "the arrow keys, for its weight, d and both log-probabilities."
+        "Training text as mid-training reads it. Orange tokens have a weight above 1, blue ones "
+        "below 1; grey ones are not targets. To see a token's weight, d and both "
+        "log-probabilities, point at it, or tab to a text and use the arrow keys."
     )
     rounds = _rounds(record)
     if not rounds:
-        return Section("tokens", "Token weights", "", [Missing("No token weights.", ANALYZE)])
+        return Section(
+            "tokens",
+            "Token weights",
+            "",
+            [Missing("The token weights were not measured.", ANALYZE)],
+        )
     each = max(1, MOST_SEQUENCES // len(rounds))
     found = [
         _sequence(f"{_round_name(part)}, text {number}", given, with_text)
@@ -51,7 +56,9 @@ def heat_map_section(record: Record, with_text: bool) -> Section:
         for number, given in enumerate(_spread(part["sequences"], each), 1)
     ]
     if not found:
-        return Section("tokens", "Token weights", "", [Missing("No sequences.", ANALYZE)])
+        return Section(
+            "tokens", "Token weights", "", [Missing("The analysis has no sequences.", ANALYZE)]
+        )
     return Section("tokens", "Token weights", lead, [HeatMap(found[:MOST_SEQUENCES])])
 
 
@@ -64,7 +71,7 @@ def _round_name(part: dict[str, Any]) -> str:
 
 
 def _spread(sequences: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """So many of them, the domains in turn."""
+    """`count` of the sequences, taking the domains in turn."""
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for sequence in sequences:
         by_domain.setdefault(sequence["domain"], []).append(sequence)
@@ -93,14 +100,14 @@ def _sha256(text: str) -> str:
 
 
 def dynamics_section(record: Record, with_text: bool) -> Section:
-    """What is up-weighted, and how far each checkpoint is from its reference."""
+    """Weights by group of tokens, and the distance of each checkpoint from the reference."""
     lead = (
-        "Which tokens count more when mid-training starts, and how the model then moves towards "
-        "the RL-tuned one."
+        "Which tokens get higher weights when mid-training starts, and how the model then moves "
+        "towards the RL-tuned one."
     )
     if record.analysis is None:
-        missing = Missing("The weights and checkpoints were not analyzed.", ANALYZE)
-        return Section("dynamics", "What is up-weighted", lead, [missing])
+        missing = Missing("The token weights and checkpoints were not analyzed.", ANALYZE)
+        return Section("dynamics", "Which tokens ReMiT up-weights", lead, [missing])
     blocks: list[Block] = []
     for part in _rounds(record):
         name = _round_name(part)
@@ -110,10 +117,10 @@ def dynamics_section(record: Record, with_text: bool) -> Section:
         blocks += [*_clip_table(name, part), *_extremes(name, part, with_text)]
     blocks += _gaps(record.analysis)
     blocks += _movement(record.analysis.get("movement", []))
-    # What is said beside the curves of the training is not said again.
-    said = record.analysis.get("accuracy_missing", "")
-    blocks += [Text(text) for text in record.analysis.get("missing", []) if text != said]
-    return Section("dynamics", "What is up-weighted", lead, blocks)
+    # The training section shows this reason already.
+    shown = record.analysis.get("accuracy_missing", "")
+    blocks += [Text(text) for text in record.analysis.get("missing", []) if text != shown]
+    return Section("dynamics", "Which tokens ReMiT up-weights", lead, blocks)
 
 
 def _weights_by(
@@ -135,14 +142,14 @@ def _weights_by(
     ]  # fmt: skip
     clipped = max(g["clipped_low"] + g["clipped_high"] for g in known.values())
     tokens = sum(group["tokens"] for group in known.values())
-    note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are at the clip."
+    note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are clipped."
     if at_end:
-        note += " Full dots: the base is the learner; hollow: the model that the round ends in."
+        note += " Filled dots: at the start of mid-training; hollow dots: at its end."
     return [DotPlot(title, "mean weight", dots, 1.0, note)]
 
 
 def _clip_table(name: str, part: dict[str, Any]) -> list[Block]:
-    """The share of each group's weights at the ends of the clip range, at the start and the end."""
+    """Share of clipped weights per group, at the start and at the end of mid-training."""
     learners = [part, *([part["at_end"]] if "at_end" in part else [])]
     rows = []
     for key in ("domains", "classes"):
@@ -161,8 +168,8 @@ def _clip_table(name: str, part: dict[str, Any]) -> list[Block]:
     ]
     return [
         Table(
-            f"Weights at the ends of the clip range, percent of targets, {name}", columns, rows,
-            note="Domains, then classes of tokens.",
+            f"Clipped weights, percent of targets, {name}", columns, rows,
+            note="The rows are the domains, then the classes of tokens.",
         )
     ]  # fmt: skip
 
@@ -176,15 +183,17 @@ def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:
     if not highest and not lowest:
         return []
     if not with_text:
-        return [Text(f"The tokens of the highest and lowest weights of {name} are left out.")]
+        return [
+            Text(f"This report omits the tokens with the highest and lowest weights of {name}.")
+        ]
     rows = [
         [*_extreme(highest, i), *_extreme(lowest, i)]
         for i in range(min(12, max(len(highest), len(lowest))))
     ]
     return [
         Table(
-            f"Tokens of the highest and the lowest mean weight, {name}",
-            ["highest", "weight", "seen", "lowest", "weight", "seen"], rows,
+            f"Tokens with the highest and lowest mean weights, {name}",
+            ["highest", "weight", "count", "lowest", "weight", "count"], rows,
         )
     ]  # fmt: skip
 
@@ -201,7 +210,7 @@ def _extreme(entries: list[dict[str, Any]], index: int) -> list[Cell]:
 
 
 def _gaps(analysis: dict[str, Any]) -> list[Block]:
-    """One line a domain along the checkpoints of each round, from the base on."""
+    """One line per domain over the checkpoints of each round, starting with the base."""
     dynamics: list[dict[str, Any]] = analysis.get("dynamics", [])
     reference = analysis.get("dynamics_reference") or "the RL-tuned model"
     base = [entry for entry in dynamics if entry["round"] is None]
@@ -227,13 +236,13 @@ def _gap_chart(number: int, reference: str, along: list[dict[str, Any]]) -> Line
         for index, domain in enumerate(domains)
     ]
     return LineChart(
-        f"Reference less checkpoint, round {number}",
-        "checkpoint, in the order of training; step of its stage",
-        "log-probability a token, nats",
+        f"Reference minus checkpoint, round {number}",
+        "checkpoint in the order of training (step of its stage)",
+        "log-probability per token, nats",
         series,
         [_checkpoint(entry) for entry in along],
-        f"Mean over held-out text: 0 where the checkpoint predicts as {reference} does. "
-        "The vertical lines are the base and the end of its annealing; whiskers are 95% intervals.",
+        f"Mean over held-out text; at 0 the checkpoint predicts as well as {reference}. The "
+        "vertical lines mark the base and the end of mid-training; whiskers are 95% intervals.",
         marks=[
             i
             for i, entry in enumerate(along)
@@ -246,7 +255,7 @@ def _checkpoint(entry: dict[str, Any]) -> str:
     last = str(entry["checkpoint"]).rpartition("/")[2]
     if "@" in last:
         return f"step {entry['step']}"
-    names = {"10-mid-train": "annealed", "20-sft": "SFT", "30-dpo": "DPO", "40-rlvr": "RLVR"}
+    names = {"10-mid-train": "mid-trained", "20-sft": "SFT", "30-dpo": "DPO", "40-rlvr": "RLVR"}
     return names.get(last, last)
 
 
@@ -262,7 +271,7 @@ def _movement(movement: list[dict[str, Any]]) -> list[Block]:
     ]  # fmt: skip
     if not dots:
         return []
-    note = "Divergence between the two models on held-out text, with 95% intervals."
+    note = "KL divergence between the two models on held-out text, with 95% intervals."
     return [
         DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note),
         *_movement_by_domain(movement),
@@ -281,7 +290,13 @@ def _movement_by_domain(movement: list[dict[str, Any]]) -> list[Block]:
         return []
     rows = [[Cell(name), *(_kl(of.get(domain)) for domain in domains)]
             for name, of in moved.items()]  # fmt: skip
-    return [Table("The same by domain, KL in nats per token", ["part", *domains], rows)]
+    return [
+        Table(
+            "How far each part moved the model by domain, KL in nats per token",
+            ["part", *domains],
+            rows,
+        )
+    ]
 
 
 def _kl(moved: dict[str, Any] | None) -> Cell:
@@ -300,15 +315,17 @@ def _with_half(value: float, half: float | None) -> str:
 
 
 def contamination_section(record: Record, with_text: bool) -> Section:
-    """Questions of the evaluations that stand in the training text."""
+    """Evaluation questions that occur in the training text."""
     title = "Contamination"
     if record.contamination is None:
-        missing = Missing("The training text was not searched for questions.", CONTAMINATION)
+        missing = Missing(
+            "The training text was not searched for evaluation questions.", CONTAMINATION
+        )
         return Section("contamination", title, "", [missing])
     found = record.contamination
     lead = (
-        f"A question counts as contaminated where {found['ngram']} of its words in a row, or all "
-        "of it, stand in the training text."
+        f"A question counts as contaminated if {found['ngram']} consecutive words of it, or the "
+        "whole question, occur in the training text."
     )
     rows, examples = [], []
     for task, given in found["evals"].items():

@@ -1,4 +1,4 @@
-"""Curves of the training: loss, learning rate, token weights, reward, throughput."""
+"""Training curves: loss, learning rate, token weights, reward, throughput."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ Line = dict[str, Any]
 
 
 def section(record: Record) -> Section:
-    """Small charts, one line for each round (and for each objective of a comparison)."""
+    """Small charts with one line per round, and per objective of a comparison."""
     own = [s for s in record.stages.values() if not s.name.startswith(f"{FOLDER}/")]
     compared = _first_seed(record)
     blocks: list[Block] = [*_charts(own, _round_series), *_charts(compared, _arm_series)]
     if record.columns or record.analysis:
-        blocks.insert(0, _along_annealing(record.analysis))
+        blocks.insert(0, _during_mid_training(record.analysis))
     if not blocks:
-        blocks = [Missing("No stage has trained yet.", record.going_on)]
-    lines = "One line for each round; round 0 is the plain one." if own else ""
+        blocks = [Missing("No stage has trained yet.", record.resume_command)]
+    lines = "Each line is a round; round 0 is plain training." if own else ""
     if compared:
-        lines += f" Of the comparison, one line for each objective, {_seed_folder(compared)}."
+        lines += f" For the comparison, each line is an objective, {_seed_folder(compared)}."
     lead = (
-        f"{lines.strip()} A weighted loss and a plain one are different quantities: compare models "
-        "by their scores."
+        f"{lines.strip()} Do not compare a weighted loss with a plain one, since they are "
+        "different quantities: compare models by their scores."
     )
     return Section("training", "Training", lead, blocks)
 
 
-def _along_annealing(analysis: dict[str, Any] | None) -> Block:
-    """Accuracy of the models kept along the annealing of each round, from the base on."""
+def _during_mid_training(analysis: dict[str, Any] | None) -> Block:
+    """Accuracy of the snapshots of each round's mid-training, starting with the base."""
     along = (analysis or {}).get("accuracy", [])
     if not along:
         why = (analysis or {}).get("accuracy_missing", "")
-        missing = Missing("Accuracy along the annealing was not measured.", "remit analyze RUN")
+        missing = Missing("Accuracy during mid-training was not measured.", "remit analyze RUN")
         return Text(why) if why else missing
     base = [entry for entry in along if entry["round"] is None]
     rounds = dict.fromkeys(entry["round"] for entry in along if entry["round"] is not None)
@@ -70,21 +70,21 @@ def _along_annealing(analysis: dict[str, Any] | None) -> Block:
     tasks = along[0]["tasks"]
     questions = sum(task["questions"] for task in tasks.values())
     return LineChart(
-        "Accuracy along the annealing", "percent of the annealing done",
+        "Accuracy during mid-training", "percent of the mid-training done",
         "average accuracy, percent", series,
-        note=f"From the base on, greedy answers to the first questions of each task, {questions:,} "
-        "in all. Whiskers are 95% intervals over questions.",
+        note=f"Greedy answers to the first questions of each task, {questions:,} in all; 0 percent "
+        "is the base. Whiskers are 95% intervals over questions.",
         limits=PERCENT,
     )  # fmt: skip
 
 
 def _seed_folder(stages: Sequence[StageRecord]) -> str:
-    """`seed 0` of stages in `compare/seed-0/`."""
+    """`seed 0` for stages in `compare/seed-0/`."""
     return stages[0].name.split("/")[1].replace("-", " ")
 
 
 def _first_seed(record: Record) -> list[StageRecord]:
-    """The stages of the first seed of a comparison, of arms of the table: variants may be many."""
+    """The first seed's stages of a comparison, without variants, of which there may be many."""
     compared = [s for s in record.stages.values() if s.name.startswith(f"{FOLDER}/seed-")]
     return [
         s for s in compared
@@ -135,7 +135,7 @@ def _series(
 
 
 def _value(curve: Curve, line: Line) -> float | None:
-    """The value of a curve in a log line; None where a part of it is missing."""
+    """The value of a curve in a log line; None if a key of the curve is missing."""
     parts = [line.get(key) for key in curve.keys]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
@@ -145,7 +145,7 @@ def _value(curve: Curve, line: Line) -> float | None:
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """At most MOST_POINTS, each the mean of its neighbours."""
+    """At most MOST_POINTS points, each the mean of consecutive ones."""
     width = math.ceil(len(points) / MOST_POINTS)
     if width < 2:
         return points

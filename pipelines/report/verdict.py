@@ -1,4 +1,4 @@
-"""The verdict: each round against round 0 on the same questions, and the wheel as it turned."""
+"""The main result: each round compared with round 0 on the same questions, and the flywheel."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from pipelines.report.record import Record, StageRecord
 
 @dataclass(frozen=True)
 class Gain:
-    """A round less round 0, in accuracy, paired by question.
+    """The accuracy of a round minus that of round 0, paired by question.
 
     Attributes:
         part: mid or post.
-        ours, plain: the two averages.
+        ours, plain: average accuracy of the round and of round 0.
         half: half the 95% interval of the difference.
     """
 
@@ -43,10 +43,11 @@ class Gain:
     questions: int
 
     @property
-    def word(self) -> str:
+    def direction(self) -> str:
+        """`above` or `below`; empty if the interval contains 0."""
         if self.difference - self.half > 0:
             return "above"
-        return "below" if self.difference + self.half < 0 else "not told apart from"
+        return "below" if self.difference + self.half < 0 else ""
 
     @property
     def interval(self) -> str:
@@ -59,7 +60,7 @@ def points(difference: float, half: float | None) -> str:
 
 
 def gains(record: Record) -> list[Gain]:
-    """Every evaluated round against round 0, after mid-training and after post-training."""
+    """Every evaluated round compared with round 0, after mid-training and after post-training."""
     models = {column.title: column for column in record.columns}
     found = []
     for title, column in models.items():
@@ -81,18 +82,19 @@ def gains(record: Record) -> list[Gain]:
 
 
 def headline(record: Record) -> str:
-    """The verdict in one sentence: the last post-trained round, else the last mid-trained one."""
+    """The main result in one sentence, of the last post-trained or else mid-trained round."""
     found = gains(record)
     if found:
         last = max(found, key=lambda gain: (gain.part == "post", gain.number))
-        if last.word == "not told apart from":
+        if not last.direction:
             return (
-                f"ReMiT round {last.number} cannot be told apart from plain training after "
-                f"{AFTER[last.part]}: {last.interval} points"
+                f"ReMiT round {last.number} is not significantly different from plain training "
+                f"after {AFTER[last.part]}: {last.interval} points"
             )
         return (
             f"ReMiT round {last.number} is {100 * abs(last.difference):.1f} "
-            f"± {100 * last.half:.1f} points {last.word} plain training after {AFTER[last.part]}"
+            f"± {100 * last.half:.1f} points {last.direction} plain training after "
+            f"{AFTER[last.part]}"
         )
     tables = comparison.tables(record.rows)
     for table in reversed(tables):
@@ -101,8 +103,8 @@ def headline(record: Record) -> str:
             return _compared(gain, table)
     if tables:
         arms = list(dict.fromkeys(arm for table in tables for arm in table.arms))
-        return f"A comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {_listed(arms)}"
-    return "No verdict yet: no round of ReMiT has been evaluated against round 0"
+        return f"Comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {_listed(arms)}"
+    return "No result yet: no round of ReMiT has been evaluated together with round 0"
 
 
 def _listed(names: list[str], most: int = 8) -> str:
@@ -111,31 +113,32 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 def _compared(gain: comparison.Gain, table: comparison.Comparison) -> str:
     count = len(gain.by_seed)
-    seeds = "one seed, so no interval" if gain.half is None else f"{count} seeds"
-    other = "plain mid-training" if gain.against == "ntp" else gain.against
+    seeds = "one seed, no interval" if gain.half is None else f"{count} seeds"
+    baseline = "plain mid-training" if gain.baseline == "ntp" else gain.baseline
     return (
-        f"ReMiT less {other} after {AFTER[table.point]}: "
+        f"ReMiT vs {baseline} after {AFTER[table.point]}: "
         f"{points(gain.mean, gain.half)} points, {seeds}"
     )
 
 
 def sentences(record: Record) -> list[str]:
-    """One sentence for each round and part."""
+    """One sentence per round and part."""
     return [
-        f"Round {gain.number} is {gain.word} round 0 after {AFTER[gain.part]}: {gain.ours:.1%} "
-        f"against {gain.plain:.1%}, {gain.interval} points on {gain.questions:,} paired questions."
+        f"Round {gain.number} is {gain.direction or 'not significantly different from'} round 0 "
+        f"after {AFTER[gain.part]}: {gain.ours:.1%} vs {gain.plain:.1%}, {gain.interval} points on "
+        f"{gain.questions:,} paired questions."
         for gain in gains(record)
     ]
 
 
 def section(record: Record) -> Section:
-    """The differences with their intervals, and the wheel."""
+    """The differences with their intervals, and the drawing of the flywheel."""
     blocks: list[Block] = []
     found = gains(record)
     if found:
         blocks.append(
             DotPlot(
-                "Difference to round 0",
+                "Difference from round 0",
                 "difference in average accuracy, percentage points",
                 [
                     Dot(
@@ -145,30 +148,33 @@ def section(record: Record) -> Section:
                     for gain in found
                 ],
                 reference=0.0,
-                note="Bars are 95% intervals, paired on the same questions. They cover the choice "
-                f"of questions, not another seed: this run has seed {record.seed}.",
+                note="Bars are 95% intervals, paired by question. They cover the choice of "
+                f"questions but not of the seed: this run has seed {record.seed}.",
             )
         )  # fmt: skip
     else:
         blocks.append(
             Missing(
-                "No round of ReMiT was evaluated beside a round 0.", "remit flywheel --iterations 1"
+                "No round of ReMiT was evaluated together with round 0.",
+                "remit flywheel --iterations 1",
             )
         )
     drawn = wheel(record)
     if drawn.rounds or drawn.base:
         blocks.append(drawn)
     else:
-        blocks.append(Missing("No round has been planned here.", "remit flywheel --iterations 1"))
+        blocks.append(
+            Missing("This run directory has no planned round.", "remit flywheel --iterations 1")
+        )
     lead = (
-        "Every round mid-trains the same base again. From round 1 on, the post-trained model of "
-        "the round before weights the tokens."
+        "Every round mid-trains the same base model again. From round 1 on, the post-trained model "
+        "of the previous round weights the tokens."
     )
     return Section("verdict", "The flywheel", lead, blocks)
 
 
 def score(stage: StageRecord) -> str:
-    """What a stage reached, in two or three words."""
+    """The result or progress of a stage in two or three words."""
     result = stage.result
     if not result:
         at = stage.metrics[-1:] if stage.state == "running" else []
@@ -184,7 +190,7 @@ def score(stage: StageRecord) -> str:
 
 
 def wheel(record: Record) -> Wheel:
-    """The stages by round, done or still to do."""
+    """The stages by round, finished or not."""
     base = record.stages.get(BASE)
     numbers = sorted({s.round for s in record.stages.values() if s.round is not None})
     return Wheel(

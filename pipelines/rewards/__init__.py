@@ -1,4 +1,4 @@
-"""Rewards: how a completion is judged against a gold answer."""
+"""Rewards: judge a completion against a gold answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Judge = Callable[[str, str], float]
 
 
 def judge(kind: str) -> Judge:
-    """The reward of a kind: `judge(kind)(completion, answer)` is 1.0 for right, 0.0 for wrong.
+    """Return the reward function of a kind: it maps (completion, answer) to 1.0 or 0.0.
 
     Args:
         kind: `world`, `math`, `exact` or `code`, as in a source's `reward`. For `code` the answer
-            is a program's tests.
+            is the tests that the program must pass.
 
     Raises:
-        UserError: another kind.
+        UserError: the kind is unknown.
     """
     if kind == "world":
         from pipelines.rewards.world import reward
@@ -28,15 +28,15 @@ def judge(kind: str) -> Judge:
     elif kind == "code":
         from pipelines.rewards.code import reward
     else:
-        raise UserError(f"reward '{kind}': choose world, math, exact or code")
+        raise UserError(f"unknown reward '{kind}': choose world, math, exact or code")
     return reward
 
 
 def judge_all(kind: str, judged: Sequence[tuple[str, str]]) -> list[float]:
-    """The reward of each (completion, answer); programs and mathematics several at a time.
+    """Compute the reward of each (completion, answer); kinds `code` and `math` run in parallel.
 
     Raises:
-        UserError: no such kind, or `code` where the sandbox is not available.
+        UserError: the kind is unknown, or it is `code` and the sandbox is not available.
     """
     if kind == "code":
         from pipelines.rewards.code import rewards

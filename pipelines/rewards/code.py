@@ -1,7 +1,7 @@
-"""Reward of a program: 1.0 if it passes the tests that are the record's answer, in the sandbox.
+"""Reward of a program: 1.0 if it passes the tests in the record's answer, run in the sandbox.
 
-The program of a completion is the last fenced block marked as Python, else the last fenced block
-without a mark, else the whole text.
+The program is the last fenced block of the completion that is marked as Python, else the last
+unmarked fenced block, else the whole completion.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _MARKS = (("python", "py", "python3"), ("",))
 
 
 def reward(completion: str, answer: str) -> float:
-    """1.0 where the completion's program passes the tests, else 0.0."""
+    """1.0 if the completion's program passes the tests, else 0.0."""
     return rewards([(completion, answer)])[0]
 
 
 def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
-    """The reward of each (completion, tests); several at a time, on this rank's share of the cores.
+    """Compute the reward of each (completion, tests), in parallel on this rank's share of cores.
 
     Raises:
-        UserError: the sandbox is not available here.
+        UserError: the sandbox is not available on this machine.
     """
     workers = max(1, num_cores() // int(os.environ.get("WORLD_SIZE", "1")))
     programs = [(program(completion), tests) for completion, tests in judged]
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.moves)
+    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
     return [float(outcome.passed) for outcome in outcomes]
 
 
 def program(completion: str) -> str:
-    """The program that a completion contains."""
+    """Extract the program from a completion."""
     blocks = [(mark.strip().lower(), text) for mark, text in _FENCED.findall(completion)]
     for marks in _MARKS:
         found: list[str] = [text for mark, text in blocks if mark in marks]

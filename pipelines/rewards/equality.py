@@ -1,4 +1,4 @@
-"""Mathematical equality of two answers, through math-verify; runs in a verifier's worker alone."""
+"""Mathematical equality of two answers, by math-verify; runs only in a verifier's worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from math_verify import parse, verify
 
 _MARKER = "####"
-# Words outside a LaTeX command: such an answer is prose around an expression.
+# A word outside a LaTeX command: the answer is then prose around an expression.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
@@ -18,9 +18,9 @@ def equal(text: str, final: str, answer: str) -> bool:
 
     Args:
         text: the end of the completion.
-        final: its final answer; counts alone where `text` marks one by `####`.
+        final: its final answer; used instead of `text` if `text` marks one with `####`.
     """
-    # No limits of the library's own: they are signals, and the worker has harder ones.
+    # Turn off the library's timeouts: they use signals, and the worker has stricter limits.
     found = _parse(final) if _MARKER in text else parse(text, parsing_timeout=None)
     return bool(verify(_parse_gold(answer), found, timeout_seconds=None))
 
@@ -31,7 +31,7 @@ def _parse_gold(answer: str) -> Any:
 
 
 def _parse(expression: str) -> Any:
-    # A bare expression is read whole only inside LaTeX marks: from a bare 2x+3 the parser takes 2.
+    # Put a bare expression in LaTeX marks: from 2x+3 without marks the parser reads only 2.
     marked = "$" in expression or "\\boxed" in expression or _WORD.search(expression)
     found = [] if marked else parse(f"${expression}$", parsing_timeout=None)
     return found or parse(expression, parsing_timeout=None)

@@ -1,14 +1,14 @@
-"""Reward by comparison: the final answer of a completion equals the gold answer.
+"""Reward by comparison: 1.0 if the final answer of a completion equals the gold answer.
 
-The final answer is, by the first rule that applies:
+The final answer is found by the first rule that applies:
 1. the rest of the line after the last `####`;
 2. the rest of the line after the last `answer is` or `answer:` (case ignored);
 3. the last line that is not blank.
 
-If the gold answer is a number, the number in the final answer is compared by value: the first one
-after a marker (rules 1 and 2), the last one of a last line (rule 3). `$`, a percent sign and
-thousands separators are no part of a number. Other answers are compared as text, blind to case,
-white space, surrounding quotes and a full stop.
+If the gold answer is a number, a number in the final answer is compared by value: the first one
+after a marker (rules 1 and 2), or the last one in the last line (rule 3). `$`, a percent sign and
+thousands separators are ignored. Other answers are compared as text, ignoring case, white space,
+surrounding quotes and a full stop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_IN_NUMBER = str.maketrans("", "", "$,%")
 
 
 def reward(completion: str, answer: str) -> float:
-    """1.0 where the final answer equals the gold answer, else 0.0."""
+    """1.0 if the final answer equals the gold answer, else 0.0."""
     final, is_marked = final_answer(completion)
     gold = as_number(answer)
     if gold is None:
@@ -37,7 +37,7 @@ def reward(completion: str, answer: str) -> float:
 
 
 def final_answer(completion: str) -> tuple[str, bool]:
-    """The text that counts as the final answer, and whether a marker announced it."""
+    """The final answer of a completion, and whether a marker precedes it."""
     for marker in _MARKERS:
         end = max((match.end() for match in marker.finditer(completion)), default=-1)
         if end >= 0:
@@ -56,5 +56,5 @@ def as_number(text: str) -> Fraction | None:
 
 
 def normal_text(text: str) -> str:
-    """Text without what two equal answers may differ in."""
+    """Normalize an answer: drop case, extra white space, quotes and a final full stop."""
     return " ".join(text.lower().split()).rstrip(".").strip("\"' ")

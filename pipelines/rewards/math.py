@@ -1,10 +1,10 @@
-"""Reward by mathematical equality, through math-verify.
+"""Reward by mathematical equality, with math-verify.
 
-A completion is right if its final answer (`exact` says which text that is) is the gold answer as
-text or as a plain number, which also covers answers that are no mathematics, like `True`. Else
-math-verify compares, in a killable child: what follows the last `####`, or without one the
-expression that it finds. What the library cannot parse, or not within its limits, is wrong; a gold
-answer of more than 4,000 characters is compared as text alone.
+A completion is right if its final answer (extracted as in `exact`) equals the gold answer as text
+or as a plain number; this also covers answers that are not mathematics, like `True`. Otherwise
+math-verify compares them, in a child process that can be killed. It reads what follows the last
+`####` or, without one, the expression that it finds. An answer that it cannot parse within its
+limits is wrong. A gold answer of more than 4,000 characters is compared only as text.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from pipelines.rewards.exact import as_number, final_answer, normal_text
 from pipelines.rewards.verifier import verdicts
 
-# Only the end can hold the answer, and parsing time grows with the text.
+# The answer is at the end of a completion, and parsing time grows with the text.
 _MAX_CHARACTERS = 4000
 
 
 def reward(completion: str, answer: str) -> float:
-    """1.0 where the completion's final answer equals the gold answer mathematically, else 0.0."""
+    """1.0 if the completion's final answer equals the gold answer mathematically, else 0.0."""
     return rewards([(completion, answer)])[0]
 
 
 def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
-    """The reward of each (completion, answer); only what is not plainly equal is handed on."""
+    """Compute the reward of each (completion, answer); math-verify runs only if texts differ."""
     found = [0.0] * len(judged)
     hard: dict[tuple[str, str, str], list[int]] = {}
     for at, (completion, answer) in enumerate(judged):

@@ -2,6 +2,10 @@
 
 One server a process, started with the first request (`verifier_server`), and up to one worker for
 each core of this rank. The calling process is only ever waiting in `poll`.
+
+A pool of a library does less. The workers of pebble share one pipe and its lock, so that the kill
+of an idle worker breaks the pool; they inherit the rank's environment, with its tokens, and import
+the rank's main module, with torch.
 """
 
 from __future__ import annotations
@@ -142,14 +146,14 @@ class Verifier:
                     self._lose(at, lost, left, verdicts)
                     continue
                 verdicts[at] = verdict
-                heartbeat.moves()
+                heartbeat.tick()
         return verdicts
 
     def _lose(self, at: int, lost: set[int], left: deque[int], verdicts: list[Verdict]) -> None:
         """A request whose worker was gone, for no fault of its own: once more, then no verdict."""
         if at in lost:
             verdicts[at] = Verdict(error="the verifier was gone twice")
-            heartbeat.moves()
+            heartbeat.tick()
         else:
             lost.add(at)
             left.appendleft(at)

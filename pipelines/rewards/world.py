@@ -1,4 +1,4 @@
-"""Reward of the built-in world: its own rule for what counts as the answer."""
+"""Reward for problems of the built-in world, by the world's rule for extracting the answer."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pipelines import world
 
 
 def reward(completion: str, answer: str) -> float:
-    """1.0 where the world accepts the completion, else 0.0."""
+    """1.0 if the world accepts the completion, else 0.0."""
     return float(world.check(completion, answer))

@@ -1,1 +1,1 @@
-"""Where everything lies, and files that are written whole or not at all."""
+"""The run directory: paths of all files, atomic writes, the ledger, the lock."""

@@ -1,7 +1,8 @@
-"""Instants at which a test ends a process or a write, to look at what a crash there leaves.
+"""Fail points: places where a test can kill a process or fail a write, to check the recovery.
 
-`REMIT_FAIL_AT="NAME[:kind[:rank[:count]]]"` names one: at the count-th time that a process (of that
-rank, if one is given) comes by, it is killed, or the write fails. Without it nothing happens.
+`REMIT_FAIL_AT="NAME[:kind[:rank[:count]]]"` selects one. The count-th time that a process (of that
+rank, if given) reaches it, the process is killed or the write fails. Without the variable nothing
+happens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ INSTANTS = (
     "while packed data is written",
     "before packed data is renamed",
 )
-# A signal to this process, one to its group, or the error number of a failing write.
+# Kinds: kill this process, kill its process group, or fail a write with this error number.
 SIGNALS = {"kill": os.kill, "kill-group": os.killpg}
 ERRORS = {"no-space": errno.ENOSPC, "read-only": errno.EROFS}
 
@@ -52,25 +53,29 @@ def _wanted(text: str) -> _Wanted:
     rank, _, count = rest.partition(":")
     kind, count = kind or "kill", count or "1"
     if name not in INSTANTS:
-        raise UserError(f"{VARIABLE}={text}: no such instant. There are: {'; '.join(INSTANTS)}.")
+        raise UserError(
+            f"{VARIABLE}={text}: unknown fail point; choose from: {'; '.join(INSTANTS)}."
+        )
     if kind not in (*SIGNALS, *ERRORS):
-        raise UserError(f"{VARIABLE}={text}: kind is one of {', '.join((*SIGNALS, *ERRORS))}.")
+        raise UserError(
+            f"{VARIABLE}={text}: the kind must be one of {', '.join((*SIGNALS, *ERRORS))}."
+        )
     if not (count.isdecimal() and int(count) and (rank == "" or rank.isdecimal())):
-        raise UserError(f"{VARIABLE}={text}: rank and count are numbers, count from 1.")
+        raise UserError(f"{VARIABLE}={text}: rank and count must be numbers, count at least 1.")
     return _Wanted(name, kind, rank, int(count))
 
 
 def armed(name: str) -> bool:
-    """Whether this instant is the one that is asked for, for the caller to bring about."""
+    """Whether this fail point is selected, for callers that prepare the failure themselves."""
     return VARIABLE in os.environ and _wanted(os.environ[VARIABLE]).name == name
 
 
 def fail_point(name: str) -> None:
-    """Nothing, unless the environment asks for a failure at this instant.
+    """Fail here if the environment selects this fail point; else do nothing.
 
     Raises:
-        OSError: the kind is that of a failing write.
-        UserError: the environment names an instant or a kind that is none.
+        OSError: the selected kind is a failing write.
+        UserError: the environment names an unknown fail point or kind.
     """
     if VARIABLE in os.environ:
         _fail(name, _wanted(os.environ[VARIABLE]))

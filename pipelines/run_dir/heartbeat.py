@@ -1,9 +1,9 @@
-"""Where each rank is: written by the ranks, watched by the launcher side.
+"""Heartbeats: the ranks write them, the launcher watches them.
 
-A rank keeps one small file in the folder of its stage, overwritten in place at each mark of
-progress: its phase, its last step, how many marks it has made. Training marks its steps; packing,
-scoring, evaluation and analysis mark their batches. The launcher side sees from it whether a stage
-still moves, which rank is behind, whether the ranks can save and stop, and what memory they took.
+Each rank has a small file in the folder of its stage and overwrites it in place at each beat: its
+phase, its last step, its number of beats. Training beats once per step; packing, scoring,
+evaluation and analysis beat once per batch. These files tell the launcher whether a stage makes
+progress, which rank is behind, whether the ranks can save and stop, and their peak memory.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from pathlib import Path
 
 from pipelines.run_dir.paths import StageDir
 
-# Phases of a rank. Before the training loop, and in stages that have none:
+# Phases of a rank. Before the training loop, and in stages without one:
 WORKING = "working"
-# In it: the first step (compiles, warms up), the steps after it, what is written between steps.
+# In the training loop: the first step (compiles, warms up), later steps, writes between steps.
 FIRST_STEP = "first step"
 TRAINING = "training"
 SAVING = "saving"
-# After it: export and the last measurements.
+# After the training loop: export and the last measurements.
 FINISHING = "finishing"
-# A stop waits for these; it ends the others at once, since they have nothing to save.
+# A stop waits for ranks in these phases. It kills others at once: they have nothing to save.
 CAN_STOP = (FIRST_STEP, TRAINING, SAVING, FINISHING)
-# Batches may be short: their marks come no closer than this.
-MARK_SECONDS = 1.0
+# Minimum time between two beats of a loop over batches, which may be short.
+TICK_SECONDS = 1.0
 LINE_BYTES = 512
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """The last mark of a rank.
+class HeartbeatRecord:
+    """The content of a heartbeat file.
 
     Attributes:
         step: optimizer steps done.
-        marks: counted from the start; a rank with fewer than others is behind them.
-        peak_bytes: most memory that the process had.
-        gpu_peak_bytes: most memory that torch held on its GPU; 0 without one.
+        beats: number of beats since the start; the rank with the fewest is behind the others.
+        peak_bytes: peak memory of the process.
+        gpu_peak_bytes: peak memory that torch allocated on its GPU; 0 without a GPU.
     """
 
     rank: int
@@ -49,13 +49,13 @@ class Pulse:
     pid: int
     phase: str
     step: int
-    marks: int
+    beats: int
     peak_bytes: int
     gpu_peak_bytes: int
 
 
 class Heartbeat:
-    """This rank's file."""
+    """The heartbeat file of this rank."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,48 +64,48 @@ class Heartbeat:
         self.host = socket.gethostname()
         self.phase = WORKING
         self.step = 0
-        self.marks = 0
-        self.marked_at = 0.0
+        self.beats = 0
+        self.beat_at = 0.0
         self.gpu_peak_bytes = 0
 
-    def mark(
+    def beat(
         self, phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0
     ) -> None:
-        """Say that this rank moves; phase and step stay as they are where none is given."""
+        """Write a beat. Phase and step keep their last value if not given."""
         self.phase = phase or self.phase
         self.step = self.step if step is None else step
-        self.marks += 1
-        self.marked_at = time.monotonic()
+        self.beats += 1
+        self.beat_at = time.monotonic()
         self.gpu_peak_bytes = max(self.gpu_peak_bytes, gpu_peak_bytes)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pulse = Pulse(
-            self.rank, self.host, os.getpid(), self.phase, self.step, self.marks, peak,
+        record = HeartbeatRecord(
+            self.rank, self.host, os.getpid(), self.phase, self.step, self.beats, peak,
             self.gpu_peak_bytes,
         )  # fmt: skip
-        # One write of one length: who reads sees one mark or the next.
-        os.pwrite(self.descriptor, json.dumps(asdict(pulse)).encode().ljust(LINE_BYTES), 0)
+        # A single write of constant length: a reader sees either the old record or the new one.
+        os.pwrite(self.descriptor, json.dumps(asdict(record)).encode().ljust(LINE_BYTES), 0)
 
 
 _own: list[Heartbeat] = []
 
 
 def begin(stage_dir: StageDir, rank: int) -> None:
-    """Start this process's heartbeat."""
+    """Start the heartbeat of this process."""
     _own[:] = [Heartbeat(stage_dir.heartbeats, rank)]
-    mark()
+    beat()
 
 
-def mark(phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0) -> None:
-    """A mark of this process's heartbeat; nothing where it has none, as outside of a stage."""
+def beat(phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0) -> None:
+    """Write a beat of this process; does nothing without a heartbeat, as outside of a stage."""
     for own in _own:
-        own.mark(phase, step, gpu_peak_bytes)
+        own.beat(phase, step, gpu_peak_bytes)
 
 
-def moves() -> None:
-    """A mark at most once a second, for loops that are no training steps."""
+def tick() -> None:
+    """Write a beat at most once a second, for loops other than training steps."""
     for own in _own:
-        if time.monotonic() - own.marked_at >= MARK_SECONDS:
-            own.mark()
+        if time.monotonic() - own.beat_at >= TICK_SECONDS:
+            own.beat()
 
 
 def phase() -> str:

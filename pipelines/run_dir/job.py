@@ -1,4 +1,4 @@
-"""What a rank is asked to do, read from the stage's `config.yaml`."""
+"""The job of a rank, read from `config.yaml` of its stage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class StageJob:
     """One stage, ready to run.
 
     Attributes:
-        module: where the stage's `run(job)` is.
+        module: module with the `run(job)` of the stage.
         name: the stage's name in the ledger, such as `round-1/10-mid-train`.
         inputs: model folder by role: base, ref or model.
         hashes: content hash of each input.
         data_sha256: content hash by config key of the source, such as `mid_train.sources.books`.
-        chat: evaluate only: ask through the chat template.
+        chat: evaluate only: use the chat template.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class StageJob:
 
 
 def read_job(stage_dir: StageDir) -> StageJob:
-    """The job that the launcher side wrote into a stage's folder."""
+    """The job that the launcher wrote into the folder of a stage."""
     spec = stage_dir.read_config()
     return StageJob(
         kind=spec["kind"],

@@ -1,6 +1,6 @@
-"""The ledger of a run: one JSON line for each thing that happened to a stage, append-only.
+"""The ledger of a run: an append-only file with a JSON line per event of a stage.
 
-One writer, the launcher side, under the run's lock. A line torn by a crash is ignored when read.
+Only the launcher writes it, under the lock of the run. Readers ignore a line torn by a crash.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pipelines.run_dir.fail_points import armed, fail_point
 
 
 def is_name(stage: Any) -> bool:
-    """Whether this names a stage: a relative path that stays in the run directory."""
+    """Whether this can be the name of a stage: a relative path inside the run directory."""
     if not isinstance(stage, str) or not stage or "\0" in stage:
         return False
     return not stage.startswith("/") and ".." not in stage.split("/")
 
 
 def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
-    """Append one durable line: `event` is start, resume, finish, skip, fail or interrupt."""
+    """Append and sync a line; `event` is start, resume, finish, skip, fail or interrupt."""
     entry = {"time": round(time.time(), 3), "event": event, "stage": stage, **facts}
     line = json.dumps(entry, allow_nan=False) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -35,7 +35,7 @@ def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
         if armed("half a ledger line"):
             unwritten = unwritten[os.write(descriptor, unwritten[: len(unwritten) // 2]) :]
             fail_point("half a ledger line")
-        # A disk that is nearly full takes a part and says so only at the next write.
+        # A nearly full disk writes a part and raises only at the next write.
         while unwritten:
             unwritten = unwritten[os.write(descriptor, unwritten) :]
         os.fsync(descriptor)
@@ -45,14 +45,14 @@ def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines, in order."""
+    """All complete lines, in order."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
                 entry = json.loads(line)
-            except (ValueError, RecursionError):  # torn, or no line of ours
+            except (ValueError, RecursionError):  # torn, or not written by `append`
                 continue
             if isinstance(entry, dict) and is_name(entry.get("stage")):
                 yield entry

@@ -1,4 +1,4 @@
-"""Markers: the file that says that what lies beside it is whole, and whether it is so itself."""
+"""Completion markers: a file next to others that says they are complete, with a checksum."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from pipelines.errors import DamagedFile
 from pipelines.run_dir.paths import read_json, write_text
 
-# Over all other keys. A marker without it is from a version that wrote none.
+# Key of the checksum over all other keys. Markers of early versions have none.
 _CHECKSUM = "checksum"
 
 
 def write_marker(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a marker, whole or not at all, with a checksum of its own."""
+    """Write a marker atomically, with a checksum of its values."""
     plain = json.loads(json.dumps(values))
     write_text(path, json.dumps(plain | {_CHECKSUM: _checksum(plain)}, indent=1) + "\n")
 
@@ -25,18 +25,18 @@ def read_marker(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
     """The values of a marker.
 
     Args:
-        types: of the keys that must be there.
+        types: required keys and the types of their values.
 
     Raises:
-        DamagedFile: it is not what was written.
+        DamagedFile: the marker is incomplete or was changed after it was written.
     """
     values = read_json(path, needs=tuple(types))
     checksum = values.pop(_CHECKSUM, None)
     if checksum is not None and checksum != _checksum(values):
-        raise DamagedFile(f"{path} is damaged: its checksum is another one.")
+        raise DamagedFile(f"{path} is damaged: its checksum does not match.")
     for key, kind in types.items():
         if type(values[key]) is not kind:
-            raise DamagedFile(f"{path} is damaged: {key} is no {kind.__name__}.")
+            raise DamagedFile(f"{path} is damaged: {key} is not of type {kind.__name__}.")
     return values
 
 

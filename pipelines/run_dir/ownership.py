@@ -1,7 +1,7 @@
-"""Whose resume state this is.
+"""Check who can have written a checkpoint before it is loaded.
 
-It holds pickles, and loading one runs what it says: so it is read only where nobody but this user
-can have put it.
+A checkpoint contains pickles, and loading a pickle can run any code. So a stage only resumes from
+files that no other user can have written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that no other user can enter; one of another user stays as it is."""
+    """Make a folder that no other user can enter. Another user's folder stays as it is."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid == os.geteuid() and not _is_written_by_others(found):
@@ -27,12 +27,13 @@ def make_private(folder: Path) -> None:
 def check_resume_state(checkpoint: Path) -> None:
     """Refuse a checkpoint that another user can have written.
 
-    Everything in it and the folders above it up to the run directory belong to this user (above
-    the stage's `checkpoints`, root's will do). Nobody else may write them: where others cannot
-    enter `checkpoints`, modes below it do not matter, and group members may write above it.
+    Everything in it and the folders above it, up to the run directory, must belong to this user
+    (folders above the stage's `checkpoints` may belong to root). Nobody else may write there. If
+    others cannot enter `checkpoints`, the modes below it do not matter, and the group may write to
+    the folders above it.
 
     Raises:
-        UserError: what is wrong, and how to mend it.
+        UserError: says what is wrong and how to fix it.
     """
     checkpoints = checkpoint.parent
     user = os.geteuid()
@@ -40,20 +41,28 @@ def check_resume_state(checkpoint: Path) -> None:
     for path in (checkpoints, checkpoint, *sorted(checkpoint.rglob("*"))):
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode):
-            raise _refused(path, "is a link", "Remove the checkpoint")
+            raise _refused(path, "is a link", "remove the checkpoint")
         if found.st_uid != user:
             raise _refused(
-                path, f"belongs to uid {found.st_uid}, and you are {user}", "Remove the checkpoint"
+                path,
+                f"belongs to uid {found.st_uid}, but you are uid {user}",
+                "Remove the checkpoint",
             )
         if not is_private and _is_written_by_others(found):
-            raise _refused(path, "can be written by other users", f"chmod -R go-w {checkpoints}")
+            raise _refused(
+                path,
+                "can be written by other users",
+                f"if you trust it, `chmod -R go-w {checkpoints}`",
+            )
     for folder in _above(checkpoints):
         found = folder.stat()
         loose = stat.S_IWOTH if is_private else stat.S_IWOTH | stat.S_IWGRP
         if found.st_uid not in (user, 0):
-            raise _refused(folder, f"belongs to uid {found.st_uid}", "Take a folder of your own")
+            raise _refused(folder, f"belongs to uid {found.st_uid}", "use a folder that you own")
         if found.st_mode & loose:
-            raise _refused(folder, "can be written by other users", f"chmod go-w {folder}")
+            raise _refused(
+                folder, "can be written by other users", f"if you trust it, `chmod go-w {folder}`"
+            )
 
 
 def _is_written_by_others(found: os.stat_result) -> bool:
@@ -61,7 +70,7 @@ def _is_written_by_others(found: os.stat_result) -> bool:
 
 
 def _above(checkpoints: Path) -> Iterator[Path]:
-    """The stage's folder and those above it, up to the run directory."""
+    """The folder of the stage and those above it, up to the run directory."""
     for folder in list(checkpoints.absolute().parents)[:5]:
         yield folder
         if (folder / "ledger.jsonl").is_file():
@@ -70,6 +79,6 @@ def _above(checkpoints: Path) -> Iterator[Path]:
 
 def _refused(path: Path, why: str, way: str) -> UserError:
     return UserError(
-        f"{path} {why}. A checkpoint is a pickle, which runs code when it is loaded, so the stage "
-        f"does not resume from it. If you know where it comes from: {way}, and start again."
+        f"{path} {why}. A checkpoint is a pickle, and loading it can run any code, so the stage "
+        f"does not resume from it. To continue, {way}, then run the same command again."
     )

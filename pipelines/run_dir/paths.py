@@ -1,6 +1,6 @@
-"""The run directory: where everything lies, who may write, how a file is written whole.
+"""The run directory: the paths of all files, atomic writes, and the lock of the one writer.
 
-It is the interface between stages: pure path functions, atomic writes, one lock.
+Stages exchange everything through it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import yaml
 from pipelines.errors import DamagedFile, UserError
 from pipelines.recipe.nesting import values_of
 from pipelines.run_dir.fail_points import fail_point
-from pipelines.run_dir.result_schema import flaw
+from pipelines.run_dir.result_schema import problem_in
 
 SNAPSHOT_FACTS = "snapshot.json"
-# End of the name of a file that is being written; what a killed process left has it too.
+# Suffix of a file that is being written, or was when its process was killed.
 _PART = ".part"
-# Tenths of a second in which ranks that are about to end may do so.
+# Attempts, 0.1 s apart, to wait for ranks that are about to end.
 _RANK_TRIES = 50
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run."""
+    """Paths of a run."""
 
     root: Path
 
@@ -47,7 +47,7 @@ class RunDir:
 
     @property
     def ranks_lock(self) -> Path:
-        """Held by the ranks of the command's machine: they may outlive the command."""
+        """Held by the ranks on the node of the command, which they may outlive."""
         return self.root / "ranks.lock"
 
     @property
@@ -68,17 +68,17 @@ class RunDir:
 
     @staticmethod
     def read_plan(path: Path) -> dict[str, Any]:
-        """One of the two plans: `config` and `stages`."""
+        """The content of one of the two plan files: `config` and `stages`."""
         return read_yaml(path, needs=("config", "stages"))
 
     def stage(self, name: str) -> StageDir:
-        """Folder of a stage by its name in the ledger, such as `round-1/10-mid-train`."""
+        """The folder of a stage, by its name in the ledger, such as `round-1/10-mid-train`."""
         return StageDir(self.root / name)
 
 
 @dataclass(frozen=True)
 class StageDir:
-    """Paths of one stage."""
+    """Paths of a stage."""
 
     root: Path
 
@@ -87,8 +87,8 @@ class StageDir:
         return self.root / "config.yaml"
 
     @property
-    def orders(self) -> Path:
-        """What the ranks of the last start read, where they are on several machines."""
+    def launch_spec(self) -> Path:
+        """The launch spec, which ranks on other nodes or with a prologue read first."""
         return self.root / "launch.json"
 
     @property
@@ -108,42 +108,42 @@ class StageDir:
         return self.root / "model"
 
     def snapshot(self, number: int) -> Path:
-        """A model kept along the training, numbered from 1."""
+        """A model kept during training, numbered from 1."""
         return self.root / "snapshots" / str(number)
 
     def snapshots(self) -> list[Path]:
-        """The models kept along the training, in their order; `SNAPSHOT_FACTS` has the step."""
+        """The models kept during training, in order; `SNAPSHOT_FACTS` in each has its step."""
         kept = (self.root / "snapshots").glob(f"*/{SNAPSHOT_FACTS}")
         numbered = [path.parent for path in kept if path.parent.name.isdigit()]
         return sorted(numbered, key=lambda folder: int(folder.name))
 
     @property
     def stop(self) -> Path:
-        """Asks the ranks to save and stop; written by the launcher side."""
+        """The launcher writes it to ask the ranks to save and stop."""
         return self.root / "stop"
 
     @property
     def stopped(self) -> Path:
-        """What the ranks say when they have stopped: the signal and the step that was saved."""
+        """The ranks write it when they have stopped: the signal and the saved step."""
         return self.root / "stopped.json"
 
     @property
     def heartbeats(self) -> Path:
-        """One file for each rank: where it is."""
+        """Folder with the heartbeat file of each rank."""
         return self.root / "heartbeats"
 
     @property
     def port(self) -> Path:
-        """Where the ranks of a start meet; gone when they have ended."""
+        """The rendezvous port of the running ranks; removed when they have ended."""
         return self.root / "port.json"
 
     @property
     def not_finite(self) -> Path:
-        """The batch whose loss or gradient was not finite."""
+        """Describes the batch whose loss or gradient was not finite."""
         return self.root / "not-finite.json"
 
     def clear_traces(self) -> None:
-        """Remove what the last start said about its end, and what it left half written."""
+        """Remove the heartbeats and stop files of the last start, and its partly written files."""
         shutil.rmtree(self.heartbeats, ignore_errors=True)
         remove_parts(self.root)
         for path in (self.stop, self.stopped, self.not_finite):
@@ -151,19 +151,19 @@ class StageDir:
 
     @property
     def result(self) -> Path:
-        """Written last: the stage is complete if and only if this file exists."""
+        """Written last: a stage is complete if and only if this file exists."""
         return self.root / "result.json"
 
     def is_complete(self) -> bool:
         return self.result.is_file()
 
     def read_config(self) -> dict[str, Any]:
-        """What the stage was started with."""
+        """The job of the stage, as it was started."""
         return read_yaml(self.config, needs=("config", "inputs", "identity_fields"))
 
     def read_result(self) -> dict[str, Any]:
         found = read_json(self.result, needs=("kind", "seconds"))
-        if why := flaw(found):
+        if why := problem_in(found):
             raise _damaged(self.result, why)
         return found
 
@@ -172,13 +172,13 @@ def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        DamagedFile: there is something else in it, or one of the keys `needs` is not.
+        DamagedFile: the content is not a JSON object, or lacks a key of `needs`.
     """
     return _read_object(path, json.loads, json.JSONDecodeError, needs)
 
 
 def read_yaml(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """What `write_yaml` wrote; raises as `read_json`."""
+    """The values in a file of `write_yaml`; raises as `read_json`."""
     return _read_object(path, values_of, yaml.YAMLError, needs)
 
 
@@ -190,7 +190,7 @@ def _read_object(
     except (error_type, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(loaded, dict):
-        raise _damaged(path, f"a {type(loaded).__name__}, where keys and values should be")
+        raise _damaged(path, f"it contains a {type(loaded).__name__} instead of keys and values")
     missing = [key for key in needs if key not in loaded]
     if missing:
         raise _damaged(path, f"it has no {missing[0]}")
@@ -199,23 +199,23 @@ def _read_object(
 
 def _damaged(path: Path, why: str) -> DamagedFile:
     return DamagedFile(
-        f"{path} is damaged: {' '.join(why.split())}. Remove it, and run the command that made it "
-        "again; what else was saved stays."
+        f"{path} is damaged: {' '.join(why.split())}. Remove it and repeat the command that made "
+        "it; everything else that was saved stays."
     )
 
 
 def write_yaml(values: dict[str, Any], path: Path) -> None:
-    """Write plain values as YAML, whole or not at all."""
+    """Write plain values as YAML, atomically."""
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, values: dict[str, Any], mode: int = 0o644) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n", mode)
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """Write a file atomically: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
@@ -233,13 +233,13 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writes that were killed left in a folder. Only its one writer may call it."""
+    """Remove the partly written files of killed processes. Only the writer of a run may call it."""
     for part in folder.glob(f".*{_PART}"):
         part.unlink()
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make renames inside a folder durable."""
+    """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -248,7 +248,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def _flock(descriptor: int, kind: int, tries: int) -> bool:
-    """Take a lock without waiting long: `lock_holder` may have it for an instant."""
+    """Take a lock; retry `tries` times, since `lock_holder` may hold it for an instant."""
     for attempt in range(tries):
         if attempt:
             time.sleep(0.1)
@@ -261,7 +261,7 @@ def _flock(descriptor: int, kind: int, tries: int) -> bool:
 
 
 def lock_holder(run: RunDir) -> str:
-    """Who writes this run now; empty if nobody does."""
+    """The process that writes this run now; empty if there is none."""
     if not run.lock.is_file():
         return ""
     with open(run.lock, "rb") as stream:
@@ -271,17 +271,17 @@ def lock_holder(run: RunDir) -> str:
 
 
 def hold_as_rank(run: RunDir) -> None:
-    """Keep another command from the run while this process lives, whoever started it.
+    """Keep other commands out of the run while this rank lives, even if its command has ended.
 
-    Only on the machine of the command: where another machine fails, a network file system may keep
-    its locks for long.
+    Does nothing on other nodes than the command's: if such a node crashed, a network file system
+    might hold its lock for a long time.
     """
     try:
         holder = run.lock.read_text("utf-8", errors="replace")
     except FileNotFoundError:
         return
     if holder.startswith(_this_host()):
-        # Never closed. A command that starts holds it for an instant.
+        # Never closed. A starting command holds the lock for an instant, hence the retries.
         descriptor = os.open(run.ranks_lock, os.O_RDWR | os.O_CREAT, 0o644)
         _flock(descriptor, fcntl.LOCK_SH, _RANK_TRIES)
 
@@ -291,7 +291,7 @@ def _this_host() -> str:
 
 
 def _living_ranks(run: RunDir) -> str:
-    """Ranks of an earlier command on this machine that do not end, in words; empty if all have."""
+    """Pids of ranks of an earlier command that still run on this node; empty if there are none."""
     if not run.ranks_lock.is_file():
         return ""
     with open(run.ranks_lock, "rb") as stream:
@@ -305,11 +305,11 @@ def _living_ranks(run: RunDir) -> str:
 
 
 class RunLock:
-    """The one writer of a run directory: an flock held by this process and by what inherits it.
+    """The lock of the one writer of a run: an flock held by this process and those that inherit it.
 
     Raises:
-        UserError: another process holds it, and the message names host, pid and command; or ranks
-            of an earlier command still run.
+        UserError: another process holds it (the message names host, pid and command), or ranks of
+            an earlier command still run.
     """
 
     def __init__(self, run: RunDir, command: str) -> None:
@@ -318,7 +318,7 @@ class RunLock:
             self.descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"--run-dir {run.root}: cannot be made or written ({error.strerror})."
+                f"--run-dir {run.root}: cannot create it or write to it ({error.strerror})."
             ) from error
         if not _flock(self.descriptor, fcntl.LOCK_EX, tries=5):
             holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
@@ -331,7 +331,7 @@ class RunLock:
             os.close(self.descriptor)
             raise UserError(
                 f"{run.root} is in use: ranks of an earlier command still run on this machine "
-                f"({ranks}). Wait for them to end, or end them."
+                f"({ranks}). Wait for them to end, or kill them."
             )
         holder = f"{_this_host()}pid {os.getpid()}, command: {command}\n"
         os.ftruncate(self.descriptor, 0)

@@ -1,4 +1,4 @@
-"""What a stage is doing and how far it is, from its files: the same for whoever looks."""
+"""The state and progress of a stage, read from its files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.run_dir.paths import StageDir
 
 @dataclass(frozen=True)
 class Progress:
-    """The last known values of a stage in work; None for what it does not report.
+    """The last logged values of a running stage; None for values that it does not log.
 
     Attributes:
-        seconds_left: at the pace of the last logged steps.
-        task: what an evaluation asks or reads now; its steps are answers.
+        seconds_left: at the speed of the last logged steps.
+        task: the task that an evaluation runs now; its steps are answers.
     """
 
     step: int
@@ -45,18 +45,18 @@ class Progress:
 
 
 def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
-    """done, no signal, running, ended without a word, failed, interrupted, stopped, removed, to do.
+    """done, no signal, running, crashed, failed, interrupted, stopped, removed, to do.
 
-    Stopped is interrupted with a checkpoint of the last step done.
+    `stopped` means interrupted with a checkpoint of the last step.
 
     Args:
-        last_event: of this stage in the ledger, skips aside; empty if it is not there.
-        running: somebody holds the lock of the run.
+        last_event: last event of this stage in the ledger except skips; empty if there is none.
+        running: a process holds the lock of the run.
     """
     if stage_dir.is_complete():
         return "no signal" if stage_dir.read_result().get("status") == "no signal" else "done"
     if last_event in ("start", "resume"):
-        return "running" if running else "ended without a word"
+        return "running" if running else "crashed"
     others = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
     if last_event == "interrupt" and stage_dir.stopped.is_file():
         return "stopped"
@@ -71,7 +71,7 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
         return None
     last = entries[-1]
     known: dict[str, Any] = {key: value for entry in entries for key, value in entry.items()}
-    # Since the last start alone: in the pause before a resume nothing was done.
+    # Only since the last start: the pause before a resume is not training time.
     begun = max(
         (i for i, e in enumerate(entries) if i and _restarted(entries[i - 1], e)), default=0
     )
@@ -92,7 +92,7 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
 def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except (ValueError, RecursionError):  # the first may be cut, the last is being written
+    except (ValueError, RecursionError):  # the first may be cut off, the last may be in writing
         return None
     if not isinstance(entry, dict):
         return None
@@ -105,7 +105,7 @@ def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
 
 
 def finite_number(value: Any) -> float | None:
-    """A finite number; None for anything else, too."""
+    """The value as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -116,9 +116,9 @@ def finite_number(value: Any) -> float | None:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that says what was wrong; empty without one, or where it is cut off.
+    """The last error line of a log; empty if there is none or it is cut off.
 
-    A full disk takes half a line of it.
+    A full disk may cut a line.
     """
     lines = tail(log, lines=200).splitlines()
     with open(log, "rb") as stream:
@@ -130,7 +130,7 @@ def last_error(log: Path) -> str:
 
 
 def tail(path: Path, lines: int = 15, since: int = 0) -> str:
-    """The last lines of a log, of what was written after its first `since` bytes."""
+    """The last lines of a log, without its first `since` bytes."""
     if not path.is_file():
         return ""
     with open(path, "rb") as stream:

@@ -1,10 +1,10 @@
-"""Whether the result of a stage has what its readers ask for."""
+"""Validate the result of a stage: the keys that its readers need, and their types."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Keys that a result of each kind has, by the type of their values.
+# Required keys of a result of each kind, with the types of their values.
 NUMBER = (int, float)
 SHAPES: dict[str, dict[str, Any]] = {
     "evaluate": {"tasks": dict, "bits_per_byte": dict},
@@ -21,17 +21,17 @@ AVERAGE = {"average": NUMBER, "average_half_interval": NUMBER}
 CHECKED = {"questions": int, "contaminated": int, "exact": int, "sources": dict}
 
 
-def flaw(result: dict[str, Any]) -> str:
-    """What is wrong with a result, in a few words; empty where nothing is."""
+def problem_in(result: dict[str, Any]) -> str:
+    """What is wrong with a result, as text; empty if it is valid."""
     kind = result["kind"]
     found = _lacks(result, SHAPES.get(kind, {}) if isinstance(kind, str) else {})
     if found or kind not in ("evaluate", "contamination"):
         return found
     if kind == "contamination":
-        return _first_flaw("evals", result["evals"], CHECKED)
+        return _first_problem("evals", result["evals"], CHECKED)
     found = (
-        _first_flaw("tasks", result["tasks"], TASK)
-        or _first_flaw("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})
+        _first_problem("tasks", result["tasks"], TASK)
+        or _first_problem("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})
         or _lacks(result, AVERAGE if result["tasks"] else {})
     )
     if found:
@@ -41,14 +41,14 @@ def flaw(result: dict[str, Any]) -> str:
         if len(bits) != questions or set(bits) - {"0", "1"}:
             return f"tasks.{name} has {questions} questions and {len(bits)} bits"
         if len(task["interval"]) != 2:
-            return f"the interval of tasks.{name} has not two ends"
+            return f"the interval of tasks.{name} does not have two ends"
     return ""
 
 
-def _first_flaw(section: str, entries: dict[str, Any], shape: dict[str, Any]) -> str:
+def _first_problem(section: str, entries: dict[str, Any], shape: dict[str, Any]) -> str:
     for name, entry in entries.items():
         if not isinstance(entry, dict):
-            return f"{section}.{name} is no object"
+            return f"{section}.{name} is not an object"
         if found := _lacks(entry, shape):
             return f"{section}.{name}: {found}"
     return ""

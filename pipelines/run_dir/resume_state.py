@@ -1,6 +1,6 @@
-"""Checkpoints of a stage as files: which are complete, how they were split, what they were made by.
+"""The checkpoints of a stage as files: which are complete, how they are sharded, who wrote them.
 
-No torch: the launcher's side looks here before it starts a stage.
+This module does not import torch, since the launcher uses it before it starts a stage.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ VERSIONED = ("torch", "transformers", "trl", "deepspeed", "datasets", "tokenizer
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """The folders that a trainer saved into or began to, oldest first; nothing else that is there.
+    """The checkpoint folders of a trainer, complete or not, oldest first.
 
-    A link, a file or a copy of another name is somebody's own.
+    Links, files and folders with other names belong to the user and are left out.
     """
     if not checkpoints.is_dir():
         return []
@@ -38,7 +38,7 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders with a marker, oldest first."""
+    """The checkpoint folders with a completion marker, oldest first."""
     return [p for p in checkpoint_folders(checkpoints) if (p / MARKER).is_file()]
 
 
@@ -49,11 +49,11 @@ def _step(checkpoint: Path) -> int:
 def write_checkpoint_marker(
     checkpoint: Path, stage_dir: StageDir, values: dict[str, Any], files: dict[str, list[Any]]
 ) -> None:
-    """Write a checkpoint's marker.
+    """Write the completion marker of a checkpoint.
 
     Args:
-        values: `world_size` and `zero_stage`, by which its state is split.
-        files: size and SHA-256 by name.
+        values: `world_size` and `zero_stage`, which determine how the state is sharded.
+        files: size and SHA-256 of each file, by name.
     """
     write_marker(
         checkpoint / MARKER,
@@ -68,7 +68,7 @@ def write_checkpoint_marker(
 
 
 def _identity(stage_dir: StageDir) -> dict[str, Any]:
-    """What a stage was started as; empty where it was not started by a command."""
+    """The identity that a stage was started with; empty if no command started it."""
     if not stage_dir.config.is_file():
         return {}
     spec = stage_dir.read_config()
@@ -76,34 +76,34 @@ def _identity(stage_dir: StageDir) -> dict[str, Any]:
 
 
 def read_checkpoint_marker(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's marker says.
+    """The content of the marker of a checkpoint.
 
     Raises:
-        DamagedFile: it is not what was written, or was written for another checkpoint.
+        DamagedFile: the marker is corrupt or belongs to another checkpoint.
     """
     path = checkpoint / MARKER
     marker = read_marker(path, _TYPES)
     if marker["step"] != _step(checkpoint):
-        raise DamagedFile(f"{path} is damaged: it is of step {marker['step']}.")
+        raise DamagedFile(f"{path} is damaged: it belongs to step {marker['step']}.")
     for name, facts in marker["files"].items():
         if not isinstance(facts, list) or [type(fact) for fact in facts] != [int, str]:
-            raise DamagedFile(f"{path} is damaged: {name} has no size and checksum.")
+            raise DamagedFile(f"{path} is damaged: it has no size and checksum of {name}.")
     return marker
 
 
 def newest_marker(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose marker is whole, and what that says; its files are not read."""
+    """The newest checkpoint with a valid marker, and its content. Other files are not read."""
     for folder in reversed(complete_checkpoints(checkpoints)):
         try:
             return folder, read_checkpoint_marker(folder)
         except DamagedFile:
-            # The stage's ranks name it, and remove it.
+            # The ranks of the stage will report it and remove it.
             continue
     return None
 
 
 def made_with(stage_dir: StageDir) -> dict[str, Any] | None:
-    """What a begun stage was made with, as identity fields; None where nothing says it."""
+    """The identity fields that a begun stage was started with; None if unknown."""
     if stage_dir.config.is_file():
         fields: dict[str, Any] = stage_dir.read_config()["identity_fields"]
         return fields
@@ -112,10 +112,10 @@ def made_with(stage_dir: StageDir) -> dict[str, Any] | None:
 
 
 def check_identity(checkpoint: Path, stage_dir: StageDir) -> None:
-    """Refuse a checkpoint of a stage with other settings, inputs or data.
+    """Refuse a checkpoint that was made with other settings, inputs or data.
 
     Raises:
-        UserError: what differs, and the way out.
+        UserError: says what differs and what to do.
     """
     marker, now = read_checkpoint_marker(checkpoint), _identity(stage_dir)
     if "identity" in marker and now and marker["identity"] != now["identity"]:
@@ -123,38 +123,38 @@ def check_identity(checkpoint: Path, stage_dir: StageDir) -> None:
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         raise UserError(
             f"{checkpoint} was saved with other settings ({', '.join(changed)}). Give the old "
-            f"values again to go on with it, or remove {checkpoint.parent} to start the stage "
+            f"values to resume from it, or remove {checkpoint.parent} to start the stage "
             "from step 0."
         )
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint, its marker first: what is half removed must not count."""
+    """Remove a checkpoint, its marker first, so that a partly removed one does not count."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def check_split(folder: Path, ranks: int, zero_stage: int, section: str = "") -> None:
-    """Refuse a checkpoint whose optimizer state is split otherwise.
+    """Refuse a checkpoint whose optimizer state is sharded differently.
 
     Raises:
-        UserError: another number of ranks, or another ZeRO stage, with the way out.
+        UserError: the number of ranks or the ZeRO stage differs; says what to do.
     """
     marker = read_checkpoint_marker(folder)
     saved_ranks, saved_stage = marker["world_size"], marker["zero_stage"]
     if (saved_ranks, saved_stage) != (ranks, zero_stage):
         key = f"{section}.zero_stage" if section else "zero_stage"
         raise UserError(
-            f"{folder} was saved by {saved_ranks} ranks under ZeRO-{saved_stage}, and this start "
-            f"has {ranks} ranks under ZeRO-{zero_stage}: the optimizer state is split otherwise. "
-            f"Go on as it was saved (--gpus {saved_ranks} or a hostfile of {saved_ranks} slots, "
-            f"{key}={saved_stage}), or remove {folder.parent} to start the stage from step 0."
+            f"{folder} was saved by {saved_ranks} ranks with ZeRO-{saved_stage}, but this start "
+            f"has {ranks} ranks with ZeRO-{zero_stage}, so its optimizer state is sharded "
+            f"differently. Resume with --gpus {saved_ranks} (or a hostfile of {saved_ranks} slots) and "
+            f"{key}={saved_stage}, or remove {folder.parent} to start the stage from step 0."
         )
 
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that can move a result in its last bits."""
+    """Versions of the packages that can change the last bits of a result."""
     found = {}
     for name in VERSIONED:
         try:
@@ -165,7 +165,7 @@ def package_versions() -> dict[str, str]:
 
 
 def changed_versions(stage_dir: StageDir) -> list[str]:
-    """`package old -> new` for what is not as it was when a stage was made or last saved."""
+    """`package old -> new` for each version that changed since a stage was made or last saved."""
     try:
         if stage_dir.is_complete():
             made_by = stage_dir.read_result().get("environment", {}).get("versions", {})
@@ -173,7 +173,7 @@ def changed_versions(stage_dir: StageDir) -> list[str]:
             newest = newest_marker(stage_dir.checkpoints)
             made_by = newest[1]["versions"] if newest else {}
     except DamagedFile:
-        # Who reads it for its own sake refuses it.
+        # The stage itself will refuse the damaged file.
         return []
     now = package_versions()
     return [

@@ -1,4 +1,4 @@
-"""The buffers in /dev/shm that DeepSpeed's CPU op shares between ranks, and never removes."""
+"""Remove the buffers in /dev/shm that DeepSpeed's CPU op shares between ranks and never removes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def _prefix() -> str:
 
 
 def own_buffer(env: Mapping[str, str] = os.environ) -> Path:
-    """The buffer of the rank with this environment."""
+    """Path of the buffer of the rank with this environment."""
     return SHARED / f"{_prefix()}{env['MASTER_ADDR']}_{env['MASTER_PORT']}_{env['RANK']}"
 
 
 @contextmanager
 def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
-    """Around the ranks of a start: leave no buffer of theirs, nor of a start that was killed.
+    """Run the ranks of a start inside this context to remove their buffers, and those of a start
+    that was killed.
 
-    The ranks remove their buffers themselves as soon as all have opened them; what is killed
-    before that leaves 69 MB of memory each. The port in the names says whose they are, and the
-    stage's folder remembers it for the next start.
+    The ranks remove their buffers as soon as all have opened them. A rank killed before that leaves
+    69 MB. The buffer names contain the port; the stage's folder stores it for the next start.
 
     Args:
-        port: where the ranks meet.
+        port: rendezvous port of the ranks.
     """
     try:
         last = read_json(stage_dir.port, needs=("port", "host"))
@@ -49,8 +49,8 @@ def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
 
 
 def _remove(port: str) -> None:
-    """Remove the buffers of this user and port, but for those that a living process has mapped:
-    a port is given to another run once it is free."""
+    """Remove the buffers of this user and port, except those mapped by a living process: another
+    run may have been given the same port."""
     found = [
         path
         for path in SHARED.glob(f"{_prefix()}*_*")
@@ -63,7 +63,7 @@ def _remove(port: str) -> None:
 
 
 def _mapped() -> str:
-    """What processes of this user have mapped from shared memory, as /proc lists it."""
+    """The lines of /proc/*/maps with shared memory of this user's processes."""
     lines = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:

@@ -1,1 +1,1 @@
-"""The stages of the loop: in each module a function `run(job) -> result`."""
+"""The stages of the loop: each module has a function `run(job) -> result`."""

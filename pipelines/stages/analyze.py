@@ -1,8 +1,8 @@
-"""Stage analyze: training dynamics, what is up-weighted, and how far RL moves the model.
+"""Stage analyze: training dynamics, which tokens are up-weighted, and how far RL moves the model.
 
-One process with whole weights: each model of the run is loaded once and scores held-out text and,
-where weights are made of it, the first training sequences; those along the annealing also answer
-questions. No DeepSpeed engine.
+One process, without a DeepSpeed engine. It loads each model of the run once and scores held-out
+text. Models that take part in token weighting also score the first training sequences, and models
+along the annealing also answer questions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pipelines.training.scoring import score
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """What the models of the run show together; `missing` says what could not be had."""
+    """Compare the models of the run; `missing` lists the parts that could not be computed."""
     last_step = [step for step in post_training_sections() if getattr(job.config, step).enabled][-1]
     models = lineage(job.inputs, last_step)
     analysis = Analysis(job, models)
@@ -64,20 +64,26 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def missing(analysis: Analysis) -> list[str]:
-    """What a whole analysis would have besides, a sentence each."""
+    """The parts of a full analysis that are missing, one sentence each."""
     models, found = analysis.models, []
     if not analysis.heldout:
-        found.append("eval.bits_per_byte names no held-out text: no gaps and no movement.")
+        found.append(
+            "Gaps and movement are missing, because eval.bits_per_byte names no held-out text."
+        )
     if analysis.rl_model is None:
-        found.append("No post-trained model of round 0 and no --ref: no gaps to an RL model.")
+        found.append(
+            "Gaps to an RL model are missing, because round 0 has no post-trained model and --ref "
+            "was not given."
+        )
     if not [number for number in models.mids if number >= 1]:
-        found.append("No round of weighted mid-training is complete: no weights.")
+        found.append("Weights are missing, because no round of weighted mid-training is complete.")
     elif analysis.objective is None:
-        found.append("The objective of the rounds does not weight tokens: no weights.")
+        found.append("Weights are missing, because the objective does not weight tokens.")
     if analysis.no_accuracy:
         found.append(analysis.no_accuracy)
     found += [
-        f"Round {number} has no post-trained model: no movement from mid-training to it."
+        f"Movement after mid-training is missing in round {number}, because the round has no "
+        "post-trained model."
         for number in models.mids
         if number not in models.posts
     ]
@@ -86,12 +92,12 @@ def missing(analysis: Analysis) -> list[str]:
 
 @dataclass
 class Analysis:
-    """Scores of the models of one run, and what follows from them.
+    """Scores of the models of one run, and the results computed from them.
 
     Attributes:
-        window_sums: by model and domain, summed log-probabilities of held-out windows.
-        logprobs: by model, of the training sequences, [sequences, context].
-        answered: by model along an annealing, its scores.
+        window_sums: by model and domain, summed log-probabilities of held-out windows, [windows].
+        logprobs: by model, log-probabilities of the training sequences, [sequences, context].
+        answered: by model along an annealing, its scores on the questions.
     """
 
     job: StageJob
@@ -115,7 +121,7 @@ class Analysis:
 
     @cached_property
     def objective(self) -> Objective | None:
-        """What weights the tokens of the rounds; None where nothing does."""
+        """The objective that weights the tokens of the rounds; None if none does."""
         if not any(number >= 1 for number in self.models.mids):
             return None
         found = Objective.of(self.config.mid_train)
@@ -149,21 +155,21 @@ class Analysis:
 
     @cached_property
     def questions(self) -> list[Asked]:
-        """What the models along the annealing are asked."""
+        """The questions for the models along the annealing."""
         return first_questions(self.config)
 
     @property
     def no_accuracy(self) -> str:
-        """Why there is no accuracy along the annealing; empty where there is."""
+        """Why accuracy along the annealing is missing; empty if it is not."""
         if self.questions:
             return ""
         asks = self.config.analysis.accuracy_questions
         why = "eval.tasks enables no task" if asks else "analysis.accuracy_questions is 0"
-        return f"No accuracy along the annealing: {why}."
+        return f"Accuracy along the annealing is missing, because {why}."
 
     @property
     def along_annealing(self) -> list[Checkpoint]:
-        """The base, and the models kept along each annealing with that of its end."""
+        """The base, and the snapshots of each annealing with its final model."""
         every = self.models.checkpoints.values()
         return [made for made in every if made.name == BASE or made.phase == "anneal"]
 
@@ -181,7 +187,7 @@ class Analysis:
 
     @cached_property
     def batch(self) -> dict[str, Tensor]:
-        """The training sequences whose weights are looked at."""
+        """The training sequences whose weights are analyzed."""
         return self.dataset.collate([self.dataset[i] for i in range(self.num_sequences)])
 
     @cached_property
@@ -193,19 +199,19 @@ class Analysis:
         )  # fmt: skip
 
     def score_models(self) -> None:
-        """Each model once, on the questions and the texts that it is needed for."""
+        """Load each model once and score the questions and texts that need it."""
         on_training_text = {BASE} if self.weighted_rounds else set()
         for number in self.weighted_rounds:
             on_training_text |= {self.models.mids[number], str(self.models.reference(number))}
         on_heldout: set[str] = set()
         if self.rl_model and self.heldout:
             on_heldout = {*self.models.checkpoints, self.rl_model}
-        order = [*self.models.checkpoints, *([str(self.models.outside)] if self.models.outside
-                                             else [])]  # fmt: skip
+        external = self.models.external_reference
+        order = [*self.models.checkpoints, *([str(external)] if external else [])]
         on_questions = {made.name for made in self.along_annealing} if self.questions else set()
         wanted = on_heldout | on_training_text | on_questions
         needed = [name for name in order if name in wanted]
-        # What is there now stays: a collection after each model need not look at it again.
+        # Objects that exist now stay alive, so collections after each model can skip them.
         gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
@@ -228,7 +234,7 @@ class Analysis:
         self._progress(len(needed), len(needed))
 
     def dynamics(self) -> list[dict[str, Any]]:
-        """The gap of every checkpoint to the RL model, per domain."""
+        """The gap of every checkpoint to the RL model, by domain."""
         if self.rl_model is None or not self.heldout:
             return []
         rl = self.window_sums[self.rl_model]
@@ -248,7 +254,7 @@ class Analysis:
         ]
 
     def accuracy(self) -> list[dict[str, Any]]:
-        """The scores of each model along the annealing of each round; first those of the base."""
+        """The scores of the base and of each model along the annealing of each round."""
         if not self.questions:
             return []
         ends = {number: self.models.checkpoints[mid] for number, mid in self.models.mids.items()}
@@ -273,7 +279,7 @@ class Analysis:
         return found
 
     def rounds(self) -> list[dict[str, Any]]:
-        """What the weights of each round do, with the base and with its end as the learner."""
+        """Statistics of each round's weights, with the base and its final model as the learner."""
         return [self._round(number) for number in self.weighted_rounds]
 
     def _round(self, number: int) -> dict[str, Any]:
@@ -294,7 +300,7 @@ class Analysis:
         }
 
     def _token_values(self, learner: str, reference: str) -> dict[str, np.ndarray]:
-        """Weight, d and both log-probabilities of each training token, NaN for no target."""
+        """Weight, d and both log-probabilities of each training token; NaN for a non-target."""
         assert self.objective is not None
         mask = self.batch["shift_labels"] != IGNORE
         logprobs, ref_logprobs = self.logprobs[learner], self.logprobs[reference]
@@ -318,7 +324,7 @@ class Analysis:
         }
 
     def _kl(self, first: str, second: str) -> dict[str, Any]:
-        """KL(first || second), and for each domain."""
+        """KL(first || second), overall and by domain."""
         reference, model = self._load(first), self._load(second)
         score_tokens_in_forward(
             model, len(self.tokenizer), reference.get_output_embeddings(), self.config.chunk_bytes
@@ -354,7 +360,7 @@ def _listed(text: TokenText, entry: tuple[int, int, float]) -> dict[str, Any]:
 
 
 def _free() -> None:
-    """Give back a model, which a forward of its own ties to itself."""
+    """Free a model: its replaced forward is a reference cycle, so it needs a collection."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

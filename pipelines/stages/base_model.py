@@ -1,4 +1,4 @@
-"""Make or adopt the base model: weights, tokenizer and chat tokens, fixed once for all stages."""
+"""Create or import the base model: weights, tokenizer and chat tokens that all stages share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.training.engine import is_main_rank
 
 
 def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
-    """The tokenizer trained with the base; kept in the stage folder, so that a resume reads it."""
+    """Train the base's tokenizer, or read it back from the stage folder after a resume."""
     folder = job.stage_dir.root / "tokenizer"
     if not (folder / "tokenizer.json").is_file() and is_main_rank():
         config = job.config
@@ -44,17 +44,21 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
 
 
 def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A model with random weights in the shape of the config."""
+    """Create a model with random weights in the shape that the config gives.
+
+    Raises:
+        UserError: transformers does not know the model type, or the vocabulary is too small.
+    """
     shape = config.model
     if shape.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"model.model_type = {shape.model_type}: transformers has no causal language model of "
-            "that type."
+            "that type. Choose another type, or install a newer transformers."
         )
     if 0 < shape.vocab_size < len(tokenizer):
         raise UserError(
             f"model.vocab_size = {shape.vocab_size} is less than the {len(tokenizer)} tokens of "
-            "the tokenizer. Leave it at 0 for as many."
+            "the tokenizer. Set it to 0 to use the size of the tokenizer."
         )
     model_config = AutoConfig.for_model(
         shape.model_type,
@@ -79,11 +83,11 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
 
 
-def adopt(job: StageJob) -> dict[str, Any]:
-    """Copy an existing checkpoint to `model/`, with chat tokens, after checking that it works.
+def import_checkpoint(job: StageJob) -> dict[str, Any]:
+    """Copy an existing checkpoint to `model/` and add chat tokens, after checking that it works.
 
     Raises:
-        RuntimeError: it does not load, or gives logits that are not finite.
+        RuntimeError: the checkpoint does not load, or its logits are not finite.
     """
     config = job.config
     location = job.inputs["base"]
@@ -95,7 +99,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
     if resized:
-        # The new rows are drawn: the same base must become the same model.
+        # The new rows are random: seed them, so that the same base gives the same model.
         torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -113,7 +117,7 @@ def adopt(job: StageJob) -> dict[str, Any]:
         shutil.rmtree(job.stage_dir.model, ignore_errors=True)
         temporary.rename(job.stage_dir.model)
     return {
-        "adopted": config.base,
+        "imported": config.base,
         "parameters": model.num_parameters(),
         "chat_tokens_added": added,
         "embeddings_resized": resized,

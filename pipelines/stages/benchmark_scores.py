@@ -1,4 +1,4 @@
-"""Benchmarks of an evaluation: found to fit before anything is asked, then asked one by one."""
+"""Benchmarks of an evaluation: all settings are checked first, then each benchmark runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_lengths, unavailable
+from pipelines.evals.cache import cache_path
 from pipelines.evals.intervals import digest_of, task_score
-from pipelines.evals.kept import kept_path
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.sampling import sampled_scores
-from pipelines.evals.tally import Tally
 from pipelines.models.checkpoint import read_model_config
 from pipelines.recipe.schema import BenchmarkConfig
 from pipelines.run_dir.job import StageJob
@@ -25,13 +25,13 @@ from pipelines.stages.task_scores import clean
 
 @dataclass
 class Benchmarks:
-    """What an evaluation asks of benchmarks.
+    """The benchmarks of an evaluation.
 
     Attributes:
-        folder: where finished ones are kept.
-        answers: by benchmark that can be asked, the answers it takes.
-        not_asked: the others, with the reason.
-        tasks: the harness's tasks; None where nothing is to be asked.
+        folder: where the scores of finished benchmarks are cached.
+        answers: by benchmark that can run, its number of answers.
+        not_asked: the other benchmarks, with the reason.
+        tasks: the harness's task index; None if no benchmark can run.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Benchmarks:
 
 
 def find_benchmarks(job: StageJob) -> Benchmarks:
-    """Load every benchmark that is not kept yet, and check its settings against its tasks.
+    """Load every benchmark that is not cached yet, and check its settings against its tasks.
 
     Raises:
         UserError: a task, version, metric or length does not fit, or the hub cannot be reached.
@@ -60,9 +60,9 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
     rank = dist.get_rank() if dist.is_initialized() else 0
     found.tasks = task_manager(settings, root, found.folder / f"tasks-{rank}")
     for name, benchmark in asked.items():
-        done = kept_path(found.folder, name)
+        done = cache_path(found.folder, name)
         if done.is_file():
-            found.answers[name] = _num_kept(read_json(done), benchmark)
+            found.answers[name] = _num_cached(read_json(done), benchmark)
             continue
         loaded, own = loaded_or_refused(name, benchmark, found.tasks, settings, root)
         if reason := _of_any_rank(own):
@@ -74,24 +74,24 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
 
 
 def benchmark_scores(
-    job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, tally: Tally
+    job: StageJob, found: Benchmarks, model: Any, tokenizer: Any, progress: EvalProgress
 ) -> dict[str, Any]:
-    """Scores by benchmark."""
+    """Run the benchmarks, and return their scores by name."""
     from pipelines.evals import harness
 
     asked_model: Any = None
     scores: dict[str, Any] = {}
     for name, answers in found.answers.items():
-        benchmark, path = job.config.eval.benchmarks[name], kept_path(found.folder, name)
+        benchmark, path = job.config.eval.benchmarks[name], cache_path(found.folder, name)
         if path.is_file():
             scores[name] = read_json(path)
-            tally.skip(answers)
+            progress.skip(answers)
             continue
         if asked_model is None:
-            asked_model = _asked_model(job, model, tokenizer, tally)
+            asked_model = _asked_model(job, model, tokenizer, progress)
         scores[name] = harness.ask(
             asked_model, name, benchmark, found.tasks, chat=job.chat,
-            folder=found.folder / path.stem, tally=tally,
+            folder=found.folder / path.stem, progress=progress,
         )  # fmt: skip
         if not dist.is_initialized() or dist.get_rank() == 0:
             write_text(path, json.dumps(scores[name]))
@@ -99,43 +99,44 @@ def benchmark_scores(
 
 
 def _finished(job: StageJob, scores: dict[str, Any]) -> dict[str, Any]:
-    """Without contaminated questions where these are left out, what was drawn summed up."""
+    """Leave out contaminated questions if the recipe says so, and summarize the samples."""
     benchmarks = job.config.eval.benchmarks
     if "contamination" in job.inputs:
         contaminated = contaminated_bits(job.inputs["contamination"])
         unchecked = scores.keys() - contaminated.keys()
         if unchecked:
             raise UserError(
-                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} could not be asked "
-                "when the check ran, and can now. Remove the folder of the check, and run again."
+                f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} can run now, but "
+                "could not when the contamination check ran. Remove the folder of the check, and "
+                "run the command again."
             )
         scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
     return {name: with_sampled(score, benchmarks[name]) for name, score in scores.items()}
 
 
 def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """A score as results have it: what was drawn to each question summed up.
+    """Replace the samples of a score by their summary, as results store it.
 
     Args:
-        score: `drawn`, if it has it, is for each question the right answers among those drawn and
-            their entropy, or null.
+        score: its `samples`, if present, has for each question the number of correct samples and
+            their entropy, or None.
     """
     score = dict(score)
-    drawn = [one for one in score.pop("drawn", []) if one is not None]
-    if drawn:
-        entropies = [spread for _, spread in drawn if spread is not None]
-        score["sampled"] = sampled_scores([c for c, _ in drawn], benchmark.samples, entropies)
-        score["sampled_questions"] = len(drawn)
+    samples = [one for one in score.pop("samples", []) if one is not None]
+    if samples:
+        entropies = [spread for _, spread in samples if spread is not None]
+        score["sampled"] = sampled_scores([c for c, _ in samples], benchmark.samples, entropies)
+        score["sampled_questions"] = len(samples)
     return score
 
 
-def _num_kept(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
-    drawn = sum(one is not None for one in score.get("drawn", []))
-    return int(score["questions"]) + benchmark.samples * drawn
+def _num_cached(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
+    sampled = sum(one is not None for one in score.get("samples", []))
+    return int(score["questions"]) + benchmark.samples * sampled
 
 
 def _of_any_rank(own: str) -> str:
-    """What the hub told any rank: all ask a benchmark, or none."""
+    """The first refusal on any rank, so that either all ranks run a benchmark or none does."""
     reasons = [own]
     if dist.is_initialized():
         reasons = [""] * dist.get_world_size()
@@ -144,25 +145,25 @@ def _of_any_rank(own: str) -> str:
 
 
 def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
-    """The score of a benchmark on the questions that do not stand in training text."""
+    """The score of a benchmark on the questions that do not occur in training text."""
     bits = [int(bit) for bit in score["bits"]]
     left = clean(name, bits, contaminated)
     cleaned = {**score, **task_score(left), "left_out": len(bits) - len(left)}
     cleaned["questions_sha256"] = digest_of([score["questions_sha256"], contaminated])
-    if "drawn" in score:
-        cleaned["drawn"] = clean(name, score["drawn"], contaminated)
+    if "samples" in score:
+        cleaned["samples"] = clean(name, score["samples"], contaminated)
     if "families" in score:
         start, families = 0, {}
         for family, whole in score["families"].items():
             own = range(start, start := start + whole["questions"])
-            kept_bits = [bits[i] for i in own if contaminated[i] == "0"]
-            accuracy = sum(kept_bits) / len(kept_bits) if kept_bits else None
-            families[family] = {"accuracy": accuracy, "questions": len(kept_bits)}
+            clean_bits = [bits[i] for i in own if contaminated[i] == "0"]
+            accuracy = sum(clean_bits) / len(clean_bits) if clean_bits else None
+            families[family] = {"accuracy": accuracy, "questions": len(clean_bits)}
         cleaned["families"] = families
     return cleaned
 
 
-def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any:
+def _asked_model(job: StageJob, model: Any, tokenizer: Any, progress: EvalProgress) -> Any:
     from pipelines.evals.harness_models import TransformersModel, vllm_model
 
     settings = job.config.eval
@@ -174,5 +175,5 @@ def _asked_model(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> Any
         batch_size=settings.batch_size,
         max_length=settings.max_length or None,
     )
-    found.on_share = tally.reached
+    found.on_share = progress.reached
     return found

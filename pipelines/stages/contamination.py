@@ -1,6 +1,6 @@
-"""Stage contamination: the evaluation questions that stand in the text of the training stages.
+"""Stage contamination: find evaluation questions in the text of the training stages.
 
-Reads sources alone, no model; the first rank does it.
+It reads only data sources, loads no model, and runs on the first rank.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pipelines.run_dir.paths import read_json
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """By evaluation and training source, what was found; one bit for each question."""
+    """Report the questions found, by evaluation and training source, with one bit per question."""
     if int(os.environ.get("RANK", "0")):
         return {}
     settings = job.config.eval
     asked, not_checked = _benchmark_questions(job)
     evals = evaluation_questions(job.config) | asked
     tasks, texts = list(evals), heldout_documents(job.config)
-    # The sources that the launcher named: those of the plan, or of the recipe.
+    # The launcher passes the sources to check: those of the plan, or of the recipe.
     keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
     read = {
         key: _Counted(training_passages(job.config, key))
@@ -65,7 +65,7 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def _benchmark_questions(job: StageJob) -> tuple[dict[str, list[Question]], dict[str, str]]:
-    """The questions by benchmark, and those that cannot be had, with the reason."""
+    """The questions by benchmark, and the benchmarks that cannot be loaded, with the reason."""
     settings, root = job.config.eval, job.config.data_root
     found: dict[str, list[Question]] = {}
     reasons = unavailable(settings, root)
@@ -81,12 +81,12 @@ def _benchmark_questions(job: StageJob) -> tuple[dict[str, list[Question]], dict
 
 
 def contaminated_bits(result: Path) -> dict[str, str]:
-    """By evaluation one bit for each question of a finished check, 1 where it is contaminated."""
+    """By evaluation, the bits of a finished check: one per question, 1 if it is contaminated."""
     return {name: value["bits"] for name, value in read_json(result)["evals"].items()}
 
 
 class _Counted:
-    """Passages, with the number and the UTF-8 bytes of those that went by."""
+    """Iterates over passages, and counts them and their UTF-8 bytes."""
 
     def __init__(self, passages: Iterator[Passage]) -> None:
         self._passages = passages
@@ -96,5 +96,5 @@ class _Counted:
         for passage in self._passages:
             self.passages += 1
             self.num_bytes += len(passage.text.encode())
-            heartbeat.moves()
+            heartbeat.tick()
             yield passage

@@ -1,4 +1,7 @@
-"""Stage DPO: preference optimisation on (right, near-miss) answers (TRL; arXiv 2305.18290)."""
+"""Stage DPO: direct preference optimization on chosen and rejected answers (TRL; arXiv 2305.18290).
+
+The built-in recipes pair a right answer with a near miss.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the tuned model to `model/`; the reference policy is the model it starts from."""
+    """Train and write the model to `model/`; the reference policy is the stage's input model."""
     config, settings = job.config, job.config.dpo
     train_set, heldout = _preferences(job)
     steps = settings.max_steps or len(train_set) // settings.global_batch_size
@@ -49,7 +52,7 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
-    """Training pairs, and held-out pairs whose prompts are in none of them."""
+    """Training pairs, and held-out pairs whose prompts do not occur in the training pairs."""
     config, settings = job.config, job.config.dpo
     batch = settings.global_batch_size
     if settings.max_steps:
@@ -65,7 +68,7 @@ def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
         training = fill_steps(left, lambda records: steps_of_epochs(settings, records) * batch)
     if not training:
         raise UserError(
-            f"dpo.heldout_pairs = {settings.heldout_pairs} leaves no pair to train on: set it lower"
+            f"dpo.heldout_pairs = {settings.heldout_pairs} leaves no pair to train on. Lower it."
         )
     return _rows(training), _rows(list(heldout.values()))
 

@@ -1,7 +1,7 @@
-"""Stage eval: accuracy per task and benchmark, held-out bits per byte per domain.
+"""Stage eval: accuracy by task and benchmark, and held-out bits per byte by domain.
 
-Whole weights on each rank; the ranks split the questions. No DeepSpeed engine. What is done is kept
-in files of its own, so that a start after a kill goes on with the next.
+Each rank loads the whole model, without a DeepSpeed engine, and the ranks split the questions.
+Finished parts are cached in files, so that a killed evaluation resumes with the next part.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from pipelines.evals.availability import nothing_asked
 from pipelines.evals.bits_per_byte import bits_per_byte
+from pipelines.evals.cache import cache_path, cached
 from pipelines.evals.intervals import macro_average
-from pipelines.evals.kept import kept, kept_path
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.questions import heldout_text, task_problems
-from pipelines.evals.tally import Tally
 from pipelines.models.loading import load_frozen
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.token_nll import score_tokens_in_forward
@@ -28,10 +28,10 @@ from pipelines.stages.task_scores import num_answers, task_scores
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Scores of one model; written to the result, with one bit per question."""
+    """Evaluate one model; the result has scores and one bit per question."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        # Ranks wait for the slowest as long as it takes.
+        # Ranks may have to wait for the slowest one for hours.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     settings, root = job.config.eval, job.config.data_root
     folders = {part: job.stage_dir.root / part for part in ("tasks", "benchmarks", "bits_per_byte")}
@@ -44,29 +44,29 @@ def run(job: StageJob) -> dict[str, Any]:
         raise nothing_asked(benchmarks.not_asked)
     counts = {name: num_answers(name, settings.tasks[name], p) for name, p in asked.items()}
     total = sum(counts.values()) + sum(benchmarks.answers.values()) + len(settings.bits_per_byte)
-    tally = Tally(job.stage_dir.metrics if rank == 0 else None, total)
+    progress = EvalProgress(job.stage_dir.metrics if rank == 0 else None, total)
     model, tokenizer = _load(job)
     tasks: dict[str, Any] = {}
     for name, problems in asked.items():
-        path = kept_path(folders["tasks"], name)
+        path = cache_path(folders["tasks"], name)
         if path.is_file():
-            tally.skip(counts[name])
+            progress.skip(counts[name])
 
         def score(name: str = name, problems: Any = problems) -> Any:
-            return task_scores(job, name, problems, model, tokenizer, tally)
+            return task_scores(job, name, problems, model, tokenizer, progress)
 
-        tasks |= kept(path, score, writes=rank == 0)
+        tasks |= cached(path, score, writes=rank == 0)
     if benchmarks.answers:
-        tasks |= benchmark_scores(job, benchmarks, model, tokenizer, tally)
+        tasks |= benchmark_scores(job, benchmarks, model, tokenizer, progress)
     scores: dict[str, Any] = {"tasks": tasks, "not_asked": benchmarks.not_asked}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
     if rank == 0:
-        texts = _bits_per_byte(job, model, tokenizer, tally)
+        texts = _bits_per_byte(job, model, tokenizer, progress)
         scores["heldout_blocks"] = {name: text.pop("blocks", {}) for name, text in texts.items()}
         scores["bits_per_byte"] = texts
-        tally.end()
+        progress.end()
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -81,17 +81,19 @@ def _load(job: StageJob) -> tuple[Any, Any]:
     return load_frozen(folder, config.eval.dtype, config), tokenizer
 
 
-def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> dict[str, Any]:
+def _bits_per_byte(
+    job: StageJob, model: Any, tokenizer: Any, progress: EvalProgress
+) -> dict[str, Any]:
     config, settings = job.config, job.config.eval
     score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
     found = {}
     for name, source in settings.bits_per_byte.items():
-        path = kept_path(job.stage_dir.root / "bits_per_byte", name)
+        path = cache_path(job.stage_dir.root / "bits_per_byte", name)
         if path.is_file():
-            tally.skip(1)
+            progress.skip(1)
 
         def score(name: str = name, source: Any = source) -> Any:
-            tally.begin(f"bits per byte of {name}", 1)
+            progress.begin(f"bits per byte of {name}", 1)
             return bits_per_byte(
                 model,
                 tokenizer,
@@ -102,5 +104,5 @@ def _bits_per_byte(job: StageJob, model: Any, tokenizer: Any, tally: Tally) -> d
                 batch_size=settings.batch_size,
             )
 
-        found[name] = kept(path, score, writes=True)
+        found[name] = cached(path, score, writes=True)
     return found

@@ -1,4 +1,4 @@
-"""Stage mid-train: the base, annealed to learning rate 0, with or without a reference."""
+"""Stage mid-train: anneal the base to learning rate 0, with or without a reference."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from pipelines.training.scoring import score_key
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the annealed model to `model/`."""
+    """Train and write the annealed model to `model/`."""
     config, settings = job.config, job.config.mid_train
     tokenizer = load_tokenizer(job.inputs["base"])
-    # Before the engine's ZeRO-3 mode, which would shard it: the reference is whole on each rank.
+    # Load the reference before the engine enters ZeRO-3 mode, so that it stays whole on each rank.
     reference = load_reference(job, num_tokens=len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
         steps=num_steps(settings, config.sequence_length), schedule="linear",
-        # Batches bring what the loss reads, not only what the forward names.
+        # Batches carry tensors that the loss reads and the forward does not name.
         remove_unused_columns=False,
     )  # fmt: skip
     packed_set = packed(job, "mid_train", settings, tokenizer, factor=pool_factor(settings))
@@ -66,9 +66,10 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tuple[Any, Any]:
-    """The training set and its collate function, with what the score cache brings.
+    """The training set and its collate function, combined with the score cache if it is used.
 
-    Kept scores of the reference beside the tokens, or the half of the pool that MiniPLM chooses.
+    Items then carry the cached scores of the reference; for MiniPLM, the set is the half of the
+    pool that it selects.
     """
     if not uses_score_cache(job.config.mid_train):
         return packed_set, packed_set.collate
@@ -92,19 +93,19 @@ def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tu
     return scored, scored.collate
 
 
-# Sequences of a pool whose domains are told; their sources are read again for it.
-LOOKED_AT = 4096
+# Sequences of the pool whose domains are reported; their sources must be read again.
+INSPECTED = 4096
 
 
 def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
-    """What MiniPLM's choice did to the mixture: shares of tokens by domain, of its first sequences.
+    """How MiniPLM's selection changed the mixture: token shares by domain in the first sequences.
 
-    Nothing for objectives that choose no sequences.
+    Empty for objectives that do not select sequences.
     """
     if not isinstance(dataset, ChosenSequences):
         return {}
     config, pool = job.config, dataset.packed
-    count = min(len(pool), LOOKED_AT)
+    count = min(len(pool), INSPECTED)
     sources = config.mid_train.sources
     spans = read_spans(pool, count, sources, config.data_root, config.seed)
     chosen = dataset.chosen[dataset.chosen < count]
@@ -119,7 +120,7 @@ def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
 
 
 def load_reference(job: StageJob, num_tokens: int) -> Any | None:
-    """The frozen reference; None without one, or where its scores are kept."""
+    """The frozen reference; None without a reference, or if its scores come from the cache."""
     config = job.config
     if "ref" not in job.inputs or uses_score_cache(config.mid_train):
         return None

@@ -1,4 +1,7 @@
-"""Stage pretrain-ckpt: train a base from scratch (the stable phase of WSD), or adopt one."""
+"""Stage pretrain-ckpt: train a base from scratch (the stable phase of WSD), or import one.
+
+WSD is the warmup-stable-decay schedule; mid-training is its decay phase.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from transformers import TrainingArguments
 
 from pipelines.recipe.schema import num_steps
 from pipelines.run_dir.job import StageJob
-from pipelines.stages.base_model import adopt, new_model, new_tokenizer
+from pipelines.stages.base_model import import_checkpoint, new_model, new_tokenizer
 from pipelines.training import engine
 from pipelines.training.callbacks import SnapshotWriter
 from pipelines.training.facts import first_and_last, token_facts, training_facts
@@ -17,9 +20,9 @@ from pipelines.training.packed_data import packed
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the base to `model/`."""
+    """Train or import the base, and write it to `model/`."""
     if "base" in job.inputs:
-        return adopt(job)
+        return import_checkpoint(job)
     config, settings = job.config, job.config.pretrain
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,

@@ -22,7 +22,7 @@ from pipelines.training.facts import training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the RL-tuned model to `model/`."""
+    """Train and write the RL-tuned model to `model/`."""
     config, settings = job.config, job.config.rlvr
     arguments = engine.training_arguments(
         GRPOConfig, config, settings, job.stage_dir, steps=settings.max_steps,
@@ -31,10 +31,10 @@ def run(job: StageJob) -> dict[str, Any]:
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature, beta=settings.beta, epsilon=settings.epsilon,
         use_vllm=settings.use_vllm,
-        # `problems` has drawn them in a seeded order, pass by pass.
+        # `problems` has already shuffled them with the seed, pass by pass.
         shuffle_dataset=False,
     )  # fmt: skip
-    # Rewards of every step are needed for the first and the last quarter.
+    # The mean rewards of the first and last quarter need the reward of every step.
     arguments.logging_steps = 1
     tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
@@ -46,7 +46,7 @@ def run(job: StageJob) -> dict[str, Any]:
         reward_funcs=[verified_answer],
     )  # fmt: skip
     engine.train(trainer, job.stage_dir, settings)
-    # Only rollouts leave it out: the exported model says what the one before it said.
+    # Only rollouts run without the generation config: the exported model keeps its input's.
     for name in SPECIAL_IDS:
         setattr(own, name, getattr(trainer.model.generation_config, name))
     trainer.model.generation_config = own
@@ -61,27 +61,28 @@ def run(job: StageJob) -> dict[str, Any]:
 
 
 def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
-    """Prompts with gold answers, without those that leave no room for a completion."""
+    """Prompts with gold answers, and the number dropped because no completion would fit."""
     config, settings = job.config, job.config.rlvr
     count = settings.max_steps * settings.global_batch_size // settings.num_generations
     room = max_prompt_length(settings, config.sequence_length)
-    drawn = problems(settings.sources, config.data_root, config.seed, count=count)
+    found = problems(settings.sources, config.data_root, config.seed, count=count)
     rows = [
         {"prompt": user(p.prompt), "answer": p.answer, "reward_kind": p.reward}
-        for p in drawn
+        for p in found
         if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
     ]
     if len(rows) * settings.num_generations < settings.global_batch_size:
         limit = (
             "rlvr.max_prompt_length is"
             if settings.max_prompt_length
-            else f"sequence_length {config.sequence_length} less rlvr.max_completion_length "
+            else f"sequence_length {config.sequence_length} minus rlvr.max_completion_length "
             f"{settings.max_completion_length} leaves"
         )
         raise UserError(
-            f"only {len(rows)} RL prompts fit, less than one step needs: {limit} {room} tokens"
+            f"only {len(rows)} RL prompts fit, fewer than a step needs: {limit} {room} tokens for "
+            "a prompt. Lower rlvr.max_completion_length, or give shorter prompts."
         )
-    return Dataset.from_list(rows), len(drawn) - len(rows)
+    return Dataset.from_list(rows), len(found) - len(rows)
 
 
 def verified_answer(
@@ -90,7 +91,7 @@ def verified_answer(
     reward_kind: list[str],
     **_: Any,
 ) -> list[float]:
-    """TRL's reward function: 1.0 for a completion that is right by its kind, else 0.0."""
+    """Reward function for TRL: 1.0 for a completion that its reward kind accepts, else 0.0."""
     judged = [(turns[0]["content"], gold) for turns, gold in zip(completions, answer, strict=True)]
     rewards = [0.0] * len(judged)
     for kind in sorted(set(reward_kind)):
@@ -101,11 +102,16 @@ def verified_answer(
 
 
 def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dict[str, Any]:
-    """Mean reward of the first and the last quarter, and how many groups gave no signal."""
+    """Mean reward of the first and last quarter, and the fraction of zero-variance groups.
+
+    All completions of a zero-variance group get the same reward, so the group has no gradient.
+    """
     rewards = [line["reward"] for line in history if "reward" in line]
-    silent = [line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line]
+    zero_variance = [
+        line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line
+    ]
     quarter = max(1, len(rewards) // 4)
-    share = sum(silent) / len(silent)
+    share = sum(zero_variance) / len(zero_variance)
     return {
         "status": "no signal" if share > max_zero_variance else "ok",
         "reward_first_quarter": sum(rewards[:quarter]) / quarter,

@@ -1,6 +1,6 @@
-"""Stage score: a model's log-probabilities over the mid-training sequences, into the score cache.
+"""Stage score: precompute a model's log-probabilities of the mid-training data (score cache).
 
-Whole weights on each rank; the ranks split the shards. No DeepSpeed engine.
+Each rank loads the whole model, without a DeepSpeed engine, and the ranks split the shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.training.scoring import score, score_key
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the scores that are missing; facts of the whole set."""
+    """Write the missing scores, and return facts about the whole set."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -40,11 +40,11 @@ def run(job: StageJob) -> dict[str, Any]:
     if not cache.is_complete():
         cache = longer_scores(job.run.scores, key, dataset.stream, len(dataset)) or cache
     if world > 1:
-        # All ranks look before one writes.
+        # All ranks must check for existing scores before one of them writes.
         dist.barrier()
     if rank == 0:
         for name in cache.drop_damaged():
-            print(f"{cache.folder / name} was damaged: it is scored again", flush=True)
+            print(f"{cache.folder / name} was damaged: scoring it again", flush=True)
     if world > 1:
         dist.barrier()
     started, scored = time.monotonic(), 0
@@ -63,7 +63,7 @@ def run(job: StageJob) -> dict[str, Any]:
         "tokens": len(dataset) * dataset.sequence_length,
         "shards": cache.num_shards,
         "world_size": world,
-        # Of this rank alone; nothing where all scores were there.
+        # Estimated from this rank; omitted if all scores existed already.
         **({"tokens_per_second": round(world * scored / seconds, 1)} if scored else {}),
     }
 
@@ -71,7 +71,7 @@ def run(job: StageJob) -> dict[str, Any]:
 def _write_missing(
     job: StageJob, cache: ScoreCache, dataset: PackedDataset, num_tokens: int, rank: int, world: int
 ) -> int:
-    """Score this rank's missing shards; tokens scored."""
+    """Score this rank's missing shards, and return the number of tokens scored."""
     missing = [shard for shard in range(cache.num_shards) if not cache.has(shard)]
     print(f"{len(missing)} of {cache.num_shards} shards to score", flush=True)
     model = load_scorer(job.inputs["model"], job.config.mid_train.dtype, job.config, num_tokens)

@@ -1,4 +1,4 @@
-"""Stage SFT: supervised fine-tuning on conversations, loss on the answer only (TRL)."""
+"""Stage SFT: supervised fine-tuning on conversations, with loss on the answer only (TRL)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.training.facts import first_and_last, training_facts
 
 
 def run(job: StageJob) -> dict[str, Any]:
-    """Write the fine-tuned model to `model/`."""
+    """Train and write the fine-tuned model to `model/`."""
     config, settings = job.config, job.config.sft
     drawn = _conversations(job)
     steps = settings.max_steps or len(drawn) // settings.global_batch_size

@@ -1,4 +1,4 @@
-"""Tasks of the built-in runner: greedy answers and draws, shared by the ranks and judged."""
+"""Tasks of the built-in runner: ranks share the questions, and judge greedy answers and samples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipelines.data.records import Problem
 from pipelines.errors import UserError
 from pipelines.evals.generation import Decoding, generate_answers
 from pipelines.evals.intervals import digest_of, task_score
+from pipelines.evals.progress import EvalProgress
 from pipelines.evals.questions import family_of, prompt_ids, right_answers
 from pipelines.evals.sampling import entropy, sampled_scores
-from pipelines.evals.tally import Tally
 from pipelines.recipe.schema import TaskConfig
 from pipelines.rewards.exact import final_answer, normal_text
 from pipelines.run_dir.job import StageJob
@@ -21,7 +21,7 @@ from pipelines.stages.contamination import contaminated_bits
 
 
 def num_answers(name: str, task: TaskConfig, asked: list[Problem]) -> int:
-    """Greedy and drawn answers to a task's questions."""
+    """Number of answers, greedy and sampled, to a task's questions."""
     return len(asked) + task.samples * len(_sampled(task, _families(name, task, asked)))
 
 
@@ -31,35 +31,35 @@ def task_scores(
     asked: list[Problem],
     model: Any,
     tokenizer: Any,
-    tally: Tally,
+    progress: EvalProgress,
 ) -> dict[str, Any]:
-    """Scores by family (or by task), with the bits of all questions in their order."""
+    """Run a task; return scores by family (or by task) with the bits of all questions in order."""
     task = job.config.eval.tasks[name]
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = asked[rank::world]
     prompts = [prompt_ids(p.prompt, task, tokenizer, job.chat) for p in mine]
     batch_size = job.config.eval.batch_size
     decoding = Decoding(task.max_new_tokens, stop="" if job.chat else task.stop)
-    tally.begin(name, len(asked))
+    progress.begin(name, len(asked))
     answers = generate_answers(
-        model, tokenizer, prompts, decoding, batch_size=batch_size, on_share=tally.reached
+        model, tokenizer, prompts, decoding, batch_size=batch_size, on_share=progress.reached
     )
     found: list[Any] = [(*bit, None, None) for bit in right_answers(task, answers, mine)]
     families = _families(name, task, asked)
     if task.samples:
         numbers = _sampled(task, families)
-        tally.begin(f"{name}, drawn answers", task.samples * len(numbers))
+        progress.begin(f"{name}, samples", task.samples * len(numbers))
         places = sorted(i // world for i in numbers if i % world == rank)
-        drawn = generate_answers(
+        samples = generate_answers(
             model, tokenizer, [prompts[place] for place in places],
             replace(
                 decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
             ),
             batch_size=batch_size, seeds=[rank + place * world for place in places],
-            on_share=tally.reached,
+            on_share=progress.reached,
         )  # fmt: skip
-        right = right_answers(task, drawn, [mine[place] for place in places])
-        for place, correct, given in zip(places, right, drawn, strict=True):
+        right = right_answers(task, samples, [mine[place] for place in places])
+        for place, correct, given in zip(places, right, samples, strict=True):
             found[place] = (found[place][0], sum(correct), _answer_entropy(given))
     gathered = [found]
     if world > 1:
@@ -73,26 +73,26 @@ def task_scores(
 
 
 def clean(name: str, rows: list[Any], contaminated: str) -> list[Any]:
-    """What belongs to questions that do not stand in training text.
+    """Return the rows of questions that do not occur in training text.
 
     Args:
-        rows: one for each question of a task or family.
-        contaminated: 1 for each question that does, else 0.
+        rows: one per question of a task or family.
+        contaminated: one character per question: "1" if it occurs in training text, else "0".
 
     Raises:
-        UserError: none is left.
+        UserError: every question is contaminated.
     """
-    kept = [row for row, found in zip(rows, contaminated, strict=True) if found == "0"]
-    if not kept:
+    left = [row for row, found in zip(rows, contaminated, strict=True) if found == "0"]
+    if not left:
         raise UserError(
-            f"every question of {name} stands in training text, so none is left to score. Set "
-            "eval.contamination=report, or take the task or the source out."
+            f"every question of {name} occurs in training text, so none is left to score. Set "
+            "eval.contamination=report, or remove the task or the source."
         )
-    return kept
+    return left
 
 
 def _families(name: str, task: TaskConfig, asked: list[Problem]) -> dict[str, list[int]]:
-    """The numbers of the questions of each family."""
+    """The indices of the questions of each family."""
     families: dict[str, list[int]] = {}
     for i, problem in enumerate(asked):
         families.setdefault(family_of(problem, name, task), []).append(i)
@@ -100,7 +100,7 @@ def _families(name: str, task: TaskConfig, asked: list[Problem]) -> dict[str, li
 
 
 def _sampled(task: TaskConfig, families: dict[str, list[int]]) -> list[int]:
-    """The numbers of the questions that answers are drawn to."""
+    """The indices of the questions for which answers are sampled."""
     return [i for own in families.values() for i in own[: task.sampled_questions or None]]
 
 
@@ -116,16 +116,16 @@ def _scores(job: StageJob, task: TaskConfig, rows: dict[str, list[Any]]) -> dict
 
 
 def _answer_entropy(answers: list[str]) -> float:
-    """Of the final answers, as the `exact` reward reads them: the way to one does not count."""
+    """Entropy of the final answers, extracted as the `exact` reward does, without their steps."""
     return entropy([normal_text(final_answer(answer)[0]) for answer in answers])
 
 
 def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:
     score = task_score([bit for _, bit, _, _ in rows])
     score["questions_sha256"] = digest_of(f"{p.prompt}\n{p.answer}" for p, *_ in rows)
-    drawn = [(correct, spread) for _, _, correct, spread in rows if correct is not None]
-    if drawn:
-        correct, entropies = (list(column) for column in zip(*drawn, strict=True))
+    sampled = [(correct, spread) for _, _, correct, spread in rows if correct is not None]
+    if sampled:
+        correct, entropies = (list(column) for column in zip(*sampled, strict=True))
         score["sampled"] = sampled_scores(correct, task.samples, entropies)
-        score["sampled_questions"] = len(drawn)
+        score["sampled_questions"] = len(sampled)
     return score

@@ -1,1 +1,1 @@
-"""What gradient stages share: engine, trainer, callbacks, packed data."""
+"""Code shared by the gradient stages: engine, trainer, callbacks, packed data."""

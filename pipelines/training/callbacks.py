@@ -1,4 +1,4 @@
-"""Trainer callbacks of every gradient stage: metrics, when to save, when a checkpoint exists."""
+"""Trainer callbacks of every gradient stage: metrics, snapshots, and checkpoints with a marker."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from pipelines.run_dir.resume_state import (
     write_checkpoint_marker,
 )
 
-# Of a checkpoint, for each parameter: fp32 master weight and two moments.
+# Optimizer state per parameter in a checkpoint: fp32 master weight and two moments.
 OPTIMIZER_BYTES = 12
 
 
 class MetricsWriter(TrainerCallback):
-    """One line of `metrics.jsonl` for each log of the trainer, by the main rank."""
+    """Appends one line to `metrics.jsonl` for each log of the trainer, on the main rank."""
 
     def __init__(self, stage_dir: StageDir) -> None:
         self.path = stage_dir.metrics
@@ -88,11 +88,11 @@ def _is_number(value: Any) -> bool:
 
 
 class SnapshotWriter(TrainerCallback):
-    """Keep models along the training, at even steps before the last; every rank takes part.
+    """Saves models at evenly spaced steps before the last one; all ranks must take part.
 
     Args:
         trainer: gathers the weights.
-        count: models to keep; 0 keeps none.
+        count: number of models to save; 0 saves none.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class SnapshotWriter(TrainerCallback):
                 self._write(number, state.global_step, state.is_world_process_zero)
 
     def _write(self, number: int, step: int, is_main: bool) -> None:
-        heartbeat.mark(heartbeat.SAVING)
+        heartbeat.beat(heartbeat.SAVING)
         folder = self.stage_dir.snapshot(number)
         temporary = folder.with_name(f"{number}.tmp")
         if is_main:
@@ -130,10 +130,10 @@ class SnapshotWriter(TrainerCallback):
 
 
 class SpaceCheck(TrainerCallback):
-    """Refuse a save that cannot fit or whose name is taken, before a byte of it is written; added
-    after all who ask.
+    """Stops before a save if the disk is too full or the checkpoint's name is taken.
 
-    The main rank looks; where it stops, the launcher ends the others.
+    It must be the last callback, after all that may ask for a save. Only the main rank checks; if
+    it stops, the launcher ends the other ranks.
     """
 
     def __init__(self, stage_dir: StageDir) -> None:
@@ -153,26 +153,27 @@ class SpaceCheck(TrainerCallback):
             place = self.checkpoints / f"checkpoint-{state.global_step}"
             if place.is_symlink() or place.is_file():
                 raise UserError(
-                    f"{place} is a file or a link, in the place of {what}. Move it elsewhere, and "
-                    "run the command again."
+                    f"{place} is a file or a link, but {what} must be written there. Move it "
+                    "elsewhere, and run the command again."
                 )
             require_space(self.checkpoints, needed, what)
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    """Parameters of a model, whole under ZeRO-3 too."""
+    """Number of parameters of a model; under ZeRO-3, of the whole model and not of one shard."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's weights, whole under ZeRO-3 too."""
+    """Bytes of a model's weights; under ZeRO-3, of the whole model and not of one shard."""
     return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
 
 
 class CheckpointMarker(TrainerCallback):
-    """A checkpoint exists only when its marker does: written last, after all ranks have saved.
+    """Writes the marker that completes a checkpoint, after all ranks have saved.
 
-    Older complete checkpoints are pruned only then.
+    A checkpoint without a marker does not count. Older complete checkpoints are removed only after
+    the new marker is written.
     """
 
     def __init__(self, stage_dir: StageDir, keep: int) -> None:
@@ -209,15 +210,16 @@ class CheckpointMarker(TrainerCallback):
 
 
 def _fsync(path: Path) -> None:
-    """Make a file durable: the marker must not outlive a power loss that its files do not."""
+    """Flush a file to disk, so that after a power loss no marker exists without its files."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
-    """The newest checkpoint whose files are what its marker says.
+    """The newest checkpoint whose files match its marker; None if none does.
 
-    The main rank removes newer ones and those without a marker; older complete ones stay.
+    The main rank removes damaged newer checkpoints and those without a marker. Older complete ones
+    stay.
     """
     main_rank = not dist.is_initialized() or dist.get_rank() == 0
     ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -231,7 +233,7 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
                 check_split(folder, ranks, zero_stage)
                 chosen[0] = str(folder)
                 break
-            print(f"checkpoint {folder} is damaged and is left out", flush=True)
+            print(f"removing checkpoint {folder}: it is damaged", flush=True)
             remove_checkpoint(folder)
         whole = complete_checkpoints(stage_dir.checkpoints)
         for folder in checkpoint_folders(stage_dir.checkpoints):

@@ -1,7 +1,7 @@
-"""DeepSpeed and transformers set-up that every gradient stage shares.
+"""The DeepSpeed and transformers setup that every gradient stage shares.
 
-One pure function from config to DeepSpeed's dictionary, one builder of training arguments, one
-way to start ranks, train with resume, and export a checked model.
+It builds DeepSpeed's configuration and the training arguments, starts the ranks, trains with
+resume, and exports a model that it has reloaded and checked.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from pipelines.training.callbacks import (
 from pipelines.training.finite_guard import FiniteGuard
 from pipelines.training.step_boundary import StepBoundary, generation_steps
 
-# Ranks wait at a barrier while the main rank packs a corpus, however long that takes.
+# Ranks wait at a barrier while the main rank packs a corpus, which may take days.
 PATIENCE = timedelta(days=7)
-# Largest difference of logits between the trained and the reloaded model, by dtype. The
-# reloaded one runs the same weights; only the order of sums may differ.
+# Largest allowed difference of logits between the trained and the reloaded model, by dtype. Both
+# have the same weights; only the order of summation may differ.
 LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -53,22 +53,22 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a global batch falls on ranks: micro x accumulation x world = global."""
+    """How a global batch is split over ranks: micro x accumulation x world = global."""
 
     micro: int
     accumulation: int
 
 
 def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
-    """How a stage's global batch falls on its ranks; raises as `micro_batch_rows`."""
+    """Split a stage's global batch over its ranks; raises as `micro_batch_rows`."""
     micro = micro_batch_rows(train, world_size)
     return BatchSplit(micro, train.global_batch_size // (micro * world_size))
 
 
 def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
-    """DeepSpeed's configuration for a stage: a pure function of ours.
+    """Build DeepSpeed's configuration for a stage from its training settings.
 
-    No optimizer block: torch's AdamW is wrapped, so that DeepSpeed compiles none.
+    It has no optimizer block: DeepSpeed wraps torch's AdamW and needs to compile nothing.
     """
     zero: dict[str, Any] = {
         "stage": train.zero_stage,
@@ -109,12 +109,12 @@ def training_arguments(
     schedule: str,
     **extra: Any,
 ) -> Arguments:
-    """The arguments of a gradient stage, and the process group behind them.
+    """Build the training arguments of a gradient stage, and start its process group.
 
-    The order matters under ZeRO-3: arguments with the DeepSpeed dictionary, then the process
-    group, then the model. Callers build the model after this.
+    Call this before building the model: under ZeRO-3 the order must be arguments (with DeepSpeed's
+    configuration), process group, model.
     """
-    # Beside the metrics, unless who runs it has said where.
+    # Trackers write next to the metrics unless the environment names another folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
     os.environ.setdefault("WANDB_DIR", str(stage_dir.root))
     split = split_batch(train, world_size())
@@ -159,10 +159,10 @@ def order_of(settings: SftConfig | DpoConfig) -> dict[str, Any]:
 
 
 def start_ranks() -> None:
-    """Join the process group of the launcher's environment, through DeepSpeed."""
+    """Join the process group that the launcher's environment describes, through DeepSpeed."""
     import deepspeed
 
-    # Also where the training arguments have made the group: DeepSpeed has its own view of it.
+    # Needed even if the training arguments made the group: DeepSpeed tracks it separately.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=PATIENCE)
     if not torch.cuda.is_available():
@@ -170,21 +170,21 @@ def start_ranks() -> None:
 
 
 def _unlink_shared_buffer() -> None:
-    """Remove the name of the buffer that DeepSpeed's CPU op shares between ranks.
+    """Unlink the buffer that DeepSpeed's CPU op shares between ranks.
 
-    It never does so itself, and 69 MB of memory would stay taken after every rank of every stage.
-    What is mapped stays mapped, and goes with the process, whatever ends it.
+    DeepSpeed never unlinks it, so every rank of every stage would leave 69 MB of memory behind.
+    Existing mappings stay valid and disappear with their process, even if it is killed.
     """
-    # Every rank has opened the others' buffers.
+    # After the barrier every rank has opened the buffers of the others.
     dist.barrier()
     own_buffer().unlink(missing_ok=True)
 
 
 @contextmanager
 def unsharded(arguments: TrainingArguments) -> Iterator[None]:
-    """Make a model whole on every rank, also under ZeRO-3, which shards it when training starts.
+    """Create a model whole on every rank, even under ZeRO-3, which shards it when training starts.
 
-    Made in shards, its initial weights would be other ones: they are drawn in another way.
+    If it were created in shards, its random initial weights would be different.
     """
     if not is_deepspeed_zero3_enabled():
         yield
@@ -197,7 +197,7 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
 
 
 def load_trained(job: StageJob, role: str, dtype: str) -> Any:
-    """The model of an input of a stage, to be trained."""
+    """Load an input model of a stage for training."""
     config = job.config
     return load_model(
         job.inputs[role], dtype, attn_implementation=config.model.attn_implementation,
@@ -206,11 +206,11 @@ def load_trained(job: StageJob, role: str, dtype: str) -> Any:
 
 
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
-    """Run a trainer to its last step, from the newest complete checkpoint if there is one.
+    """Run a trainer to its last step, resuming from the newest complete checkpoint if one exists.
 
     Raises:
-        Stopped: a signal came; the checkpoint of the last step done is whole.
-        FloatingPointError: a loss or a gradient is not finite, before the update.
+        Stopped: a signal arrived; the checkpoint of the last finished step is complete.
+        FloatingPointError: a loss or a gradient is not finite; raised before the update.
     """
     trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.save_total_limit))
     boundary = StepBoundary(
@@ -232,7 +232,7 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
 
 
 def _fail_inside_saves(trainer: Trainer) -> None:
-    """Meet a fail point in each save, between the engine's state and the trainer's."""
+    """Add a fail point to each save, after the engine's state and before the trainer's."""
     save_rng_state = trainer._save_rng_state
 
     def fail_then_save(output_dir: str) -> None:
@@ -243,7 +243,7 @@ def _fail_inside_saves(trainer: Trainer) -> None:
 
 
 def engine_facts(trainer: Trainer) -> dict[str, Any]:
-    """What the ledger records of the engine that trained: class, ZeRO stage, ranks."""
+    """Facts about the engine for the result: class, ZeRO stage, ranks, batch split."""
     engine = trainer.model_wrapped
     return {
         "engine": type(engine).__name__,
@@ -260,13 +260,14 @@ def export(
 ) -> dict[str, Any]:
     """Write `model/` in Hugging Face format and check that it reloads to the same logits.
 
-    Every rank calls it: under ZeRO-3 the weights are gathered. The folder appears whole.
+    Every rank must call it, because under ZeRO-3 it gathers the weights. The folder is renamed into
+    place when it is complete.
 
     Returns:
-        The largest difference of logits seen between the model in memory and the reloaded one.
+        The largest difference of logits between the model in memory and the reloaded one.
 
     Raises:
-        RuntimeError: the reloaded model computes something else.
+        RuntimeError: the reloaded model gives different logits.
     """
     temporary = stage_dir.root / "model.tmp"
     if is_main_rank():
@@ -296,7 +297,7 @@ def export(
 def _reload_difference(
     trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, dtype: str
 ) -> float:
-    # Out of the engine's ZeRO-3 mode, else the reloaded weights would be sharded over one rank.
+    # Leave ZeRO-3 mode, or the reloaded weights would be sharded too.
     hf_config: HfDeepSpeedConfig | None = None
     if is_deepspeed_zero3_enabled():
         assert trainer.args.hf_deepspeed_config is not None
@@ -305,7 +306,7 @@ def _reload_difference(
     attn_implementation = trainer.model.config._attn_implementation
     reloaded = load_model(
         folder, dtype, attn_implementation=attn_implementation,
-        # A model with code of its own was loaded with leave to run it, or it would not be here.
+        # If the model has custom code, the user has already allowed it to run.
         trust_remote_code=hasattr(trainer.model.config, "auto_map"),
     ).to(trainer.args.device)  # fmt: skip
     logits = _logits(reloaded, probe.to(trainer.args.device))
@@ -316,7 +317,7 @@ def _reload_difference(
 
 @torch.no_grad()
 def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
-    """Logits [2, 16, vocab] by the class's own forward, even where the instance has another."""
+    """Logits [2, 16, vocab] from the class's forward, even if the instance's was replaced."""
     module = getattr(model, "module", model)
     module.eval()
     replaced = module.__dict__.pop("forward", None)

@@ -1,4 +1,4 @@
-"""Stop before an update whose loss or gradient is not finite, and keep what it was made of."""
+"""Stop before an update whose loss or gradient is not finite, and save the batch that caused it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW = "row_number"
 
 
 class NumberedRows(Dataset):  # type: ignore[type-arg]
-    """A data set whose items carry their number under `ROW`."""
+    """A data set whose items carry their row number under the key `ROW`."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -37,7 +37,7 @@ class NumberedRows(Dataset):  # type: ignore[type-arg]
 
 
 def numbered(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """A collate function whose batches carry the numbers of their rows, where those have some."""
+    """Wrap a collate function so that its batches carry the row numbers of their items."""
 
     def with_numbers(rows: list[Any]) -> Any:
         if ROW not in rows[0]:
@@ -53,7 +53,7 @@ def numbered(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
 
 
 def take_numbers(batch: Any) -> list[int]:
-    """Remove the numbers of the rows from a batch, and return them."""
+    """Remove the row numbers from a batch, and return them."""
     if isinstance(batch, list):
         return [row.pop(ROW) for row in batch]
     numbers: list[int] = batch.pop(ROW).tolist()
@@ -61,11 +61,11 @@ def take_numbers(batch: Any) -> list[int]:
 
 
 class FiniteGuard(TrainerCallback):
-    """Ends the training on all ranks before an update that is not finite.
+    """Ends training on all ranks before an update that is not finite.
 
-    A loss that is not finite makes the whole gradient NaN, so that the norm of the gradient, which
-    the engine takes over all ranks anyway, tells all of them. DeepSpeed's ZeRO optimizers skip such
-    an update; a plain optimizer (ZeRO 0) is kept from it.
+    A loss that is not finite makes the whole gradient NaN. The engine computes the gradient norm
+    over all ranks anyway, so every rank notices. DeepSpeed's ZeRO optimizers skip such an update;
+    for a plain optimizer (ZeRO 0) a hook stops it.
     """
 
     def __init__(self, trainer: Trainer, stage_dir: StageDir) -> None:
@@ -75,7 +75,7 @@ class FiniteGuard(TrainerCallback):
         self.losses: list[Tensor] = []
         trainer.train_dataset = NumberedRows(trainer.train_dataset)
         trainer.data_collator = numbered(trainer.data_collator)
-        # The collate functions take the keys that they know.
+        # The collate functions ignore keys that they do not know.
         trainer.args.remove_unused_columns = False
         self.take_batches = trainer.get_batch_samples
         trainer.get_batch_samples = self._get_batch_samples
@@ -83,12 +83,12 @@ class FiniteGuard(TrainerCallback):
     def _get_batch_samples(self, batches: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         self.rows, self.losses = [], []
 
-        def noted() -> Iterator[Any]:
+        def recorded() -> Iterator[Any]:
             for batch in batches:
                 self.rows.append(take_numbers(batch))
                 yield batch
 
-        return self.take_batches(noted(), *args, **kwargs)
+        return self.take_batches(recorded(), *args, **kwargs)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -101,9 +101,9 @@ class FiniteGuard(TrainerCallback):
             self.engine.basic_optimizer.register_step_pre_hook(self._check_gradients)
 
     def _backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        heartbeat.mark()
+        heartbeat.beat()
         self.losses.append(loss.detach())
-        # Times 1 is the loss itself, bit for bit.
+        # Multiplying by 1 leaves a finite loss unchanged to the last bit.
         spoiled = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss.dtype)
         self.engine_backward(spoiled, sync_gradients=sync_gradients, **kwargs)
         if sync_gradients and getattr(self.engine.optimizer, "overflow", False):
@@ -112,12 +112,12 @@ class FiniteGuard(TrainerCallback):
     def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
         present = [grad for grad in grads if grad is not None]
-        # Averaged over the ranks, so that all of them see the same.
+        # Gradients are averaged over the ranks, so all ranks see the same values.
         if not bool(torch.stack(torch._foreach_norm(present)).isfinite().all()):
             self._stop()
 
     def _stop(self) -> None:
-        """Write the batch's rows and losses of all ranks, and raise on all of them."""
+        """Write the batch's rows and losses from all ranks, and raise on every rank."""
         losses = [float(loss) for loss in self.losses]
         own = {
             "rank": self.trainer.args.process_index,
@@ -141,13 +141,13 @@ class FiniteGuard(TrainerCallback):
             else "the gradient is not finite"
         )
         reason = (
-            f"{what} at step {step}; the weights are those of step {step - 1}. The rows of that "
-            f"batch are in {self.stage_dir.not_finite}. A smaller learning rate or a longer "
-            "warm-up may help, or the input model or the data hold values that are not finite. "
-            "Earlier checkpoints stay"
+            f"{what} at step {step}; the weights are still those of step {step - 1}. The rows of "
+            f"the batch are in {self.stage_dir.not_finite}. Try a smaller learning rate or a "
+            "longer warm-up, and check the input model and the data for values that are not "
+            "finite. Earlier checkpoints were kept"
         )
         if self.trainer.args.process_index == 0:
-            rows = "of the training set: sequences of the packed set, or records as they were drawn"
+            rows = "index into the training set: packed sequences, or records in training order"
             write_json(
                 self.stage_dir.not_finite,
                 {"reason": reason, "step": step, "row_numbers": rows, "ranks": found},

@@ -1,4 +1,4 @@
-"""The loop of pre-training and mid-training: transformers.Trainer with another loss."""
+"""The trainer of pre-training and mid-training: transformers.Trainer with a custom loss."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class MidTrainer(Trainer):
     """Trains on packed sequences with one objective of `pipelines.objectives`.
 
     Args:
-        reference: frozen model whose forward scores tokens, on the training device. None where
-            there is no reference, or where the batches bring its scores (`ref_logprobs`).
-        objective: how scores become a loss; None is plain next-token prediction.
-        chunk_bytes: logits that the loss holds at once.
+        num_tokens: size of the base's tokenizer, to which logits are cut.
+        reference: frozen model on the training device whose forward scores tokens. None without a
+            reference, or if the batches carry its scores (`ref_logprobs`).
+        objective: turns scores into a loss; None means plain next-token prediction.
+        chunk_bytes: bytes of logits that the loss computes at once.
     """
 
     def __init__(
@@ -45,12 +46,12 @@ class MidTrainer(Trainer):
         score_tokens_in_forward(
             model, num_tokens, ref_head if self.objective.uses_kl else None, chunk_bytes
         )
-        # The sampler begins where the training does: Trainer would draw and drop all before it.
+        # The sampler starts at the resumed step; Trainer would load and drop all earlier batches.
         args.ignore_data_skip = True
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
         )
-        # The loss below divides by the targets of the whole step, so nothing else may scale it.
+        # The loss below is divided by the targets of the whole step; Trainer must not rescale it.
         self.model_accepts_loss_kwargs = True
         self.reference = reference
         self.weight_sums = WeightSums(self.objective.eps, args.device)
@@ -75,7 +76,7 @@ class MidTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's part of this micro-batch, times the ranks over which the engine means."""
+        """This micro-batch's part of the loss, times the number of ranks (the engine averages)."""
         assert num_items_in_batch is not None
         inputs = {key: value for key, value in inputs.items() if key != "labels"}
         weights = inputs.pop("weights", None)
@@ -91,7 +92,7 @@ class MidTrainer(Trainer):
         return (loss, scores) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of a step; with `scope: step` they carry the weights of the step."""
+        """The micro-batches of a step; with `scope: step` they carry weights computed over it."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self.objective.scope == "step" and self.objective.uses_weights and batches:
             self._weigh_step(batches)
@@ -99,7 +100,7 @@ class MidTrainer(Trainer):
 
     @torch.no_grad()
     def _weigh_step(self, batches: list[dict[str, Any]]) -> None:
-        """Weights over all micro-batches of all ranks, from a first forward of the learner."""
+        """Compute weights over all micro-batches and ranks, by an extra forward of the learner."""
         prepared = [self._prepare_inputs(batch) for batch in batches]
         logprobs, ref_logprobs, targets, documents = (
             _over_ranks(torch.cat(parts))
@@ -119,7 +120,7 @@ class MidTrainer(Trainer):
     def _step_part(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scored = {k: v for k, v in inputs.items() if k not in ("labels", "ref_logprobs")}
         targets = inputs["shift_labels"] != IGNORE
-        # Without documents any number serves: no center but `document` reads it.
+        # Only center=document reads documents, so zeros will do if they are missing.
         documents = inputs.get("documents", torch.zeros_like(inputs["input_ids"]))
         return (
             -self.model_wrapped(**scored)["nll"],
@@ -137,7 +138,7 @@ class MidTrainer(Trainer):
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """[batch, seq] fp32: kept ones, or the reference's forward."""
+        """fp32 [batch, seq], from the score cache or from the reference's forward."""
         if "ref_logprobs" in inputs:
             return inputs["ref_logprobs"]
         assert self.reference is not None
@@ -152,7 +153,7 @@ class MidTrainer(Trainer):
         return hidden
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # The loop counts from where the sampler began.
+        # Trainer counts epochs from where the sampler started, so correct it after a resume.
         self.state.epoch = self.state.global_step / self.state.max_steps
         if "loss" in logs:
             logs = {**logs, **self._rate()}
@@ -161,7 +162,7 @@ class MidTrainer(Trainer):
         super().log(logs, start_time)
 
     def _rate(self) -> dict[str, float]:
-        """Training tokens per second since the last log line, over all ranks; not in the first."""
+        """Tokens per second over all ranks since the last log line; empty for the first line."""
         now, step = time.monotonic(), self.state.global_step
         then, last = self.logged_at
         self.logged_at = (now, step)
@@ -171,7 +172,7 @@ class MidTrainer(Trainer):
 
 
 def _over_ranks(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in their order; every rank gives as many."""
+    """Gather the rows of all ranks, in rank order; every rank must have the same number."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -182,10 +183,11 @@ def _over_ranks(rows: Tensor) -> Tensor:
 class SequenceOrder(Sampler[int]):
     """A seeded permutation of the packed sequences: sequence = f(seed, position).
 
-    Neighbours in a packed file often come from one long document.
+    The order is shuffled because neighbours in a packed set often come from one long document.
 
     Args:
-        begin: the position to begin at, asked when the training begins; a resume jumps there.
+        begin: returns the position to start from, called when training starts; a resume jumps
+            there.
     """
 
     def __init__(self, num_sequences: int, seed: int, begin: Callable[[], int]) -> None:
@@ -204,19 +206,19 @@ class SequenceOrder(Sampler[int]):
 
 
 class WeightSums:
-    """Statistics of the weights between two log lines, over all ranks."""
+    """Accumulates statistics of the weights between two log lines, over all ranks."""
 
     def __init__(self, eps: float, device: torch.device) -> None:
         self.eps = eps
         self.sums = torch.zeros(7, dtype=torch.float64, device=device)
 
     def add(self, weights: Tensor, d: Tensor, mask: Tensor) -> None:
-        """Count one micro-batch: weights, d and mask are [batch, seq]."""
-        # The bounds as fp32 has them, which is where clamp puts the weights.
+        """Add one micro-batch; weights, d and mask are [batch, seq]."""
+        # Compare with the bounds rounded to fp32, which are the values that clamp produces.
         low = torch.tensor(1.0 - self.eps, dtype=weights.dtype, device=weights.device)
         high = torch.tensor(1.0 + self.eps, dtype=weights.dtype, device=weights.device)
         at_low, at_high = mask & (weights <= low), mask & (weights >= high)
-        # About 1, so that the square of a small spread survives.
+        # Sum offsets from 1, so that the squares of a small spread do not cancel.
         offset = (weights - 1.0).masked_fill(~mask, 0.0).double()
         self.sums += torch.stack([
             mask.sum().double(), offset.sum(), offset.square().sum(),
@@ -225,7 +227,7 @@ class WeightSums:
         ])  # fmt: skip
 
     def take(self) -> dict[str, float]:
-        """The statistics since the last call; every rank calls it."""
+        """Return the statistics since the last call, and reset them; every rank must call it."""
         if dist.is_initialized():
             dist.all_reduce(self.sums)
         count, offset, square, low, high, d, d_square = self.sums.tolist()

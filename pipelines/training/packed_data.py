@@ -1,4 +1,4 @@
-"""Packed training data of a stage, made once per run and shared by its stages."""
+"""Packed training data of a stage, packed once per run and shared by its stages."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def packed(
     *,
     factor: int = 1,
 ) -> PackedDataset:
-    """The packed sequences of exactly the stage's steps, or `factor` times as many in one order.
+    """The packed sequences for the steps of a stage, or `factor` times as many.
 
-    The main rank packs, all wait.
+    A longer set begins with the same sequences. The main rank packs while the others wait.
     """
     config = job.config
     budget = whole_step_tokens(settings, config.sequence_length)
@@ -48,7 +48,7 @@ def packed(
         )
 
     if is_main_rank():
-        # One command writes a run, so what is there was left by one that was killed.
+        # Only one command writes to a run, so these folders were left by a killed one.
         for leftover in job.run.data.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover)
     dataset = load(verify=True) if is_main_rank() else None
@@ -59,7 +59,7 @@ def packed(
 
 
 def _on_this_machine(dataset: PackedDataset, config: Config) -> PackedDataset:
-    """The same set from `launch.local_cache`; the first rank of each machine copies it."""
+    """Open the same set from `launch.local_cache`; the first rank of each node copies it there."""
     cache = config.launch.local_cache
     if os.environ.get("LOCAL_RANK", "0") == "0":
         copied(dataset.folder, cache)

@@ -1,4 +1,4 @@
-"""Log-probabilities of packed sequences under a frozen model, and the name they are kept under."""
+"""Log-probabilities of packed sequences under a frozen model, and their key in the score cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.run_dir.job import StageJob
 
 
 def score_key(job: StageJob, role: str, dataset: PackedDataset, num_tokens: int) -> ScoreKey:
-    """The name of the scores of an input model over `dataset`."""
+    """The key of the scores of an input model over `dataset`."""
     config = job.config
     return ScoreKey(
         data=dataset.fingerprint,
@@ -29,7 +29,7 @@ def score_key(job: StageJob, role: str, dataset: PackedDataset, num_tokens: int)
 
 @torch.inference_mode()
 def score(model: Any, dataset: PackedDataset, sequences: range, batch_size: int) -> np.ndarray:
-    """Log-probabilities of the targets of some sequences, fp32 [sequences, context]."""
+    """Compute log-probabilities of the targets of some sequences, fp32 [sequences, context]."""
 
     def log_probabilities(rows: Sequence[int]) -> list[np.ndarray]:
         batch = dataset.collate([dataset[index] for index in rows])

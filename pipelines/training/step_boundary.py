@@ -1,4 +1,4 @@
-"""What ranks agree on at the end of each step: whether to save, and whether to stop."""
+"""At the end of each step, the ranks agree on whether to save and whether to stop."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from pipelines.run_dir.stop_files import requested
 
 
 class StepBoundary(TrainerCallback):
-    """Save by steps or by the main rank's clock, and save and stop when any rank is asked to.
+    """Saves every so many steps or seconds; saves and stops if any rank is asked to stop.
 
-    One all-reduce of two numbers a step, where there are several ranks: all see the same, so that
-    all save after the same step. Ask for `raise_if_stopped` after the training.
+    With several ranks, one all-reduce of two numbers per step makes all of them save after the same
+    step. Call `raise_if_stopped` after training.
 
     Args:
-        every_steps, every_seconds: between checkpoints; 0: none.
-        unit: steps after which a checkpoint may be written, see `generation_steps`.
+        every_steps, every_seconds: interval between checkpoints; 0 turns it off. Seconds are
+            measured by the main rank's clock.
+        unit: a checkpoint may be written only after a multiple of this many steps, see
+            `generation_steps`.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class StepBoundary(TrainerCallback):
     ) -> None:
         for signum in SIGNALS:
             signal.signal(signum, self._note)
-        heartbeat.mark(heartbeat.FIRST_STEP, state.global_step)
+        heartbeat.beat(heartbeat.FIRST_STEP, state.global_step)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
@@ -63,7 +65,7 @@ class StepBoundary(TrainerCallback):
     ) -> None:
         step = state.global_step
         gpu = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else 0
-        heartbeat.mark(heartbeat.TRAINING, step, gpu)
+        heartbeat.beat(heartbeat.TRAINING, step, gpu)
         if step >= state.max_steps:
             return
         asked, due = self._agreed(args.device, state.is_world_process_zero)
@@ -75,14 +77,14 @@ class StepBoundary(TrainerCallback):
             control.should_training_stop = True
         if asked or self.due:
             control.should_save = True
-            # The line goes into the save: a resume loses nothing that was summed since the last.
+            # Log before the save, so that a resume loses no sums since the last log line.
             control.should_log = True
             self.due = False
             self.saved_at = time.monotonic()
-            heartbeat.mark(heartbeat.SAVING)
+            heartbeat.beat(heartbeat.SAVING)
 
     def _agreed(self, device: torch.device, is_main: bool) -> tuple[int, bool]:
-        """The signal that asks for a stop (0: none), and whether the time for a save has come."""
+        """The signal that asks for a stop (0 for none), and whether a save is due by time."""
         asked, due = self.signum, False
         if is_main:
             asked = asked or requested(self.stage_dir)
@@ -92,31 +94,31 @@ class StepBoundary(TrainerCallback):
             flags = torch.tensor([asked, int(due)], device=device)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
             asked, due = int(flags[0]), bool(flags[1])
-        # A signal that came while a save was not allowed is still there at the next boundary.
+        # Remember a signal that arrived when a save was not allowed, for the next boundary.
         self.signum = asked
         return asked, due
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        heartbeat.mark(heartbeat.TRAINING)
+        heartbeat.beat(heartbeat.TRAINING)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        heartbeat.mark(heartbeat.FINISHING, state.global_step)
+        heartbeat.beat(heartbeat.FINISHING, state.global_step)
 
     def raise_if_stopped(self) -> None:
-        """Raises `Stopped` if the training ended because it was asked to."""
+        """Raise `Stopped` if training ended because a stop was requested."""
         if self.stopped is not None:
             raise self.stopped
 
 
 def generation_steps(trainer: Trainer) -> int:
-    """Optimizer steps that share rollouts: between them there is what no checkpoint holds.
+    """Number of optimizer steps that share rollouts; checkpoints do not contain rollouts.
 
     TRL's GRPO generates for `steps_per_generation` micro-batches and uses each `num_iterations`
-    times; 1 for every other trainer.
+    times. For every other trainer it is 1.
     """
     micro_batches = getattr(trainer.args, "steps_per_generation", None)
     if micro_batches is None:

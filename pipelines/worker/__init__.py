@@ -1,1 +1,1 @@
-"""The process of a rank: reads the stage's config.yaml, runs the stage."""
+"""The process of a rank: it reads the stage's config.yaml and runs the stage."""

@@ -1,12 +1,12 @@
-"""A process that imports once and forks the ranks of each stage of a plan.
+"""The fork server: a process that imports once and forks the ranks of each stage of a plan.
 
-Importing torch, transformers, TRL and DeepSpeed takes most of a stage's start. On one machine
-without GPUs stages are forked from here instead: each rank is still a process of its own, with its
-own environment, and the ranks of a stage share its log and a process group. Reads one JSON request
-a line, answers one JSON line when the ranks run and one when they have ended.
+Most of the start of a stage is importing torch, transformers, TRL and DeepSpeed. On one node
+without GPUs, ranks are forked from this process instead. Each rank is still a separate process with
+its own environment; the ranks of a stage share its log and a process group. The server reads one
+JSON request per line, and answers with one line when the ranks run and one when they have ended.
 
-With the path of a Unix socket it serves one stage of any command that connects there
-(`pipelines.launch.shared_server`), from a process of its own for each.
+Given the path of a Unix socket, it runs a stage for every command that connects
+(`pipelines.launch.shared_server`), each from a separate child.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
 
-# DeepSpeed imports it when it makes the optimizer, and with it torch's compiler: 2 s a stage.
+# DeepSpeed imports it, and with it torch's compiler, when it makes the optimizer: 2 s per stage.
 LATE_IMPORTS = [
     name
     for name in ("deepspeed.runtime.zero.muon.muon_optimizer",)
     if importlib.util.find_spec(name) is not None
 ]
 
-# What a rank of a shared server may have otherwise than the server: it is read when a stage runs,
-# while libraries read the rest of the environment when they are imported.
+# Variables in which a rank may differ from its shared server: they are read when a stage runs.
+# Libraries read the rest of the environment when they are imported.
 READ_LATE = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
     "PWD", "OLDPWD", "SHLVL", "_",
 )  # fmt: skip
 READ_LATE_PREFIXES = ("REMIT_", "SLURM_")
-# Bytes of a request, and descriptors that come with it.
+# Limits of a request: bytes, and file descriptors sent with it.
 MOST_BYTES, MOST_DESCRIPTORS = 1 << 20, 8
 
 
-# Before the socket of a shared server, the first word of its command.
+# Option with the socket of a shared server; it must be the first argument.
 LISTEN = "--listen="
 
 
@@ -55,8 +55,8 @@ def num_threads() -> int:
 
 
 def become_rank(request: dict[str, Any], env: dict[str, str], parent: int, leader: int) -> None:
-    """In the child that `parent` forked: become one rank of a stage, in the group of `leader`;
-    never returns."""
+    """Become a rank of a stage, in a child forked by `parent` and in the process group of `leader`.
+    Never returns."""
     code = 1
     try:
         die_with_parent(parent)
@@ -73,12 +73,12 @@ def become_rank(request: dict[str, Any], env: dict[str, str], parent: int, leade
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not sys.exit: what the parent registered to run at its exit is not this child's.
+        # Not sys.exit, which would run the exit handlers of the parent in this child.
         os._exit(code)
 
 
 def fork_ranks(request: dict[str, Any]) -> list[int]:
-    """Fork one process for each environment of the request; their ids, the group's leader first."""
+    """Fork a process for each environment of the request; returns pids, the group leader's first."""
     sys.stdout.flush()
     ranks: list[int] = []
     parent = os.getpid()
@@ -87,17 +87,18 @@ def fork_ranks(request: dict[str, Any]) -> list[int]:
         child = os.fork()
         if child == 0:
             become_rank(request, env, parent, leader)
-        # Here too, so that the group is there before the next rank joins it.
+        # The child does it too, but the group must exist before the next rank joins it.
         os.setpgid(child, leader)
         ranks.append(child)
     return ranks
 
 
 def wait_for(ranks: list[int], connection: socket.socket | None = None) -> int:
-    """Exit code of the first rank that failed, which ends the others; 0 when all went well.
+    """Wait for all ranks; returns the exit code of the first that failed, or 0. A failure kills the
+    others.
 
     Args:
-        connection: to the command of these ranks, where this process is no child of it.
+        connection: to the command of these ranks, if it is not the parent of this process.
     """
     running, failure = set(ranks), 0
     while running:
@@ -108,16 +109,16 @@ def wait_for(ranks: list[int], connection: socket.socket | None = None) -> int:
         code = os.waitstatus_to_exitcode(status)
         if code and not failure:
             failure = code
-            # The others would wait for it in a collective until their deadline.
+            # The others would wait for it in a collective until that times out.
             if running:
                 os.killpg(ranks[0], signal.SIGKILL)
     return failure
 
 
 def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
-    """Wait until a rank has ended. When the command has, this process ends, and its ranks with it.
+    """Wait until a rank ends. If the command ends first, exit, which kills the ranks.
 
-    The command says nothing after its request, so all that can come is the end of the connection.
+    The command sends nothing after its request, so only the end of the connection can arrive.
     """
     ends = [os.pidfd_open(rank) for rank in ranks]
     poll = select.poll()
@@ -132,8 +133,11 @@ def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
 
 def differing(env: dict[str, str]) -> list[str]:
     """Variables that a rank with this environment would need from its start on, and which this
-    process had otherwise when it imported."""
-    here = {name: value for name, value in os.environ.items() if name not in FORK_ENVIRONMENT}
+    process had otherwise when it started."""
+    # Not os.environ: imports set some variables.
+    entries = Path("/proc/self/environ").read_bytes().rstrip(b"\0").split(b"\0")
+    started_with = dict(os.fsdecode(entry).split("=", 1) for entry in entries)
+    here = {name: value for name, value in started_with.items() if name not in FORK_ENVIRONMENT}
     return sorted(
         name
         for name in env.keys() | here.keys()
@@ -144,8 +148,8 @@ def differing(env: dict[str, str]) -> list[str]:
 
 
 def serve_connection(connection: socket.socket, server: int) -> None:
-    """In the child of a shared server: run one stage for the command that has connected."""
-    # The command's lock of its run, held here and by the ranks as if they were its children.
+    """Run a stage for a command that has connected, in a child of the shared server."""
+    # The command's lock of its run: this process and the ranks hold it as its children would.
     sent, _, _, _ = socket.recv_fds(connection, MOST_BYTES, MOST_DESCRIPTORS)
     while not sent.endswith(b"\n"):
         more = connection.recv(MOST_BYTES)
@@ -161,7 +165,7 @@ def serve_connection(connection: socket.socket, server: int) -> None:
         return
     for name in [name for name in os.environ if name.startswith(READ_LATE_PREFIXES)]:
         del os.environ[name]
-    # A rank that is started directly has the command's folder first among those of its modules.
+    # A rank that is started directly has the working directory of its command first in sys.path.
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     ranks = fork_ranks(request)
@@ -171,7 +175,7 @@ def serve_connection(connection: socket.socket, server: int) -> None:
 
 
 def serve_commands(path: str) -> None:
-    """Serve every command that connects to a Unix socket, until this process is ended."""
+    """Serve every command that connects to a Unix socket, until this process is killed."""
     server = os.getpid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -191,7 +195,7 @@ def serve_commands(path: str) -> None:
                     sys.stderr.flush()
                     os._exit(code)
             connection.close()
-            # Children that have ended since the last command.
+            # Reap children that have ended since the last command.
             while reaped():
                 pass
 
@@ -212,15 +216,15 @@ def serve_launcher(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Import, then serve requests: of the launcher, or of those that connect to a socket."""
+    """Import, then serve requests from the launcher or from commands that connect to a socket."""
     die_with_parent()
     words = sys.argv[1:]
     path = words.pop(0).removeprefix(LISTEN) if words[0].startswith(LISTEN) else ""
     if not path:
-        # The launcher ends workers itself; a signal to all must not end this process first.
+        # The launcher ends the ranks itself; a signal to all processes must not end this one first.
         block_signals()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    # Only answers may reach the launcher: imports that print do it on standard error.
+    # Only answers may reach the launcher, so the output of imports goes to standard error.
     os.dup2(2, 1)
     for module in ("deepspeed", *words, *LATE_IMPORTS):
         importlib.import_module(module)

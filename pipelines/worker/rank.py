@@ -1,10 +1,10 @@
-"""The first words of a rank on whatever machine: see the run directory, take the environment, run
-the prologue, become the worker.
+"""Entry point of a rank on other nodes or with a prologue: read the launch spec, set the
+environment, run the prologue, become the worker.
 
     python -m pipelines.worker.rank STAGE_DIR TOKEN
 
-`pipelines.plan.placement.write_orders` wrote what it reads. No torch here: the environment has to
-be right before that is loaded.
+`pipelines.plan.placement.write_launch_spec` wrote the spec. This module does not import torch,
+which reads the environment when it is loaded.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pipelines.machine import slurm
 from pipelines.machine.process import die_with_parent
 from pipelines.run_dir.paths import StageDir, read_json
 
-# A network file system may show an old folder for as long as it keeps attributes.
+# A network file system may show an old state until its attribute cache expires.
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
 
-# A line may also end the shell itself (`exit`), so the end of the shell is what is met.
+# A line may also exit the shell itself, so the message is printed by a trap on EXIT.
 _NAME_WHAT_ENDS_IT = f"""\
 trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
 exit {WRONG_INPUT_CODE}' EXIT
 """
 
 
-def read_orders(
+def read_launch_spec(
     stage_dir: StageDir, token: str, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
-    """The orders of the start with this token.
+    """The spec of the start with this token.
 
     Args:
         patience: seconds to wait for the file system to show them.
@@ -49,17 +49,17 @@ def read_orders(
     deadline = time.monotonic() + patience
     while True:
         found = ""
-        if stage_dir.orders.is_file():
-            needs = ("token", "env", "meeting", "prologue", "command")
-            orders = read_json(stage_dir.orders, needs=needs)
-            if orders["token"] == token:
-                return orders
+        if stage_dir.launch_spec.is_file():
+            needs = ("token", "env", "rendezvous", "prologue", "command")
+            spec = read_json(stage_dir.launch_spec, needs=needs)
+            if spec["token"] == token:
+                return spec
             found = ", only one of another start"
         if time.monotonic() >= deadline:
             raise UserError(
                 f"host {socket.gethostname()} does not see the run directory: it finds no "
-                f"{stage_dir.orders} of this start{found}. --run-dir must be a folder of a file "
-                "system that all machines share, under the same path."
+                f"{stage_dir.launch_spec} of this start{found}. --run-dir must be a folder of a "
+                "file system that all machines share, under the same path."
             )
         time.sleep(LOOK_SECONDS)
 
@@ -79,16 +79,16 @@ def main() -> None:
     die_with_parent()
     try:
         stage_dir, token = StageDir(Path(sys.argv[1])), sys.argv[2]
-        orders = read_orders(stage_dir, token)
-        os.environ.update(orders["env"])
-        if orders["meeting"]:
-            os.environ.update(slurm.rank_environment() | orders["meeting"])
+        spec = read_launch_spec(stage_dir, token)
+        os.environ.update(spec["env"])
+        if spec["rendezvous"]:
+            os.environ.update(slurm.rank_environment() | spec["rendezvous"])
     except UserError as error:
         print(f"error: {error}", flush=True)
         sys.exit(WRONG_INPUT_CODE)
     worker = [sys.executable, "-u", "-m", "pipelines.worker.worker", str(stage_dir.root)]
-    worker.append(json.dumps(orders["command"]))
-    command = with_prologue(worker, orders["prologue"])
+    worker.append(json.dumps(spec["command"]))
+    command = with_prologue(worker, spec["prologue"])
     os.execvpe(command[0], command, os.environ)
 
 

@@ -1,6 +1,6 @@
-"""The process under the DeepSpeed launcher: one rank of one stage.
+"""The worker: a process that runs one rank of a stage.
 
-Reads the stage's `config.yaml` and nothing else; the main rank writes `result.json` last.
+It reads its job from the stage's `config.yaml`. Rank 0 writes `result.json` last.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run_job(stage_dir: StageDir) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What can move a result in its last bits and is not part of the identity."""
+    """Facts that can change the last bits of a result and are not part of its identity."""
     keys = ("WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DS_ACCELERATOR")
     return {
         "python": sys.version.split()[0],
@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
 
 
 def run_rank(stage_dir: StageDir) -> int:
-    """Run this rank's part of a stage; its exit code, 0 also where it has saved and stopped."""
+    """Run this rank's part of a stage; returns its exit code, 0 also if it saved and stopped."""
     heartbeat.begin(stage_dir, int(os.environ.get("RANK", "0")))
     try:
         run_job(stage_dir)
@@ -72,7 +72,7 @@ def run_rank(stage_dir: StageDir) -> int:
             print(stopped, flush=True)
             write_stopped(stage_dir, stopped)
     except UserError as error:
-        # Where the disk is full, the log may not take it: the exit code says it too.
+        # The log may not fit on a full disk, so the exit code reports the error too.
         with contextlib.suppress(OSError):
             print(f"error: {error}", flush=True)
         return WRONG_INPUT_CODE

@@ -1,6 +1,14 @@
-"""The built-in world: a small seeded language with ten families of problems a program checks."""
+"""The built-in world: a generated task suite of ten problem families with answers to check."""
 
-from .families import CHANCE, FAMILIES, check
+from .families import CONSTANT_ANSWER_ACCURACY, FAMILIES, check
 from .streams import ALPHABET, STREAMS, WORLD_VERSION, records
 
-__all__ = ["ALPHABET", "CHANCE", "FAMILIES", "STREAMS", "WORLD_VERSION", "check", "records"]
+__all__ = [
+    "ALPHABET",
+    "CONSTANT_ANSWER_ACCURACY",
+    "FAMILIES",
+    "STREAMS",
+    "WORLD_VERSION",
+    "check",
+    "records",
+]

@@ -1,4 +1,4 @@
-"""The ten families of problems, who owns which problem, and the check of an answer."""
+"""The ten problem families, the split of problems between streams, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = (
 )
 MARK = "so"  # the word before the final answer, in every family
 BUCKETS = 100
-# Which stream owns a problem: the buckets from `low` up to, not including, `high`.
+# Which stream owns a problem: the one whose range [low, high) contains the problem's bucket.
 OWNERS: dict[str, tuple[int, int]] = {
     "eval": (0, 10),
     "tuning": (10, 35),
@@ -33,10 +33,10 @@ OWNERS: dict[str, tuple[int, int]] = {
 }
 
 
-# The accuracy of the best constant answer to problems of each family, worked out from the way
-# they are drawn: the first digits and days are even, so a remainder favours no answer beyond the
-# bases that hold it, and a list favours the shortest answer there is.
-CHANCE: dict[str, float] = {
+# Accuracy of the best constant answer for each family, derived from how its problems are sampled.
+# First digits and days are uniform, so the probability of a remainder depends only on the number of
+# bases that allow it; for lists, the shortest answer is the most likely one.
+CONSTANT_ANSWER_ACCURACY: dict[str, float] = {
     "lookup": 1 / 10,
     "modular": 0.1226,
     "maximum": 0.0489,
@@ -51,7 +51,7 @@ CHANCE: dict[str, float] = {
 
 
 class Family(NamedTuple):
-    """One family: how a problem is drawn, written, solved and misread (see `lists`)."""
+    """One family: functions that sample, write, solve and misread a problem (see `lists`)."""
 
     name: str
     draw: Callable[[Dice], State]
@@ -76,7 +76,7 @@ class Problem(NamedTuple):
 
 
 def _family(name: str) -> Family:
-    """The four functions of the family `name`, from the module that holds them."""
+    """Collect the four functions of the family `name` from its module."""
     home = lists if hasattr(lists, f"{name}_draw") else machines
     return Family(name, *(getattr(home, f"{name}_{part}") for part in Family._fields[1:]))
 
@@ -85,38 +85,38 @@ TABLE: dict[str, Family] = {name: _family(name) for name in FAMILIES}
 
 
 def bucket(prompt: str) -> int:
-    """The bucket (0 to `BUCKETS` - 1) of the problem that `prompt` asks."""
+    """The bucket (0 to `BUCKETS` - 1) of the problem in `prompt`."""
     return digest(prompt) % BUCKETS
 
 
 def owner(prompt: str) -> str:
-    """The one key of `OWNERS` whose buckets hold the problem that `prompt` asks."""
+    """The key of `OWNERS` whose range contains the bucket of the problem in `prompt`."""
     number = bucket(prompt)
     return next(name for name, (low, high) in OWNERS.items() if low <= number < high)
 
 
 def problem(dice: Dice, family: str, holder: str) -> Problem:
-    """A random problem of `family` that belongs to `holder` (a key of `OWNERS`)."""
+    """Sample a problem of `family` that belongs to `holder` (a key of `OWNERS`)."""
     kind = TABLE[family]
     low, high = OWNERS[holder]
     while True:
         state = kind.draw(dice)
         prompt = kind.prompt(state)
-        # Problems of other owners are drawn again, so the owners never share one.
+        # Problems of other owners are rejected, so no two owners share a problem.
         if low <= digest(prompt) % BUCKETS < high:
             return Problem(family, state, prompt, *kind.solve(state))
 
 
 def near_miss(dice: Dice, item: Problem) -> str:
-    """A wrong response to `item` that looks right: something in it was misread.
+    """A plausible wrong response to `item`, in which part of the problem is misread.
 
-    Half of the time the whole solution is that of the misread problem, half of the time the
-    steps are right and only the answer is that of the misread problem.
+    In half of the cases the whole solution is that of the misread problem. In the other half the
+    steps are right, and only the answer is that of the misread problem.
     """
     kind = TABLE[item.family]
     state = item.state
     while True:
-        # A slip that leaves the answer as it was is followed by another one.
+        # If a slip does not change the answer, make another one.
         state = kind.slip(dice, state)
         steps, answer = kind.solve(state)
         if answer != item.answer:
@@ -129,8 +129,8 @@ def near_miss(dice: Dice, item: Problem) -> str:
 def check(completion: str, answer: str) -> bool:
     """Whether the final answer of `completion` is `answer`.
 
-    Only the first line that is not blank counts; the final answer is what follows the last
-    word `so` in it.
+    Only the first line that is not blank counts. The final answer is the text after its last word
+    `so`.
     """
     lines = completion.strip().split("\n", 1)
     _, mark, final = f" {lines[0]}".rpartition(f" {MARK} ")

@@ -2,7 +2,7 @@
 
 Each family is four functions over a `state` (a tuple that says what the problem is):
 `draw(dice) -> state`, `prompt(state) -> str`, `solve(state) -> (steps, answer)` and
-`slip(dice, state) -> state`, a problem of the same form with one thing misread.
+`slip(dice, state) -> state`, a problem of the same form in which one detail is misread.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def maximum_slip(dice: Dice, state: State) -> State:
 
 
 def counting_draw(dice: Dice) -> State:
-    """(the letters as written); the number of vowels is drawn first, so no count is favoured."""
+    """(the letters as written); the number of vowels is sampled first, so all are as likely."""
     hits = dice.between(*COUNTING_HITS)
     size = dice.between(*COUNTING_ITEMS)
     items = [dice.pick(COUNTED[0 if i < hits else 1]) for i in range(size)]
@@ -215,7 +215,7 @@ def brackets_prompt(state: State) -> str:
 
 
 def brackets_solve(state: State) -> tuple[str, str]:
-    """What is left each time the first closed pair is taken out, and the closers at the end."""
+    """What is left after each removal of the first closed pair, and the closers at the end."""
     text, steps = state[0], []
     while (place := next((i for i, item in enumerate(text) if item not in CLOSERS), 0)) > 0:
         text = text[: place - 1] + text[place + 1 :]

@@ -14,7 +14,7 @@ GATES = {
     "xor": lambda left, right: left ^ right,
 }
 LABELS = "abcdefgh"
-# What each command of a traced program does to the one digit that it holds.
+# The effect of each command of a traced program on the digit that the program holds.
 COMMANDS = {
     "i": lambda value: (value + 1) % 10,
     "d": lambda value: (value - 1) % 10,

@@ -101,7 +101,7 @@ def _rule(dice: Dice) -> str:
 
 
 def _chant(dice: Dice) -> str:
-    """Made-up words said again and again: what comes first is chance, the rest can be copied."""
+    """Repeated made-up words: the first ones are random, the rest can be copied."""
     word = "".join(dice.pick(ALPHA) for _ in range(dice.between(3, 9)))
     return " ".join([word] * dice.between(2, 4))
 

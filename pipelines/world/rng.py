@@ -1,4 +1,4 @@
-"""The one source of randomness of the world: a portable generator and a stable hash."""
+"""Random numbers of the built-in world: a portable generator and a stable hash."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ T = TypeVar("T")
 
 
 def digest(text: str) -> int:
-    """A 64-bit number from `text`, the same in every process and Python version."""
+    """Hash `text` to a 64-bit number, the same in every process and Python version."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-# What a problem is before it is written; every family has a form of its own.
+# The content of a problem before it is written as text; its form depends on the family.
 State = tuple[Any, ...]
 
 
 class Dice(random.Random):
-    """A random generator whose draws are the same in every Python version.
+    """A random generator that gives the same values in every Python version.
 
-    Python promises that `random()` repeats for a given integer seed, not that `choice` or
-    `shuffle` do, so every draw here is made of `random()` alone.
+    Python guarantees this for `random()` with an integer seed, but not for `choice` or `shuffle`.
+    All methods here therefore use only `random()`.
     """
 
     @classmethod

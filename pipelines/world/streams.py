@@ -1,4 +1,4 @@
-"""The streams of the world: what each stage of training reads."""
+"""The streams of the built-in world, one for each stage of training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ STREAMS = (
     "heldout_pretrain",
     "heldout_mid_train",
 )
-WORLD_VERSION = 1  # raised by hand when the content of any stream changes
+WORLD_VERSION = 1  # increased by hand when the content of any stream changes
 EVAL_PER_FAMILY = 200
 ALPHABET = "\n ()+.0123456789<=>[]abcdefghijklmnopqrstuvwxyz"
 
-# The chance that a document is a problem, so that problems are about 10% and 60% of characters.
+# Probability that a document is a problem; problems are then about 10% and 60% of all characters.
 PROBLEM_RATE = {"pretrain": 0.18, "mid_train": 0.73}
 
 
 def _text(kind: str, holder: str, dice: Dice) -> Iterator[dict[str, str]]:
-    """Documents without end of the text stream `kind`, with the problems of `holder`."""
+    """Endless documents of the text stream `kind`, with problems of `holder`."""
     rate = PROBLEM_RATE[kind]
     name, paragraph = ("noise", prose.noisy) if kind == "pretrain" else ("prose", prose.clean)
     while True:
@@ -41,14 +41,14 @@ def _text(kind: str, holder: str, dice: Dice) -> Iterator[dict[str, str]]:
 
 
 def _sft(dice: Dice) -> Iterator[dict[str, str]]:
-    """Questions with worked solutions, without end."""
+    """Endless questions with worked solutions."""
     while True:
         item = problem(dice, dice.pick(FAMILIES), "tuning")
         yield {"prompt": item.prompt, "response": item.response, "family": item.family}
 
 
 def _dpo(dice: Dice) -> Iterator[dict[str, str]]:
-    """Questions with a right and a wrong worked solution, without end."""
+    """Endless questions with a right and a wrong worked solution."""
     while True:
         item = problem(dice, dice.pick(FAMILIES), "tuning")
         yield {
@@ -60,16 +60,16 @@ def _dpo(dice: Dice) -> Iterator[dict[str, str]]:
 
 
 def _rlvr(dice: Dice) -> Iterator[dict[str, str]]:
-    """Questions with the answer alone, without end."""
+    """Endless questions with only the answer."""
     while True:
         item = problem(dice, dice.pick(FAMILIES), "rlvr")
         yield {"prompt": item.prompt, "answer": item.answer, "family": item.family}
 
 
 def _eval() -> Iterator[dict[str, str]]:
-    """The exam: `EVAL_PER_FAMILY` different questions of each family, the families in turn."""
-    # No seed of the caller enters: every run sits the same exam. In turn, so that the first
-    # questions are a fair sample of it.
+    """The evaluation set: `EVAL_PER_FAMILY` distinct questions of each family, alternating."""
+    # It does not depend on the caller's seed, so every run has the same questions. Families
+    # alternate, so that the first questions are a representative sample.
     exams = [_family_exam(family) for family in FAMILIES]
     for questions in zip(*exams, strict=True):
         yield from questions
@@ -92,16 +92,16 @@ def _family_exam(family: str) -> Iterator[dict[str, str]]:
 
 
 def records(stream: str, seed: int) -> Iterator[dict[str, str]]:
-    """The records of `stream` (one of `STREAMS`), the same ones for the same `seed`.
+    """Yield the records of `stream` (one of `STREAMS`); they depend only on `seed`.
 
     `pretrain`, `mid_train` and `heldout_*` yield `text`, `domain` (`noise`, `prose` or
     `problem`) and `family` ("" outside problems); `sft` yields `prompt`, `response`, `family`;
     `dpo` yields `prompt`, `chosen`, `rejected`, `family`; `rlvr` yields `prompt`, `answer`,
-    `family`. Those never end. `eval` ends, is the same for every seed, and yields `prompt`,
-    `answer`, `response`, `family`.
+    `family`. These streams are endless. `eval` is finite, is the same for every seed, and yields
+    `prompt`, `answer`, `response`, `family`.
     """
     if stream not in STREAMS:
-        raise ValueError(f"no stream {stream!r} in the world; there are {', '.join(STREAMS)}")
+        raise ValueError(f"the world has no stream {stream!r}; it has {', '.join(STREAMS)}")
     dice = Dice.named(f"world {WORLD_VERSION} {stream} {seed}")
     if stream == "eval":
         return _eval()

@@ -119,7 +119,7 @@ def test_where_selects_the_checked_record(tmp_path: Path) -> None:
         KEY, SourceConfig(path="a.jsonl", filter={"level": "hard"}), tmp_path, "documents"
     )
     message = refusal(SourceConfig(path="a.jsonl", filter={"level": "none"}), tmp_path)
-    assert "no record passes where = {'level': 'none'}" in message
+    assert "no record passes filter = {'level': 'none'}" in message
 
 
 def test_world(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_inspection_is_free_of_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pipelines.data import inspection, records, sources
-from pipelines.schema import SourceConfig as Source
+from pipelines.recipe.schema import SourceConfig as Source
 inspection.inspect_source("k", Source(path="a.jsonl"), {str(tmp_path)!r}, "documents")
 inspection.inspect_source("k", Source(kind="world", stream="sft"), ".", "conversations")
 assert not {{"torch", "transformers", "datasets"}} & set(sys.modules)

@@ -177,7 +177,7 @@ def test_missing_answer_names_file_and_line(tmp_path: Path) -> None:
 
 
 def test_endless_source_needs_a_count(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="never ends"):
+    with pytest.raises(UserError, match="is endless"):
         records.problems({"w": SourceConfig(kind="world", stream="rlvr")}, tmp_path, 0)
 
 

@@ -78,7 +78,7 @@ def test_bpe_is_deterministic_and_bounded(bpe: PreTrainedTokenizerFast, tmp_path
     again = build_tokenizer(config, sources, tmp_path, 0)
     assert encoding_fingerprint(again) == encoding_fingerprint(bpe)
     config.vocab_size = 100
-    with pytest.raises(UserError, match="needs 260"):
+    with pytest.raises(UserError, match="needs at least 260"):
         build_tokenizer(config, sources, tmp_path, 0)
 
 

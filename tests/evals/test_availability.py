@@ -25,7 +25,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_at_all_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMIT_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=f"sums: no file {tmp_path}/sums/test.jsonl"):
+    with pytest.raises(UserError, match=f"sums: file {tmp_path}/sums/test.jsonl"):
         check_available(SETTINGS, str(tmp_path))
     text = {"web": SourceConfig()}
     check_available(EvalConfig(benchmarks={"sums": SUMS}, bits_per_byte=text), str(tmp_path))
@@ -39,7 +39,7 @@ def test_nothing_at_all_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_data_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     monkeypatch.setenv("REMIT_DATA", str(gone))
-    with pytest.raises(UserError, match=f"^REMIT_DATA={gone}: .* no folder"):
+    with pytest.raises(UserError, match=f"^REMIT_DATA={gone}: .* not a folder"):
         check_available(SETTINGS, str(gone))
     check_available(EvalConfig(), str(gone))
 
@@ -72,7 +72,8 @@ def test_a_gated_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
     said = refused(monkeypatch, DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."))
-    assert said.startswith("the hub refused its data: DatasetNotFoundError: Dataset 'x' is a gated")
+    reason = "the hub refused access to its data: DatasetNotFoundError"
+    assert said.startswith(f"{reason}: Dataset 'x' is a gated")
     assert "status 403" in refused(monkeypatch, http_error(403))
 
 
@@ -90,7 +91,7 @@ def test_a_hub_that_does_not_answer_is_an_error(kind: str, monkeypatch: pytest.M
         "missing file": DataFilesNotFoundError("none"),
     }[kind]
     with pytest.raises(
-        UserError, match=r"eval\.benchmarks\.sums: its data could not be had from the hub"
+        UserError, match=r"eval\.benchmarks\.sums: its data could not be downloaded from the hub"
     ):
         refused(monkeypatch, error)
 
@@ -99,7 +100,7 @@ def test_an_error_of_local_files_stays_what_it_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(PermissionError):
         refused(monkeypatch, PermissionError("no"))
-    with pytest.raises(UserError, match="could not be had"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         refused(monkeypatch, ConnectionError("no"))
 
 
@@ -118,7 +119,7 @@ def test_lengths_of_a_plan_before_anything_trains(tmp_path: Path) -> None:
     stages = flywheel.plan_flywheel(loaded, None, None)
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     assert {longest_context(stage, stages) for stage in evaluated} == {128}
-    with pytest.raises(UserError, match=r"max_new_tokens = 128 leaves no room .* the 128 tokens"):
+    with pytest.raises(UserError, match=r"max_new_tokens = 128 leaves no room .* 128 tokens"):
         check_plan(stages, RunDir(tmp_path / "run"))
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096}')
     given = ModelRef("given", folder=tmp_path)

@@ -136,10 +136,13 @@ def test_a_wrong_answer_is_one_bit(sums: Benchmarks) -> None:
     ("changes", "message"),
     [
         ({"version": "2.0"}, "has gsm8k in version 3.0, not 2.0"),
-        ({"metric": "exact_match,last"}, "no metric exact_match,last; the task has exact_match,fl"),
+        ({"metric": "exact_match,last"}, "no metric exact_match,last. Choose from exact_match,fl"),
         ({"task": "gsm8kk"}, "has no task gsm8kk"),
         ({"task": "mbpp"}, "mbpp runs generated code. Set eval.benchmarks.gsm8k.runs_code=true"),
-        ({"task": "humaneval_plus", "runs_code": True}, "Only humaneval and mbpp are judged"),
+        (
+            {"task": "humaneval_plus", "runs_code": True},
+            "The sandbox supports only humaneval and mbpp",
+        ),
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(
@@ -183,9 +186,9 @@ def test_a_suite_takes_the_place_of_what_a_recipe_measures(tmp_path: Path) -> No
     assert tuple(added.benchmarks) == TEN and "wikitext" in added.bits_per_byte
     own = tmp_path / "own.yaml"
     for text, words in (
-        ("batch_size: 3", "a suite has no key 'batch_size'"),
-        ("- gsm8k", "a suite is a mapping"),
-        ("{}", "an empty suite"),
+        ("batch_size: 3", "unknown key 'batch_size' in a suite"),
+        ("- gsm8k", "a suite must be a mapping"),
+        ("{}", "the suite is empty"),
         ("tasks: {a: {limit: -1}}", f"^{own}: eval.tasks.a.limit = -1 must be"),
     ):
         own.write_text(f"{text}\n")

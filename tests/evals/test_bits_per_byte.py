@@ -121,7 +121,7 @@ def test_the_report_shows_interval_and_difference() -> None:
     cells = [_bits(model, "web", models) for model in models]
     alone = f"± {plain['half_interval']:.3f}"
     assert [cell.text for cell in cells] == ["1.400"] * 3
-    assert [cell.interval for cell in cells] == [alone, alone, f"{alone}; -0.100 ± 0.000 to mid-0"]
+    assert [cell.interval for cell in cells] == [alone, alone, f"{alone}; -0.100 ± 0.000 vs mid-0"]
 
 
 def test_documents_of_one_token_are_refused_by_name() -> None:

@@ -217,8 +217,8 @@ def test_the_stage_through_the_files(planted: Path, remit: Any, tmp_path: Path) 
     assert result["sources"]["mid_train.sources.files"]["passages"] == 41
     texts = {name for name, value in result["evals"].items() if value["kind"] == "text"}
     assert texts == {"bits_per_byte.pretrain", "bits_per_byte.mid_train"}
-    assert "2 of 4 questions in training text" in done.stderr
-    assert "is complete, not run again" in remit(*args, check=True).stderr
+    assert "2 of 4 questions found in training text" in done.stderr
+    assert "is complete, skipped" in remit(*args, check=True).stderr
     refused = remit(*args, "eval.contamination_ngram=13")
     assert refused.returncode == 2 and "eval.contamination_ngram: 11 -> 13" in refused.stderr
 

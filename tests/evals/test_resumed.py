@@ -14,8 +14,8 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
 from pipelines.errors import UserError
 from pipelines.evals.benchmarks import task_manager
-from pipelines.evals.kept import kept, kept_path
-from pipelines.evals.tally import Tally
+from pipelines.evals.cache import cache_path, cached
+from pipelines.evals.progress import EvalProgress
 from pipelines.recipe import load as config
 from pipelines.recipe.schema import BenchmarkConfig
 from pipelines.run_dir.paths import StageDir
@@ -95,14 +95,14 @@ def test_answers_are_drawn(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "choice", lambda _: next(drawn))
     model = Answers()
     raw = harness.ask(model, "both", benchmark, own, chat=False)
-    (one, two, *rest) = raw["drawn"][:5]
+    (one, two, *rest) = raw["samples"][:5]
     assert one == [0, pytest.approx(math.log(2))] and two == [4, 0.0] and rest == [None] * 3
     asked = [kwargs for _, kwargs in model.asked]
     assert [kwargs["do_sample"] for kwargs in asked].count(True) == 2 * 4 * 2
     last = asked[-1]
     assert (last["temperature"], last["top_p"], last["max_gen_toks"]) == (0.5, 0.9, 7)
     score = with_sampled(raw, benchmark)
-    assert "drawn" not in score and score["sampled_questions"] == 4 and score["bits"] == "1" * 10
+    assert "samples" not in score and score["sampled_questions"] == 4 and score["bits"] == "1" * 10
     assert score["sampled"]["mean@4"]["mean"] == 0.5 == score["sampled"]["pass@4"]["mean"]
     assert score["sampled"]["entropy"]["mean"] == pytest.approx(math.log(2) / 2)
 
@@ -111,7 +111,7 @@ def test_answers_are_drawn(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"task": "arc_challenge", "metric": "acc", "samples": 2}, "samples = 2: arc_challenge"),
-        ({"metric": "exact_match,last"}, "the task has exact_match,number"),
+        ({"metric": "exact_match,last"}, "Choose from exact_match,number"),
         ({"version": "9"}, "in version"),
     ],
 )
@@ -136,18 +136,18 @@ def test_settings_are_compared_before_a_question_is_asked(
 
 
 def test_without_known_answers_there_is_no_entropy() -> None:
-    score = {"accuracy": 1.0, "questions": 1, "drawn": [[1, None]]}
+    score = {"accuracy": 1.0, "questions": 1, "samples": [[1, None]]}
     found = with_sampled(score, BenchmarkConfig(samples=2))
     assert list(found["sampled"]) == ["mean@2", "pass@1", "pass@2"]
 
 
 def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
-    path = kept_path(tmp_path / "parts", "a/b")
-    assert kept(path, lambda: {"x": (1, 0.1)}, writes=False) == {"x": [1, 0.1]}
+    path = cache_path(tmp_path / "parts", "a/b")
+    assert cached(path, lambda: {"x": (1, 0.1)}, writes=False) == {"x": [1, 0.1]}
     assert not path.exists()
-    kept(path, lambda: {"x": (1, 0.1)}, writes=True)
+    cached(path, lambda: {"x": (1, 0.1)}, writes=True)
     assert path.parent == tmp_path / "parts"
-    assert kept(path, lambda: pytest.fail("made again"), writes=True) == {"x": [1, 0.1]}
+    assert cached(path, lambda: pytest.fail("made again"), writes=True) == {"x": [1, 0.1]}
 
 
 def test_progress_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,19 +155,19 @@ def test_progress_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.time", lambda: now[0])
     stage_dir = StageDir(tmp_path)
-    tally = Tally(stage_dir.metrics, 100)
-    tally.skip(20)
-    tally.begin("sums", 40)
+    progress = EvalProgress(stage_dir.metrics, 100)
+    progress.skip(20)
+    progress.begin("sums", 40)
     now[0] += 1.0
-    tally.reached(0.1)  # too soon for a line
+    progress.reached(0.1)  # too soon for a line
     now[0] += 9.0
-    tally.reached(0.5)
+    progress.reached(0.5)
     found = read_progress(stage_dir)
     assert found is not None and (found.step, found.max_steps, found.task) == (40, 100, "sums")
     # 20 answers in ten seconds, 60 to go.
     assert str(found) == "sums, answer 40 of 100, 30s left"
-    tally.begin("words", 40)
-    tally.end()
+    progress.begin("words", 40)
+    progress.end()
     found = read_progress(stage_dir)
     assert found is not None and (found.step, found.task) == (100, "words")
 

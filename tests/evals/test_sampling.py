@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.evals.generation import Decoding, SeededDraw, generate_answers
+from pipelines.evals.generation import Decoding, SeededSampler, generate_answers
 from pipelines.evals.sampling import entropy, pass_at_k, sampled_scores
 
 
@@ -52,7 +52,7 @@ def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.0, 0.25, 0.6, 0.05])
     # Numbers in equal steps: each token is drawn as often as it is likely.
     uniforms = (torch.arange(1000, dtype=torch.float64)[:, None] + 0.5) / 1000
-    drawn = SeededDraw(uniforms, prompt_length=3)(
+    drawn = SeededSampler(uniforms, prompt_length=3)(
         torch.zeros(1000, 3, dtype=torch.long), probabilities.log().expand(1000, 5)
     )
     assert torch.bincount(drawn.argmax(-1), minlength=5).tolist() == [100, 0, 250, 600, 50]

@@ -44,7 +44,7 @@ def test_another_split_is_refused_before_the_stage_starts(begun: Path, remit: Re
     before = sorted(begun.rglob("*"))
     done = remit(*BASE, "--run-dir", begun)
     assert done.returncode == 2
-    for words in ("checkpoint-5", "2 ranks under ZeRO-3", "1 ranks under ZeRO-2", "--gpus 2",
+    for words in ("checkpoint-5", "2 ranks with ZeRO-3", "1 ranks with ZeRO-2", "--gpus 2",
                   "pretrain.zero_stage=3", "checkpoints"):  # fmt: skip
         assert words in done.stderr
     assert sorted(begun.rglob("*")) == before
@@ -145,7 +145,7 @@ def test_a_disk_without_room_names_both_numbers(
     [
         ("half a ledger line:no-space", r"its disk has \d+ bytes .* free"),
         ("before a file is renamed:read-only", "its file system is read-only"),
-        ("a day off", "no such instant"),
+        ("a day off", "unknown fail point"),
     ],
 )
 def test_a_command_that_cannot_write_says_why(

@@ -74,10 +74,10 @@ def test_every_instant_of_the_code_is_named_and_every_name_is_met(checkout: Path
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("before lunch", "no such instant"),
+        ("before lunch", "unknown fail point"),
         ("after the result:explode", "kind is one of kill, kill-group"),
         ("after the result:kill:first", "rank and count are numbers"),
-        ("after the result:kill::0", "count from 1"),
+        ("after the result:kill::0", "count at least 1"),
     ],
 )
 def test_an_unknown_fail_point_is_refused(
@@ -174,10 +174,10 @@ def test_a_longer_set_of_the_same_stream_serves_a_shorter_one(tmp_path: Path) ->
     for key, stream, number in (
         (short, "another stream", 3), (short, "stream", 5), (replace(short, model="m"), "stream", 3)
     ):  # fmt: skip
-        with pytest.raises(UserError, match="no scores of ref"):
+        with pytest.raises(UserError, match="has no scores of ref"):
             open_scores(tmp_path, key, stream, number, "ref")
     flip_a_bit(long.path(0))
-    with pytest.raises(UserError, match="no scores of ref"):
+    with pytest.raises(UserError, match="has no scores of ref"):
         open_scores(tmp_path, short, "stream", 3, "ref")
 
 
@@ -227,9 +227,9 @@ def test_a_damaged_marker_of_scores_is_named_and_all_made_again(
     marker = cache.folder / "complete.json"
     damage(marker)
     # Another set beside it is no reason to fail.
-    with pytest.raises(UserError, match="no scores of ref"):
+    with pytest.raises(UserError, match="has no scores of ref"):
         open_scores(tmp_path, replace(KEY, model="other"), "stream", 4, "ref")
-    with pytest.raises(UserError, match=r"complete\.json .* was removed.*scored anew"):
+    with pytest.raises(UserError, match=r"complete\.json .* was removed.*score only what"):
         open_scores(tmp_path, KEY, "stream", 4, "ref")
     damage_again = cache_of(tmp_path)
     for shard in (0, 1):

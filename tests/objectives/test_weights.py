@@ -266,7 +266,7 @@ SLOPES = {"sigmoid": 0.5, "identity": 1.0, "tanh": 1.0}
 
 @pytest.mark.parametrize("map", list(SLOPES))
 def test_rounded_scores_move_a_weight_within_the_stated_bound(map: WeightMap) -> None:
-    """Slope * (own error + mean error of the sequence); docs/method.md."""
+    """Slope * (own error + mean error of the sequence); docs/background/method.md."""
     generator = torch.Generator().manual_seed(11)
     logprobs, ref = (-6 * torch.rand(2, 16, 128, generator=generator)).unbind()
     mask = torch.rand(16, 128, generator=generator) < 0.9

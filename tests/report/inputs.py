@@ -22,7 +22,7 @@ def wave(number: int, size: float) -> float:
 
 
 def sequence(number: int, hostile: str = "") -> dict[str, Any]:
-    """A training sequence of the world; every fifth token is no target."""
+    """A training sequence of the world; every fifth token is not a target."""
     texts = itertools.islice(records("mid_train", number), 6)
     found = list(texts)
     tokens = re.findall(r"\s*\S+|\s+", "\n".join(item["text"] for item in found))[:120]

@@ -142,7 +142,7 @@ def test_a_token_tells_its_numbers(browser: Browser, page: Path) -> None:
     assert browser.value(TIP) == told
     # The keys: into the text, one token on, and away.
     browser.value("document.querySelector('.t').focus({preventScroll: true})")
-    assert browser.value(TIP) == "no target, no weight"
+    assert browser.value(TIP) == "not a target: no weight"
     browser.press("ArrowRight")
     second = browser.value("document.querySelectorAll('.t')[1].dataset.weight")
     assert browser.value("document.activeElement.dataset.weight") == second

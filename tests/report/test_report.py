@@ -83,7 +83,7 @@ def test_the_verdict_pairs_the_questions(tmp_path: Path) -> None:
     )
     # Mid: one of four, so it may be chance: sqrt(37.5^2 + 49^2), since 196 / 4 is 49.
     assert report.verdict[0] == (
-        "Round 1 is not told apart from round 0 after mid-training: 75.0% against 50.0%, "
+        "Round 1 is not significantly different from round 0 after mid-training: 75.0% vs 50.0%, "
         "+25.0 ± 61.7 points on 4 paired questions."
     )
     plot = report.sections[0].blocks[0]
@@ -149,7 +149,7 @@ def test_axes_of_percent_do_not_leave_it() -> None:
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
     report = compose(read_record(evaluated(tmp_path / "run", bits)))
-    assert report.verdict == [] and report.headline.startswith("No verdict yet")
+    assert report.verdict == [] and report.headline.startswith("No result yet")
 
 
 def test_a_comparison_alone(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_comparison_alone(tmp_path: Path) -> None:
     report = compose(read_record(run))
     # Gains 0.1 and 0.2 of the two seeds: mean 0.15, half = 12.706 * 0.0707 / sqrt(2) = 0.635.
     assert report.headline == (
-        "ReMiT less plain mid-training after mid-training: +15.0 ± 63.5 points, 2 seeds"
+        "ReMiT vs plain mid-training after mid-training: +15.0 ± 63.5 points, 2 seeds"
     )
     blocks = {s.key: s for s in report.sections}["objectives"].blocks
     gains, differences, levels, by_task, cost, curve = blocks
@@ -201,7 +201,7 @@ def test_a_comparison_that_was_stopped(tmp_path: Path) -> None:
         run, [Row("ntp", 0, "mid", "ntp", "id", {}, 0.5, bits, {}, {}, 100, 40, 1, 1.0, 2.0)]
     )
     told = said(run.root, "md")
-    assert "1 of 2 stages of the comparison are complete. To go on, give the same" in told
+    assert "1 of 2 stages of the comparison are complete. Run the same command again" in told
     assert "50.0" in told
     # What a flywheel alone can have is not missed.
     assert "remit flywheel" not in told and "remit analyze" not in told
@@ -218,18 +218,18 @@ def test_a_whole_flywheel(analyzed_run: Path) -> None:
     assert differences.columns == ["", *models[:-1]] and len(differences.rows) == 4
     assert [row[0].text for row in drawn.rows][-2:] == ["pass@8, percent", "entropy, nats"]
     along = found["training"].blocks[0]
-    assert isinstance(along, LineChart) and along.title == "Accuracy along the annealing"
+    assert isinstance(along, LineChart) and along.title == "Accuracy during mid-training"
     assert [(series.name, series.colour) for series in along.series] == [
         ("round 0", 0), ("round 1", 1)
     ]  # fmt: skip
     assert [point.x for point in along.series[1].points] == [0, 25, 50, 75, 100]
     assert [point.y for point in along.series[1].points] == pytest.approx([6, 12, 22, 32, 42])
     assert {point.half for point in along.series[1].points} == {4.0}
-    assert along.note.startswith("From the base on") and "500 in all" in along.note
+    assert "0 percent is the base" in along.note and "500 in all" in along.note
     gaps = next(b for b in found["dynamics"].blocks if isinstance(b, LineChart))
-    assert [gaps.x_labels[i] for i in gaps.marks] == ["base", "annealed"]
+    assert [gaps.x_labels[i] for i in gaps.marks] == ["base", "mid-trained"]
     drawn_gaps = charts.lines(gaps)
-    assert {"base", "annealed"} <= {tick.text for tick in drawn_gaps.x_ticks}
+    assert {"base", "mid-trained"} <= {tick.text for tick in drawn_gaps.x_ticks}
     assert len(drawn_gaps.marks) == 2
     clipped = next(b for b in found["dynamics"].blocks if isinstance(b, Table))
     assert clipped.columns == ["group", "targets", "low", "high", "low at end", "high at end"]
@@ -313,8 +313,8 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
 def test_a_run_where_nothing_is_done(tmp_path: Path) -> None:
     ledger.append(tmp_path / "ledger.jsonl", "start", "base", kind="pretrain")
     page = said(tmp_path, "html")
-    assert "No verdict yet" in page and "ended" in page
-    with pytest.raises(UserError, match="there is no such folder or file"):
+    assert "No result yet" in page and "crashed" in page
+    with pytest.raises(UserError, match="nowhere does not exist"):
         write_report(RunDir(tmp_path / "nowhere"))
 
 
@@ -325,8 +325,8 @@ def test_the_command(remit: Callable[..., Any], analyzed_run: Path, tmp_path: Pa
     assert done.stdout == f"report: {tmp_path / 'r.md'}\n"
     assert (tmp_path / "r.md").read_text().startswith("# ")
     for args, words in (
-        ((tmp_path / "nowhere",), "there is no such folder or file"),
-        ((analyzed_run, "--format", "pdf"), "there are html, svg, md, json"),
+        ((tmp_path / "nowhere",), "nowhere does not exist"),
+        ((analyzed_run, "--format", "pdf"), "choose from html, svg, md, json"),
         ((analyzed_run, "--output", tmp_path), "cannot be written"),
     ):
         wrong = remit("report", *args)
@@ -356,7 +356,7 @@ def test_damaged_files_are_named(remit: Callable[..., Any], tiny_run: Any, tmp_p
     (run / "compare").mkdir()
     (run / "compare" / "rows.jsonl").write_text('{"arm": "ntp"}\n')
     wrong = remit("report", run)
-    assert wrong.returncode == 2 and "rows.jsonl, line 1: no row" in wrong.stderr
+    assert wrong.returncode == 2 and "rows.jsonl, line 1: not a row" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: i
     [
         ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 3, "bits": "01"}}},
          "tasks.sums has 3 questions and 2 bits"),
-        ({"tasks": {"sums": 5}}, "tasks.sums is no object"), ({"tasks": None}, "its tasks is a"),
+        ({"tasks": {"sums": 5}}, "tasks.sums is not an object"), ({"tasks": None}, "its tasks is a"),
         ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 2}}},
          "tasks.sums: it has no bits"),
         ({"average": None}, "its average is a NoneType"),
@@ -420,7 +420,7 @@ def test_a_ledger_without_a_line_is_warned_of(
     ):
         command()
         found = " ".join(capfd.readouterr().err.split())
-        assert found.count("warning:") == 1 and "not one of its lines can be read" in found
+        assert found.count("warning:") == 1 and "none of its lines can be read" in found
 
 
 def test_status_and_report_have_the_same_time(tmp_path: Path) -> None:

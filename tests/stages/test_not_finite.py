@@ -25,9 +25,9 @@ import torch
 import deepspeed
 from accelerate import Accelerator
 from transformers import TrainerCallback
-from pipelines import engine
-from pipelines.run_dir import StageDir
-from pipelines.worker import run_rank
+from pipelines.training import engine
+from pipelines.run_dir.paths import StageDir
+from pipelines.worker.worker import run_rank
 
 poison, at = sys.argv[2], int(sys.argv[3])
 backward, train = Accelerator.backward, engine.train

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_scores_of_another_kind_are_refused_by_name(
 
     scores = Path(result(run_dir / "mid-train-cached-score")["scores"])
     key = json.loads((scores / "complete.json").read_text())["key"]
-    with pytest.raises(UserError, match="document_mask: True there, False here"):
+    with pytest.raises(UserError, match="document_mask: True instead of False"):
         open_scores(
             scores.parent, ScoreKey(**(key | {"document_mask": False})), "", 32, "the reference"
         )
@@ -139,6 +140,27 @@ def test_miniplm_trains_on_half_of_a_pool(mid_train: MidTrain, run_dir: Path) ->
     assert found["tokens"] == STEPS * 8 * 128
     plain = logged(mid_train("ntp", ref=None), "loss")
     assert logged(stage, "loss") != plain, "other sequences"
+
+
+def test_miniplm_keeps_the_half_that_the_reference_knows_better(
+    mid_train: MidTrain, run_dir: Path
+) -> None:
+    # One step on the 8 sequences that are kept of 16.
+    stage = mid_train("half", "mid_train.objective=miniplm", "mid_train.tokens=1024")
+
+    def scores(name: str) -> np.ndarray:
+        """Log-probabilities of the pool, [16, context]; 0 where there is no target."""
+        folder = Path(result(run_dir / f"mid-train-half-{name}")["scores"])
+        files = sorted(folder.glob("*.npy"))
+        return np.concatenate([np.load(file) for file in files])[:16].astype(np.float64)
+
+    ref, base = scores("score"), scores("score-small")
+    targets = (base != 0).sum(axis=1)
+    order = np.argsort((ref - base).sum(axis=1) / targets)
+    better, worse = (-base[half].sum() / targets[half].sum() for half in (order[8:], order[:8]))
+    ((loss,),) = logged(stage, "loss")
+    assert abs(better - worse) > 5e-3
+    assert loss == pytest.approx(better, abs=2e-3)
 
 
 def test_a_pool_that_is_scored_serves_the_arms_that_train_on_its_beginning(

@@ -52,7 +52,8 @@ def test_a_batch_that_does_not_fit_is_halved(
     found = score(model, dataset, range(3, 20), batch_size=17)
     assert sizes == [4, 4, 4, 4, 1]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert "17 sequences do not fit: 8 from here on" in capsys.readouterr().out
+    said = "17 sequences do not fit into memory: using batches of 8 from here on"
+    assert said in capsys.readouterr().out
 
 
 def test_one_sequence_that_does_not_fit_is_an_error(

@@ -31,15 +31,17 @@ def mid_train(base: Path, run: Path, *args: str) -> list[str]:
 
 
 @pytest.fixture
-def start(cli_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Start a command and leave it running; what it says goes to `err.txt`."""
+def start(cli_env: dict[str, str], stage_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start a command and leave it running; what it says goes to `err.txt`. With `warm` its stage
+    is forked."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(args: list[str], **env: str) -> subprocess.Popen[bytes]:
+    def begin(args: list[str], warm: bool = False, **env: str) -> subprocess.Popen[bytes]:
         with (tmp_path / "err.txt").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path, env=cli_env | env,
-                stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
+                [sys.executable, "-m", "remit_cli", *args], cwd=tmp_path,
+                env=(stage_env if warm else cli_env) | env, stdin=subprocess.DEVNULL,
+                stdout=err, stderr=err, start_new_session=True,
             )  # fmt: skip
         started.append(process)
         return process
@@ -173,7 +175,9 @@ def test_the_end_of_a_slurm_job_stops_a_stage_that_long_before(
     run = tmp_path / "run"
     args = mid_train(tiny_model, run, "launch.stop_before_walltime=600", "mid_train.tokens=3000000")
     now = int(time.time())
-    process = start(args, SLURM_JOB_START_TIME=str(now - 999), SLURM_JOB_END_TIME=str(now + 630))
+    process = start(
+        args, warm=True, SLURM_JOB_START_TIME=str(now - 999), SLURM_JOB_END_TIME=str(now + 630)
+    )
     wait_for_step(run / "mid-train", 1, process)
     assert process.wait(timeout=100) == 143, said(tmp_path)
     assert now + 30 <= time.time() < now + 60
@@ -194,7 +198,7 @@ def test_a_rank_that_hangs_is_named_and_its_stage_ended(
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs 2 cores")
     run = tmp_path / "run"
-    process = start(mid_train(tiny_model, run, "--gpus", "2", "launch.hang_seconds=4"))
+    process = start(mid_train(tiny_model, run, "--gpus", "2", "launch.hang_seconds=4"), warm=True)
     ranks = wait_for_step(run / "mid-train", 5, process)
     os.kill(ranks[1]["pid"], signal.SIGSTOP)
     assert process.wait(timeout=60) == 1
@@ -216,7 +220,7 @@ def test_a_rank_that_hangs_in_a_stage_without_steps_is_named(
     args = ["score", "--config", "world-tiny", "--model", str(tiny_model), "--base",
             str(tiny_model), "--run-dir", str(run), "--gpus", "2", "mid_train.tokens=2_000_000",
             "score.shard_sequences=8", "launch.hang_seconds_outside=25"]  # fmt: skip
-    process = start(args)
+    process = start(args, warm=True)
     deadline = time.monotonic() + FAR_TOO_LONG
     while len(list(run.glob("scores/*/*.npy"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline, said(tmp_path)
@@ -236,7 +240,7 @@ def test_after_the_grace_time_and_at_a_second_sigint_ranks_are_killed(
 ) -> None:
     run = tmp_path / "run"
     for args, signals in ((["launch.grace_seconds=2"], 1), ([], 2)):
-        process = start(mid_train(tiny_model, run, *args))
+        process = start(mid_train(tiny_model, run, *args), warm=True)
         (rank,) = wait_for_step(run / "mid-train", 5, process)
         # It will not reach the end of its step.
         os.kill(rank["pid"], signal.SIGSTOP)
@@ -255,7 +259,7 @@ def test_a_rank_that_the_kernel_kills_is_told_apart(
     tiny_model: Path, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(mid_train(tiny_model, run))
+    process = start(mid_train(tiny_model, run), warm=True)
     (rank,) = wait_for_step(run / "mid-train", 5, process)
     os.kill(rank["pid"], signal.SIGKILL)
     assert process.wait(timeout=60) == 1

@@ -1,7 +1,8 @@
-"""The configuration schema: every key a recipe may set, its type, default and meaning.
+"""The configuration schema: every key of a recipe with its type, default and meaning.
 
-`config.py` fills it from YAML and overrides. A field made with `result=False` cannot change what
-a stage computes (launch, logging, paths, checkpoint interval) and is left out of its identity.
+`pipelines.recipe.load` fills it from YAML and overrides. A field declared with `result=False`
+cannot change what a stage computes (launch, logging, paths, checkpoint interval), so the identity
+of the stage leaves it out.
 """
 
 from __future__ import annotations
@@ -95,59 +96,76 @@ __all__ = [
 
 @dataclass
 class FlywheelConfig:
-    iterations: int = setting(3, "rounds after round 0", result=False, low=0)
+    iterations: int = setting(3, "number of rounds after round 0", result=False, low=0)
     expectations: bool = setting(
-        False, "check at the end what the built-in world is calibrated to show", result=False
+        False,
+        "print a pass/fail list of expected behaviours at the end (built-in world only)",
+        result=False,
     )
-    baseline: bool = setting(True, "run round 0 even when --ref gives the first reference")
+    baseline: bool = setting(
+        True, "run round 0 as the baseline even if --ref gives the first reference"
+    )
 
 
 @dataclass
 class StageConfig:
-    name: str = setting("", "single-stage commands write to <command>-<name>", result=False)
+    name: str = setting(
+        "", "single-stage commands write to the folder <command>-<name>", result=False
+    )
 
 
 @dataclass
 class Config:
-    """A whole recipe. One file of `configs/` fills it; `key=value` overrides on top."""
+    """A whole recipe: a file of `configs/` sets its keys, and `key=value` overrides change them."""
 
-    name: str = setting("", "names the default run directory; empty: the file's name", result=False)
-    seed: int = setting(0, "data order, initial weights and sampling", low=0, high=2**32 - 1)
-    data_root: str = setting("${oc.env:REMIT_DATA,.}", "data paths start here", result=False)
+    name: str = setting(
+        "", "name of the default run directory; empty: the name of the recipe file", result=False
+    )
+    seed: int = setting(
+        0, "random seed of data order, initial weights and sampling", low=0, high=2**32 - 1
+    )
+    data_root: str = setting(
+        "${oc.env:REMIT_DATA,.}", "folder that relative data paths start from", result=False
+    )
     base: str = setting(
-        "", "checkpoint to adopt instead of training from scratch (= --base)", result=False
+        "", "checkpoint to import instead of training a base from scratch (= --base)", result=False
     )
     trust_remote_code: list[str] = setting(
-        list, "CKPTs, as they are given, whose own code (*.py) may run here with your rights"
+        list,
+        "checkpoints whose custom code (*.py) may run with your rights, written as on the command "
+        "line",
     )
     sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
-    document_mask: bool = setting(True, "attention stays within a document of a packed sequence")
+    document_mask: bool = setting(
+        True, "restrict attention to the document within a packed sequence"
+    )
     chunk_bytes: int = setting(
         64 * 2**20,
-        "most bytes of logits that a loss or a scoring holds at once; above them it goes in chunks",
+        "maximum bytes of logits that a loss or a scoring holds at once; larger batches are split "
+        "into chunks",
         result=False,
         low=1,
     )
     report_to: list[str] = setting(
-        list, "trackers that follow the training stages: tensorboard, wandb", result=False
+        list, "experiment trackers of the training stages: tensorboard, wandb", result=False
     )
-    model: ModelConfig = setting(ModelConfig, "model shape")
+    model: ModelConfig = setting(ModelConfig, "shape of the base model")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
     pretrain: PretrainConfig = setting(PretrainConfig, "stage pretrain-ckpt")
     mid_train: MidTrainConfig = setting(MidTrainConfig, "stage mid-train")
-    sft: SftConfig = setting(SftConfig, "post-train, step 1")
-    dpo: DpoConfig = setting(DpoConfig, "post-train, step 2")
-    rlvr: RlvrConfig = setting(RlvrConfig, "post-train, step 3, and rl-tune")
+    sft: SftConfig = setting(SftConfig, "step 1 of post-train")
+    dpo: DpoConfig = setting(DpoConfig, "step 2 of post-train")
+    rlvr: RlvrConfig = setting(RlvrConfig, "step 3 of post-train, and command rl-tune")
     score: ScoreConfig = setting(ScoreConfig, "stage score")
     eval: EvalConfig = setting(EvalConfig, "stage eval")
     analysis: AnalysisConfig = setting(AnalysisConfig, "stage analyze")
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
     compare: CompareConfig = setting(CompareConfig, "command compare")
-    launch: LaunchConfig = setting(LaunchConfig, "processes and machines", result=False)
+    launch: LaunchConfig = setting(LaunchConfig, "processes and nodes", result=False)
     stages: dict[str, StageSettings] = setting(
         dict,
-        "by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, eval, contamination), what "
-        "it has of its own",
+        "per-stage launch overrides, by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, "
+        "eval, contamination)",
         result=False,
     )
     stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
@@ -155,7 +173,7 @@ class Config:
 
 @cache
 def _sections(kind: type) -> tuple[str, ...]:
-    """Top-level keys whose section is of this type, in the order of the schema."""
+    """Top-level keys whose section has this type, in the order of the schema."""
     hints = get_type_hints(Config).items()
     return tuple(key for key, of in hints if isinstance(of, type) and issubclass(of, kind))
 
@@ -166,10 +184,10 @@ def trained_sections() -> tuple[str, ...]:
 
 
 def post_training_sections() -> tuple[str, ...]:
-    """The steps of post-training, in their order."""
+    """Sections of the steps of post-training, in their order."""
     return _sections(PostTrainConfig)
 
 
 def launch_sections() -> tuple[str, ...]:
-    """Keys of `stages`: what has ranks of its own."""
+    """Keys of `stages`: the kinds of stages that have ranks."""
     return (*trained_sections(), "score", "eval", "contamination")

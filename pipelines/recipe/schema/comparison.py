@@ -1,4 +1,4 @@
-"""Keys of `compare`: the arms, and arms of your own."""
+"""Keys of `compare`: its arms, and custom arms (variants)."""
 
 from __future__ import annotations
 
@@ -10,69 +10,84 @@ from pipelines.recipe.schema.setting import setting
 
 @dataclass
 class VariantConfig:
-    """An arm of your own: one of the table with something changed."""
+    """A custom arm: one of the arms of the table with some settings changed."""
 
     arm: str = setting(
-        "remit", "what it is made from: ntp, kd, miniplm, rho1, sft or remit", result=False
+        "remit", "arm to start from: ntp, kd, miniplm, rho1, sft or remit", result=False
     )
     set: list[str] = setting(
-        list, "overrides of mid_train for this arm alone: [mid_train.remit.eps=0.5]", result=False
+        list,
+        "mid_train overrides for this arm only, such as [mid_train.remit.eps=0.5]",
+        result=False,
     )
     base: str = setting(
         "",
-        "what it starts from: an arm, whose mid-trained model it is, or a CKPT; empty: the base",
+        "model that mid-training starts from: an arm (its mid-trained model) or a CKPT; empty: the "
+        "base",
         result=False,
     )
     ref: str = setting(
         "",
-        "its reference: an arm, whose post-trained model it is, a stage of one such as ntp/20-sft, "
-        "base, or a CKPT; empty: that of its arm",
+        "reference: an arm (its post-trained model), a stage of an arm such as ntp/20-sft, base, "
+        "or a CKPT; empty: the reference of `arm`",
         result=False,
     )
     ref_seed: int = setting(
         0,
-        "take the arm that `ref` names from the seed that lies this much after its own",
+        "seed offset of the reference: take the arm that `ref` names from seed + ref_seed",
         result=False,
         low=0,
     )
-    budget: Literal["", "tokens", "flops"] = setting("", "empty: compare.budget", result=False)
-    against: str = setting("ntp", "arm that the tables subtract from it", result=False)
+    budget: Literal["", "tokens", "flops"] = setting(
+        "", "what is held equal, as in compare.budget; empty: compare.budget", result=False
+    )
+    against: str = setting("ntp", "baseline: the arm that the tables compare it with", result=False)
 
 
 @dataclass
 class CompareConfig:
     arms: list[str] = setting(
         ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
-        "arms, of ntp, kd, miniplm, rho1, sft, remit, more-rl and compare.variants",
+        "arms to run: any of ntp, kd, miniplm, rho1, sft, remit, more-rl and the compare.variants",
         result=False,
     )
-    variants: dict[str, VariantConfig] = setting(dict, "arms of your own, by name", result=False)
-    seeds: int = setting(3, "runs of each arm, with seeds from `seed` on", result=False, low=1)
+    variants: dict[str, VariantConfig] = setting(dict, "custom arms, by name", result=False)
+    seeds: int = setting(
+        3, "number of runs of each arm; their seeds count up from `seed`", result=False, low=1
+    )
     budget: Literal["tokens", "flops"] = setting(
         "tokens",
-        "what is equal: mid_train.tokens, or the FLOPs that ReMiT needs for mid_train.tokens",
+        "what is equal for all arms: mid_train.tokens, or the FLOPs of ReMiT for that many tokens",
         result=False,
     )
     base_per_seed: bool = setting(
         False,
-        "train a base for every seed, and take its plain post-trained model as the reference",
+        "train a base for every seed and use its plain post-trained model as the reference",
         result=False,
     )
     sft_ref: str = setting(
-        "", "CKPT of arm sft; empty: the SFT stage beside the reference", result=False
+        "",
+        "reference CKPT of arm sft; empty: the SFT stage of the reference's own post-training",
+        result=False,
     )
-    small: str = setting("", "CKPT of MiniPLM's small model; empty: the base", result=False)
+    small: str = setting("", "CKPT of the small model of MiniPLM; empty: the base", result=False)
     points: int = setting(
         3,
-        "evaluations along the annealing of each arm of the table, before the last, without drawn "
-        "answers; variants have none",
+        "evaluations during the annealing of each arm, before the one at its end; they have no "
+        "samples, and variants have no such evaluations",
         result=False,
         low=0,
     )
-    post_train: bool = setting(False, "post-train and evaluate every arm too", result=False)
+    post_train: bool = setting(
+        False, "also post-train every arm and evaluate the result", result=False
+    )
     post_points: bool = setting(
-        False, "evaluate after SFT and after DPO too, not only after the last step", result=False
+        False,
+        "evaluate after SFT and after DPO too, not only after the last step of post-training",
+        result=False,
     )
     rows: list[str] = setting(
-        list, "rows.jsonl of other runs; what is in them is not run again", result=False
+        list,
+        "rows.jsonl files of earlier runs; arms and seeds that they contain are not run again",
+        result=False,
     )

@@ -1,4 +1,4 @@
-"""A key of a recipe: its default, its meaning, its bounds."""
+"""How the schema declares a key: default, help text, bounds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def setting(
     high: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Declare a config field.
+    """Declare a key of the recipe.
 
     Args:
-        result: False keeps it out of the identity of a stage.
-        low, high: the least and the largest value allowed.
-        above, below: bounds that are not reached.
+        result: False leaves the key out of the identity of a stage.
+        low, high: smallest and largest allowed value.
+        above, below: exclusive bounds.
     """
     bounds = {"low": low, "above": above, "high": high, "below": below}
     metadata = {"help": help, "result": result, "bounds": bounds}

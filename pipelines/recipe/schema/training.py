@@ -1,4 +1,4 @@
-"""Keys of the stages that train, and of the scores that they read."""
+"""Keys of the training stages, and of the score stage."""
 
 from __future__ import annotations
 
@@ -14,110 +14,128 @@ Records = Literal["documents", "conversations", "pairs", "problems"]
 
 @dataclass
 class TrainConfig:
-    """What every gradient stage has.
+    """Keys that every training stage has.
 
     Attributes:
-        RECORDS: what its sources give: documents, conversations, pairs or problems.
+        RECORDS: type of the records of its sources: documents, conversations, pairs or problems.
     """
 
     RECORDS: ClassVar[Records] = "documents"
 
-    dtype: Literal["fp32", "bf16"] = setting("fp32", "of weights and activations")
+    dtype: Literal["fp32", "bf16"] = setting("fp32", "dtype of weights and activations")
     zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
-    offload_optimizer: bool = setting(False, "ZeRO: optimizer state in CPU memory", result=False)
-    gradient_checkpointing: bool = setting(False, "recompute activations", result=False)
+    offload_optimizer: bool = setting(
+        False, "keep the optimizer state in CPU memory (needs ZeRO)", result=False
+    )
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass to save memory", result=False
+    )
     global_batch_size: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
     micro_batch_size: int = setting(
-        32, "sequences per forward on one rank (at most)", result=False, low=1
+        32, "maximum number of sequences per forward on one rank", result=False, low=1
     )
     learning_rate: float = setting(1e-3, "peak learning rate", above=0)
-    weight_decay: float = setting(0.1, "AdamW (OLMo-2 stage 2: 0.1)", low=0)
-    adam_beta1: float = setting(0.9, "AdamW (OLMo-2 stage 2: 0.9)", low=0, below=1)
-    adam_beta2: float = setting(0.95, "AdamW (OLMo-2 stage 2: 0.95)", low=0, below=1)
-    max_grad_norm: float = setting(1.0, "gradient clipping (OLMo-2 stage 2: 1.0)", above=0)
+    weight_decay: float = setting(0.1, "weight decay of AdamW (OLMo-2 stage 2: 0.1)", low=0)
+    adam_beta1: float = setting(0.9, "beta1 of AdamW (OLMo-2 stage 2: 0.9)", low=0, below=1)
+    adam_beta2: float = setting(0.95, "beta2 of AdamW (OLMo-2 stage 2: 0.95)", low=0, below=1)
+    max_grad_norm: float = setting(
+        1.0, "maximum gradient norm; larger gradients are clipped (OLMo-2 stage 2: 1.0)", above=0
+    )
     warmup_ratio: float = setting(
-        0.01, "share of the steps with rising learning rate", low=0, below=1
+        0.01, "fraction of the steps in which the learning rate warms up", low=0, below=1
     )
     logging_steps: int = setting(
-        10, "steps between two lines of metrics.jsonl", result=False, low=1
+        10, "log to metrics.jsonl every this many steps", result=False, low=1
     )
-    save_steps: int = setting(0, "steps between two checkpoints; 0: by time", result=False, low=0)
+    save_steps: int = setting(
+        0, "save a checkpoint every this many steps; 0: by time only", result=False, low=0
+    )
     save_seconds: float = setting(
-        900.0, "seconds between checkpoints; 0: none", result=False, low=0
+        900.0, "save a checkpoint every this many seconds; 0: by steps only", result=False, low=0
     )
-    save_total_limit: int = setting(1, "complete checkpoints kept", result=False, low=1)
+    save_total_limit: int = setting(1, "maximum number of checkpoints to keep", result=False, low=1)
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
-    tokens: int = setting(1_000_000, "training tokens", low=1)
-    sources: dict[str, SourceConfig] = setting(dict, "pre-training mixture")
-    snapshots: int = setting(0, "models kept along the training, at even steps", low=0)
+    tokens: int = setting(1_000_000, "number of training tokens", low=1)
+    sources: dict[str, SourceConfig] = setting(
+        dict, "data sources of the pre-training mixture, by name"
+    )
+    snapshots: int = setting(
+        0, "number of models to keep during training, at even intervals", low=0
+    )
 
 
 @dataclass
 class RemitConfig:
-    """ReMiT's switches; the defaults are the paper's, or our choice where it is silent."""
+    """ReMiT's options. Defaults are the paper's, or our choice where the paper says nothing."""
 
     eps: float = setting(
         0.2, "weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
     )
     center: Literal["none", "sequence", "document", "batch"] = setting(
-        "sequence", "over what the mean of d is taken and subtracted (paper, eq. 4)"
+        "sequence", "group over which the mean of d is subtracted (paper, eq. 4)"
     )
     map: Literal["sigmoid", "identity", "tanh"] = setting(
-        "sigmoid", "2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)"
+        "sigmoid",
+        "map from the centered c to a weight: 2 sigmoid(c) (paper, eq. 5), 1 + c, or 1 + tanh(c)",
     )
-    standardize: bool = setting(False, "divide c by the spread of d")
-    detach: bool = setting(True, "no gradient through the weights")
+    standardize: bool = setting(False, "divide c by the standard deviation of d")
+    detach: bool = setting(True, "stop the gradient through the weights")
     divisor: Literal["targets", "weights"] = setting(
-        "targets", "the loss is divided by the number of targets, or by the sum of weights"
+        "targets", "divide the loss by the number of targets, or by the sum of the weights"
     )
 
 
 @dataclass
 class Rho1Config:
-    keep: float = setting(0.6, "share of the targets that is trained on", above=0, high=1)
+    keep: float = setting(0.6, "fraction of the targets to train on", above=0, high=1)
 
 
 @dataclass
 class KdConfig:
-    alpha: float = setting(0.5, "share of the KL term", low=0, high=1)
+    alpha: float = setting(0.5, "weight of the KL term, from 0 to 1", low=0, high=1)
 
 
 @dataclass
 class MidTrainConfig(TrainConfig):
-    tokens: int = setting(1_900_000, "training tokens", low=1)
-    sources: dict[str, SourceConfig] = setting(dict, "mid-training mixture")
-    objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
-        "auto", "auto: remit with a reference, ntp without"
+    tokens: int = setting(1_900_000, "number of training tokens", low=1)
+    sources: dict[str, SourceConfig] = setting(
+        dict, "data sources of the mid-training mixture, by name"
     )
-    remit: RemitConfig = setting(RemitConfig, "ReMiT's token weights and loss")
-    rho1: Rho1Config = setting(Rho1Config, "RHO-1")
-    kd: KdConfig = setting(KdConfig, "knowledge distillation")
+    objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
+        "auto", "training objective; auto: remit with a reference, ntp without"
+    )
+    remit: RemitConfig = setting(RemitConfig, "token weights and loss of ReMiT")
+    rho1: Rho1Config = setting(Rho1Config, "options of RHO-1")
+    kd: KdConfig = setting(KdConfig, "options of knowledge distillation")
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
         "what RHO-1's ranking, remit.center=batch, remit.divisor=weights and remit.center=none "
-        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one more "
-        "forward",
+        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one "
+        "more forward",
     )
     snapshots: int = setting(
-        0, "models kept along the annealing, at even steps before the last", low=0
+        0,
+        "number of models to keep during annealing, at even intervals before the last step",
+        low=0,
     )
     reference: Literal["inline", "cached"] = setting(
-        "inline", "reference's forward beside the learner's, or its scores kept by a score stage"
+        "inline",
+        "run the reference's forward during training, or read its scores from a score stage",
     )
 
 
 @dataclass
 class PostTrainConfig(TrainConfig):
-    """What SFT, DPO and RLVR have in common."""
+    """Keys that SFT, DPO and RLVR share."""
 
     enabled: bool = setting(True, "run this step of post-training")
-    max_steps: int = setting(200, "optimizer steps; 0: by num_train_epochs", low=0)
-    sources: dict[str, SourceConfig] = setting(dict, "where its records come from")
-    weight_decay: float = setting(0.0, "AdamW", low=0)
-    adam_beta2: float = setting(0.999, "AdamW", low=0, below=1)
+    max_steps: int = setting(200, "number of optimizer steps; 0: train by num_train_epochs", low=0)
+    sources: dict[str, SourceConfig] = setting(dict, "data sources, by name")
+    weight_decay: float = setting(0.0, "weight decay of AdamW", low=0)
+    adam_beta2: float = setting(0.999, "beta2 of AdamW", low=0, below=1)
 
 
 @dataclass
@@ -140,10 +158,14 @@ class DpoConfig(PostTrainConfig):
         0.0, "with max_steps=0, passes over all pairs that are not held out", low=0
     )
     max_length: int = setting(
-        0, "tokens of a prompt with one answer, the rest is cut off; 0: sequence_length", low=0
+        0, "tokens of a prompt with one answer; the rest is cut off; 0: sequence_length", low=0
     )
-    beta: float = setting(0.1, "strength of the pull to the reference policy (DPO, eq. 7)", above=0)
-    heldout_pairs: int = setting(256, "pairs kept out of training to measure pair accuracy", low=1)
+    beta: float = setting(
+        0.1, "strength of the KL penalty to the reference policy (DPO, eq. 7)", above=0
+    )
+    heldout_pairs: int = setting(
+        256, "number of pairs held out of training to measure pair accuracy", low=1
+    )
 
 
 @dataclass
@@ -152,25 +174,27 @@ class RlvrConfig(PostTrainConfig):
 
     RECORDS: ClassVar[Records] = "problems"
 
-    max_steps: int = setting(200, "optimizer steps", low=1)
-    num_generations: int = setting(8, "completions per prompt, the group of GRPO", low=2)
+    max_steps: int = setting(200, "number of optimizer steps", low=1)
+    num_generations: int = setting(8, "completions per prompt: the group size of GRPO", low=2)
     max_prompt_length: int = setting(
         0,
-        "longer prompts are left out; 0: the room that max_completion_length leaves in "
+        "longer prompts are dropped; 0: the room that max_completion_length leaves in "
         "sequence_length",
         low=0,
     )
-    max_completion_length: int = setting(64, "new tokens per completion", low=1)
+    max_completion_length: int = setting(64, "maximum number of tokens per completion", low=1)
     temperature: float = setting(1.0, "sampling temperature of the rollouts", above=0)
     beta: float = setting(0.0, "weight of the KL term to the starting policy", low=0)
     epsilon: float = setting(0.2, "PPO clip range", above=0)
     max_zero_variance: float = setting(
         0.9,
-        "above this share of groups without reward variance the stage ends as 'no signal'",
+        "end the stage as 'no signal' if more than this fraction of groups have zero variance",
         low=0,
         high=1,
     )
-    use_vllm: bool = setting(False, "rollouts by vLLM (GPU, optional extra)", result=False)
+    use_vllm: bool = setting(
+        False, "generate rollouts with vLLM (needs a GPU and the extra [vllm])", result=False
+    )
 
 
 @dataclass
@@ -178,7 +202,7 @@ class ScoreConfig:
     batch_size: int = setting(64, "sequences per forward on one rank", result=False, low=1)
     shard_sequences: int = setting(
         1024,
-        "sequences in one file of the score cache; a scoring resumes at a file",
+        "sequences per file of the score cache; scoring resumes after the last complete file",
         result=False,
         low=1,
     )
@@ -209,15 +233,15 @@ def longest_sequence(settings: TrainConfig, sequence_length: int) -> int:
 
 
 def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
-    """Sequences of a forward on one rank: the most up to `micro_batch_size` that divide its share.
+    """Sequences per forward on one rank: the largest divisor of its share up to `micro_batch_size`.
 
     Raises:
-        ValueError: the global batch does not divide by the number of ranks.
+        ValueError: the global batch cannot be divided by the number of ranks.
     """
     share, rest = divmod(train.global_batch_size, world_size)
     if rest or not share:
         raise ValueError(
-            f"a global batch of {train.global_batch_size} does not divide by {world_size} ranks"
+            f"a global batch of {train.global_batch_size} cannot be divided by {world_size} ranks"
         )
     return max(
         rows for rows in range(1, min(train.micro_batch_size, share) + 1) if share % rows == 0
@@ -225,7 +249,7 @@ def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
 
 
 def sees_micro_batches(mid: MidTrainConfig) -> bool:
-    """Whether the loss depends on how a step is cut into micro-batches."""
+    """Whether the loss depends on how a step is split into micro-batches."""
     if mid.scope == "step":
         return False
     over_a_batch = (
@@ -237,20 +261,20 @@ def sees_micro_batches(mid: MidTrainConfig) -> bool:
 
 
 def num_steps(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> int:
-    """Optimizer steps for the tokens asked for, rounded up to whole steps."""
+    """Optimizer steps for the requested tokens, rounded up to whole steps."""
     return -(-settings.tokens // (settings.global_batch_size * sequence_length))
 
 
 def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> int:
-    """The tokens that are trained on: those of all steps."""
+    """Tokens that are trained on: those of all steps."""
     return num_steps(settings, sequence_length) * settings.global_batch_size * sequence_length
 
 
 def uses_score_cache(mid: MidTrainConfig) -> bool:
-    """Whether a mid-training reads scores that a score stage made."""
+    """Whether a mid-training reads the scores of a score stage."""
     return mid.objective == "miniplm" or (mid.objective != "ntp" and mid.reference == "cached")
 
 
 def pool_factor(mid: MidTrainConfig) -> int:
-    """Sequences looked at for one that is trained on: MiniPLM keeps half of its pool."""
+    """Sequences in the pool for each one trained on: MiniPLM keeps half of its pool."""
     return 2 if mid.objective == "miniplm" else 1

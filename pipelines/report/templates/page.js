@@ -1,14 +1,14 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-// The token map: numbers of a token on hover, focus and tap.
+// Token map: show a token's numbers on hover, focus and tap.
 const tip = document.getElementById("tip");
 
 function show(token) {
   const { weight, d, logprob, ref } = token.dataset;
   tip.textContent = weight
     ? `weight ${weight}\nd ${d}\nlog p ${logprob}\nreference ${ref}`
-    : "no target, no weight";
+    : "not a target: no weight";
   tip.hidden = false;
   const at = token.getClientRects()[0];
   const below = at.bottom + tip.offsetHeight + 10 < innerHeight;
@@ -40,7 +40,7 @@ for (const tokens of document.querySelectorAll(".tokens")) {
 }
 addEventListener("scroll", hide, { passive: true });
 
-// Paper cannot be unfolded: all facts open for the printer, and fold again.
+// Open all facts for printing, and collapse them again afterwards.
 const closed = new Set();
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details:not([open])")) {
@@ -53,7 +53,7 @@ addEventListener("afterprint", () => {
   closed.clear();
 });
 
-// The filters: their choice stands in the address, so that it can be linked.
+// Filters: the choice is kept in the address, so that it can be linked.
 const filters = [...document.querySelectorAll("[data-filter]")];
 const sequences = [...document.querySelectorAll(".sequence")];
 

@@ -1,4 +1,4 @@
-"""The sandbox: generated programs run here and nowhere else (docs/evaluation.md, "The sandbox")."""
+"""The sandbox (docs/guides/evaluation.md): generated programs run here and nowhere else."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
 _PROJECT = Path(__file__).resolve().parents[3]
 _START_SECONDS = 30
-# Beyond the deadline that the sandbox keeps itself.
+# Extra time after the deadline that the sandbox itself enforces.
 _GRACE_SECONDS = 30
 _MAX_VERDICT_BYTES = 2**16
 CANARY_CHILDREN = 50
-# Harmless: the children only wait, and end with the program.
+# The canary is harmless: its children only wait, and end with the program.
 CANARY = f"""
 import os, time
 
@@ -49,14 +49,14 @@ def children():
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """Resource limits of one program.
 
     Attributes:
-        wall_seconds: until all its processes are killed, tests included.
-        cpu_seconds, memory_bytes: of each process.
-        processes: processes and threads at a time.
-        file_bytes: of one file, and of all files together.
-        open_files: descriptors of each process.
+        wall_seconds: time until all its processes are killed, including the tests.
+        cpu_seconds, memory_bytes: CPU time and address space of each process.
+        processes: number of processes and threads at a time.
+        file_bytes: size of one file, and of all files together.
+        open_files: number of open descriptors of each process.
     """
 
     wall_seconds: int = 20
@@ -69,7 +69,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program: `passed` only where all tests ran to their end."""
+    """The outcome for one program; it is `passed` only if all tests ran to the end."""
 
     status: Status
     reason: str = ""
@@ -80,10 +80,10 @@ class Outcome:
 
 
 class Sandbox:
-    """A server process that checks one program after another, each in a jail of its own.
+    """A server process that checks programs one after another, each in a separate jail.
 
     Raises:
-        UserError: this kernel, or who runs it, does not allow the sandbox.
+        UserError: this kernel or its configuration does not allow the sandbox.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Sandbox:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # The system's Python, or the one that a virtual environment was made of.
+        # The system's Python, or the one that the virtual environment is based on.
         python = getattr(sys, "_base_executable", None) or sys.executable
         start = (
             f"import sys; sys.path.append({str(_PROJECT)!r})\n"
@@ -108,7 +108,7 @@ class Sandbox:
         try:
             said = self._control.recv(4096).decode() or f"{python} ended"
         except TimeoutError:
-            said = f"{python} said nothing for {_START_SECONDS} s"
+            said = f"{python} did not answer within {_START_SECONDS} s"
         if said != "ready":
             self.close()
             raise UserError(f"generated programs cannot be run here: {said}")
@@ -122,7 +122,7 @@ class Sandbox:
         """Run the tests on what the program defines; together they are 16 MiB at most.
 
         Raises:
-            RuntimeError: the sandbox itself failed, twice; a program cannot bring that about.
+            RuntimeError: the sandbox itself failed twice; a program cannot cause this.
         """
         wanted = limits or Limits()
         try:
@@ -182,14 +182,14 @@ def check_all(
     workers: int = 0,
     on_verdict: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """The outcome of each (program, tests), in their order.
+    """Check each (program, tests), and return the outcomes in order.
 
     Args:
-        workers: programs at a time; 0: one for each core.
-        on_verdict: called after each one, in their order.
+        workers: number of programs that run at a time; 0 means one per core.
+        on_verdict: called after each outcome, in order.
 
     Raises:
-        UserError: this kernel, or who runs it, does not allow the sandbox.
+        UserError: this kernel or its configuration does not allow the sandbox.
     """
     require()
     given = list(programs)
@@ -215,7 +215,7 @@ def check_all(
 
 
 def require() -> None:
-    """Raise a UserError where generated programs cannot be run."""
+    """Raise a UserError if generated programs cannot run on this machine."""
     reason = unavailable()
     if reason:
         raise UserError(reason)
@@ -223,9 +223,10 @@ def require() -> None:
 
 @lru_cache(maxsize=1)
 def unavailable() -> str:
-    """Why generated programs cannot be run here; empty where they can.
+    """Why generated programs cannot run here; empty if they can.
 
-    Tries it: a right and a wrong program, and then fifty harmless children under a limit of less.
+    It tests a right program, a wrong program, and a program that tries to start more child
+    processes than its limit allows.
     """
     try:
         with Sandbox() as sandbox:

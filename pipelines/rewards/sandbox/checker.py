@@ -1,9 +1,9 @@
 """The first process of a program's PID namespace: runs the tests, and writes the verdict.
 
-The tests are the benchmark's and are trusted; the generated program runs in a child. A name that
-the tests use and the program defines is a `Remote` here: calls and attributes are asked of the
-child, answers come back as data. So it is this process that compares, with Python's own `==`, and
-no `__eq__` of the program takes part in a comparison with data of the tests.
+The tests come from the benchmark and are trusted. The generated program runs in a child process. A
+name that the tests use and the program defines is a `Remote` here: its calls and attributes are
+forwarded to the child, and the results return as data. This process therefore compares them with
+Python's own `==`, and no `__eq__` of the program takes part in a comparison with data of the tests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def verdict(child: Child, program: str, tests: str) -> Verdict:
         code = compile(tests, "tests.py", "exec")
         names = needed_names(ast.parse(tests))
     except (SyntaxError, ValueError) as error:
-        return {"status": "failed", "reason": f"the tests are no program: {error}"}
+        return {"status": "failed", "reason": f"the tests are not valid Python: {error}"}
     try:
         namespace = {"__name__": "tests", **child.load(program, names)}
         exec(code, namespace)
@@ -45,10 +45,10 @@ def verdict(child: Child, program: str, tests: str) -> Verdict:
 
 
 def needed_names(tests: ast.Module) -> list[str]:
-    """Names that the program has to define: used by the tests and defined nowhere in them.
+    """Names that the program must define: the tests use them but do not define them.
 
-    A builtin counts only where there is no other such name (MBPP tests a function `sum`), so that
-    a program cannot replace the `abs` with which tests compare.
+    A builtin counts only if there is no other such name (MBPP tests a function `sum`), so that a
+    program cannot replace the `abs` that tests use for comparison.
     """
     used: set[str] = set()
     defined: set[str] = set()
@@ -68,7 +68,7 @@ def needed_names(tests: ast.Module) -> list[str]:
 
 
 class Child:
-    """The generated program's process, and questions to it."""
+    """The process of the generated program, and requests to it."""
 
     def __init__(self) -> None:
         hear, answers = os.pipe()
@@ -87,11 +87,11 @@ class Child:
         self._ended = os.pidfd_open(self._pid)
 
     def load(self, program: str, names: list[str]) -> dict[str, Any]:
-        """Run the program; what it defines of the names."""
+        """Run the program, and return those of the names that it defines."""
         defined = self._exchange([program, names])
         if not isinstance(defined, dict):
             raise wire.WireError("no answer to the program")
-        # Names that nobody asked for could replace what the tests compare with.
+        # Names that were not requested could replace values that the tests compare with.
         return {name: self._definition(name, defined[name]) for name in names if name in defined}
 
     def ask(self, name: str, *arguments: Any, **keywords: Any) -> Any:
@@ -107,7 +107,7 @@ class Child:
             raise wire.WireError(f"no answer: {error}") from error
 
     def fate(self) -> Verdict | None:
-        """Why the child has ended; None where it still runs."""
+        """Why the child has ended; None if it still runs."""
         if not select.select([self._ended], [], [], 0.2)[0]:
             return None
         _, status = os.waitpid(self._pid, 0)
@@ -121,7 +121,7 @@ class Child:
     def _exchange(self, message: Any) -> Any:
         wire.send(self._ask, message)
         while True:
-            # Another process of the program may hold the pipe open after its first one has ended.
+            # Other processes of the program may keep the pipe open after the first one has ended.
             ready, _, _ = select.select([self._hear, self._ended], [], [])
             if self._hear not in ready:
                 raise wire.WireError("the program has ended")
@@ -141,7 +141,7 @@ class Child:
         raise error(text)
 
     def _error(self, ancestry: list[str], may_stop: bool) -> type[Exception]:
-        """The nearest exception known here. Only an iterator may end a loop of the tests."""
+        """The nearest exception type known here. Only an iterator may end a loop of the tests."""
         known = (self._errors.get(name) or _builtin(name) for name in ancestry)
         error = next((found for found in known if found), RuntimeError)
         return RuntimeError if issubclass(error, StopIteration) and not may_stop else error
@@ -193,7 +193,7 @@ def _unary(name: str) -> Callable[..., Any]:
 
 
 def _binary(name: str) -> Callable[[Remote, Any], Any]:
-    """Only between two objects of the program: against data, the program must not decide."""
+    """Compare two objects of the program; the program must not decide comparisons with data."""
     forward = _unary(name)
 
     def method(self: Remote, other: Any) -> Any:
@@ -211,7 +211,7 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "matmul",
 
 
 def _builtin(name: Any) -> type[Exception] | None:
-    """The builtin exception of that name, where it is made of a text alone."""
+    """The builtin exception of that name, if it can be created from a text alone."""
     found = getattr(builtins, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, Exception)):
         return None
@@ -219,7 +219,7 @@ def _builtin(name: Any) -> type[Exception] | None:
 
 
 def _replace(target: Any, value: Any) -> None:
-    """Give a list, dict, set or bytearray of the tests the content that the program left in it."""
+    """Update a list, dict, set or bytearray of the tests with the program's changes to it."""
     if type(target) not in solution.MUTABLE or type(target) is not type(value):
         raise ValueError("an argument changed its type")
     if isinstance(target, (list, bytearray)):
@@ -232,6 +232,6 @@ def _replace(target: Any, value: Any) -> None:
 def _line(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split())
-    except Exception:  # the text of a program's object, asked of a program that has ended
+    except Exception:  # str() of a program's object fails if the program has ended
         text = ""
     return f"{type(error).__name__}: {text}"[:300].rstrip(": ")

@@ -1,8 +1,8 @@
-"""Namespaces, a root of its own, limits and a system call filter for generated programs (Linux).
+"""Namespaces, a separate root, limits and a system call filter for generated programs (Linux).
 
-`enclose` once moves the server into new user, mount, network and other namespaces, in which an
-almost empty root holds the interpreter's libraries and nothing else. `isolate` gives one program
-its own PID, mount, network and IPC namespaces there, and `confine` takes away what is left.
+`enclose` moves the server once into new user, mount, network and other namespaces. Its root
+filesystem there contains only the interpreter's libraries. `isolate` gives each program new PID,
+mount, network and IPC namespaces, and `confine` removes its remaining rights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipelines.machine.process import die_with_parent
 
-# The uid of programs when started as root: in the range that systemd leaves unused.
+# The uid of programs if started as root; it is in a range that systemd leaves unused.
 UNPRIVILEGED_ID = 60700
 WORK = "/tmp"  # of the sandbox
 _ROOT = "/root"
@@ -45,9 +45,9 @@ _RLIMIT_MSGQUEUE = 12
 # Numbers above 423 are the same on every machine type.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP = 428, 429, 442, 425
 _MEMFD_SECRET = 447
-# Machine type -> (AUDIT_ARCH, capset, pivot_root, calls that are refused). Refused are sockets,
-# since a namespace does not hold every family, memory that no rlimit counts, and calls that a
-# function of a benchmark never needs and kernels have had faults in.
+# Machine type -> (AUDIT_ARCH, capset, pivot_root, refused calls). Refused are sockets, since
+# network namespaces do not cover every family; memory that no rlimit counts; and calls that
+# benchmark programs do not need and in which kernels have had vulnerabilities.
 _MACHINES: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
     # socket; shmget, semget, msgget, mq_open, memfd_create, vmsplice (a pipe keeps whole huge pages
     # that the program has given back); ptrace, process_vm_readv, process_vm_writev, kcmp;
@@ -67,20 +67,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enclose() -> None:
-    """Leave the machine behind: for the server, before it takes a program. It has one thread.
+    """Move the server into its jail, before it accepts a program; it must have only one thread.
 
-    Started as root, it becomes `UNPRIVILEGED_ID`, whom RLIMIT_NPROC binds.
+    If started as root, it becomes `UNPRIVILEGED_ID`, because RLIMIT_NPROC does not apply to root.
 
     Raises:
-        OSError: the kernel, or who runs it, does not allow a step; the message names the step.
+        OSError: the kernel or its configuration does not allow a step; the message names the step.
     """
     if platform.machine() not in _MACHINES:
         raise OSError(f"no system call filter for machine type {platform.machine()}")
-    # If memory runs out, the kernel is to take a generated program and not the training.
+    # If memory runs out, the kernel should kill a generated program rather than the training.
     Path("/proc/self/oom_score_adj").write_text("1000")
     is_root = os.geteuid() == 0 and _is_mapped(UNPRIVILEGED_ID)
     _enter_user_namespace(is_root)
-    # Taken while still the owner of a private home in which the interpreter may lie.
+    # Open the trees now: the interpreter may be in a private home that only this user can read.
     trees = {
         path: -1 if os.path.islink(path) else _open_tree(path)
         for path in (*_libraries(), "/dev/null")
@@ -96,10 +96,10 @@ def enclose() -> None:
 
 
 def isolate(file_bytes: int) -> None:
-    """Namespaces of its own for one program; its first process is this one's next child.
+    """Create new namespaces for one program; this process's next child is its first process.
 
     Args:
-        file_bytes: what all files in the working folder may take together.
+        file_bytes: total size limit of the files in the working folder.
     """
     _unshare(_CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC)
     _mount_tmpfs(WORK, f"size={file_bytes},nr_inodes=1024,mode=700")
@@ -108,10 +108,10 @@ def isolate(file_bytes: int) -> None:
 def confine(
     *, memory_bytes: int, cpu_seconds: int, processes: int, file_bytes: int, open_files: int
 ) -> None:
-    """Bind this process, and all that it starts, for good.
+    """Restrict this process and all its children permanently.
 
-    Nobody may read its memory or descriptors, it has no capabilities and gets none, it may not
-    call what `_MACHINES` lists, and it stays within its limits.
+    Other processes cannot read its memory or descriptors. It has no capabilities and cannot gain
+    any. It cannot make the system calls that `_MACHINES` lists, and its resources are limited.
     """
     os.chdir(WORK)
     for limit, most in (
@@ -123,7 +123,7 @@ def confine(
         (_RLIMIT_MSGQUEUE, 0),
     ):
         resource.setrlimit(limit, (most, most))
-    # First a signal that says what it is about, then SIGKILL.
+    # The soft limit sends SIGXCPU, which names the cause; the hard limit sends SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     _drop_capabilities()
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -131,7 +131,7 @@ def confine(
 
 
 def start_child(run: Callable[[], None]) -> int:
-    """Fork a process that dies with this one and never returns from `run`; its pid."""
+    """Fork a process that dies with this one and never returns from `run`; return its pid."""
     # A parent outside the PID namespace has the pid 0 inside.
     parent = os.getpid()
     child = os.fork()
@@ -147,7 +147,7 @@ def start_child(run: Callable[[], None]) -> int:
 
 
 def _libraries() -> list[str]:
-    """Folders of shared libraries and of the interpreter's standard library."""
+    """The folders of shared libraries and of the interpreter's standard library."""
     stdlib = [os.path.dirname(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
     found: list[str] = []
     for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", *stdlib):
@@ -157,7 +157,7 @@ def _libraries() -> list[str]:
 
 
 def _is_mapped(uid: int) -> bool:
-    """Whether the uid exists here; root of a container without other uids is an ordinary user."""
+    """Whether the uid is mapped here; a container may map only one uid, with few rights."""
     ranges = [
         map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()
     ]
@@ -176,7 +176,7 @@ def _enter_user_namespace(is_root: bool) -> None:
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         return
-    # Only a process that stayed outside may map another uid than its own.
+    # Only a process outside the namespace may map a uid other than its own.
     gone, tell = os.pipe()
     inside = os.getpid()
 
@@ -195,10 +195,10 @@ def _enter_user_namespace(is_root: bool) -> None:
 
 
 def _build_root(trees: dict[str, int]) -> None:
-    """Make a root that holds the trees, read only, and an empty working folder; enter it.
+    """Create a root with the trees, read-only, and an empty working folder; enter it.
 
     Args:
-        trees: descriptor of a detached mount by the path it is to have; -1 for a symbolic link.
+        trees: descriptor of a detached mount, by its path in the root; -1 for a symbolic link.
     """
     _call(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "private mounts")
     base = WORK
@@ -210,7 +210,7 @@ def _build_root(trees: dict[str, int]) -> None:
         if path == "/dev/null":
             target.touch()
         elif tree == -1:
-            # What it points to is in the list, or holds nothing that is needed.
+            # Its target is also in the list, or holds nothing that is needed.
             target.symlink_to(os.readlink(path))
             continue
         else:
@@ -223,7 +223,7 @@ def _build_root(trees: dict[str, int]) -> None:
     pivot = _MACHINES[platform.machine()][2]
     _call(_libc.syscall(pivot, b".", b"."), "pivot_root")
     _call(_libc.umount2(b".", _MNT_DETACH), "umount of the old root")
-    # Below a chroot the kernel lets nobody make a user namespace, in which it would be root.
+    # After a chroot, the kernel does not allow new user namespaces, where a program would be root.
     os.chroot(_ROOT)
     os.chdir("/")
 
@@ -284,7 +284,7 @@ class _Program(ctypes.Structure):
 
 
 def _filter_calls() -> None:
-    """Refuse the listed system calls with EPERM; end a process that calls as another machine."""
+    """Refuse the listed system calls with EPERM; kill a process that uses another ABI."""
     architecture, _, _, refused = _MACHINES[platform.machine()]
     everywhere = (_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP, _MEMFD_SECRET)
     refused = (*refused, *everywhere)

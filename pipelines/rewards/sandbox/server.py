@@ -1,10 +1,10 @@
-"""The sandbox's server: an interpreter that has left the machine and forks a process per program.
+"""The sandbox's server: a jailed interpreter that forks a process for each program.
 
     parent --control socket--> server --fork--> keeper --fork--> checker (PID 1) --> program
 
-Each request brings its limits and one end of a socket. The checker alone reads the program and the
-tests from it, after the fork, so that no earlier process holds the tests: the generated program is
-forked from memory without them. Standard library only.
+Each request carries its limits and one end of a socket. Only the checker reads the program and the
+tests from it, after the fork. No earlier process holds the tests, so the memory that the generated
+program inherits does not contain them. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import socket
 
 from pipelines.rewards.sandbox import checker, jail, wire
 
-# What most programs import, so that each finds it in memory.
+# Modules that most programs import; preloading them saves time.
 PRELOADED = (
     "array", "bisect", "cmath", "collections.abc", "copy", "dataclasses", "datetime", "decimal",
     "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "math", "operator", "random",
     "re", "statistics", "string", "sys", "time", "typing",
 )  # fmt: skip
-# More than the program may have: server, keeper and checker count too.
+# Added to the program's limit, because server, keeper and checker count as well.
 _OWN_PROCESSES = 3
 
 
 def main() -> None:
-    """Serve requests on the socket that is descriptor 0, until the parent closes its end."""
+    """Serve requests on the socket at descriptor 0, until the parent closes its end."""
     control = socket.socket(fileno=0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for name in PRELOADED:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) -> bool:
-    """Have one program checked; False where the parent went before that was done."""
+    """Have one program checked; return False if the parent disconnected first."""
     keeper = jail.start_child(lambda: _keep(conversation, limits))
     os.close(conversation)
     ended = os.pidfd_open(keeper)
@@ -66,7 +66,7 @@ def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) ->
 
 
 def _keep(conversation: int, limits: dict[str, int]) -> None:
-    """Start the checker in namespaces of its own, and end all in them at the deadline."""
+    """Start the checker in new namespaces, and kill all their processes at the deadline."""
     wall_seconds = limits.pop("wall_seconds")
     try:
         jail.isolate(limits["file_bytes"])

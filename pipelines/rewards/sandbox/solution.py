@@ -1,7 +1,7 @@
 """The process that runs the generated program, and answers the checker's questions about it.
 
-Nothing that this process says is believed beyond what it is: data. The program may do to this
-process, and to what is in it, whatever it likes.
+The checker treats everything that this process sends as plain data, because the program has full
+control over this process and its memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MUTABLE = (list, dict, set, bytearray)
 
 
 class Program:
-    """The generated program, and the objects of it that the checker knows by number."""
+    """The generated program, and those of its objects that the checker refers to by number."""
 
     def __init__(self, questions: int, answers: int) -> None:
         self._questions = questions
@@ -36,7 +36,7 @@ class Program:
         self._listen()
 
     def _listen(self) -> Any:
-        """Answer questions until one is the return of a callback."""
+        """Answer requests until a callback returns."""
         while True:
             name, *given = wire.receive(self._questions)
             if name == "return":
@@ -44,7 +44,7 @@ class Program:
             wire.send(self._answers, _reply(partial(self._answer, name, *given)))
 
     def _defined(self, source: str, names: list[str]) -> dict[str, Any]:
-        """What the program defines of the names; exception classes as their builtin bases."""
+        """Those of the names that the program defines; exception classes as their builtin bases."""
         module = types.ModuleType(MODULE)
         sys.modules[MODULE] = module
         exec(compile(source, f"{MODULE}.py", "exec"), module.__dict__)
@@ -57,7 +57,7 @@ class Program:
         }
 
     def _answer(self, name: str, given: Any, keywords: Any) -> Any:
-        """Apply the operator or builtin of that name; lists and the like that it changed go too."""
+        """Apply the operator or builtin of that name; also return mutable arguments it changed."""
         operation = getattr(operator, name, None) or getattr(builtins, name)
         arguments = wire.decode(given, self._resolve)
         result = operation(*arguments, **wire.decode(keywords, self._resolve))
@@ -78,7 +78,7 @@ class Program:
         return self._held[number] if tag == "object" else self._callback(number)
 
     def _callback(self, number: int) -> Callable[..., Any]:
-        """A function of the tests, which runs in the checker."""
+        """A function of the tests that runs in the checker."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             given = [wire.encode(part, self._reference) for part in (list(arguments), keywords)]
@@ -109,11 +109,11 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def close_all_but(*kept: int) -> None:
-    """Close every descriptor but these, and have the standard ones lead nowhere."""
-    nowhere = os.open("/dev/null", os.O_RDWR)
+def close_all_but(*needed: int) -> None:
+    """Close all other descriptors, and redirect the standard ones to /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    ordered = sorted({0, 1, 2, *kept})
+        os.dup2(null, standard)
+    ordered = sorted({0, 1, 2, *needed})
     for low, high in zip(ordered, [*ordered[1:], 2**16], strict=True):
         os.closerange(low + 1, high)

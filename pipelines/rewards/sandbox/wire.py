@@ -1,9 +1,9 @@
-"""What the checker and the generated program say to each other: frames of JSON over two pipes.
+"""The protocol between the checker and the generated program: JSON frames over two pipes.
 
-Only data can be said: None, bool, int, float, str, and tagged bytes, complex, list, tuple, set,
-frozenset, dict and the names of builtin types. Subclasses (Counter, namedtuple, IntEnum) travel as
-the data in them. So reading a frame builds plain values and runs no code of the other side. Any
-other object stays where it is and travels as a tagged number.
+Frames carry only data: None, bool, int, float, str, and tagged bytes, complex, list, tuple, set,
+frozenset, dict and the names of builtin types. Subclasses (Counter, namedtuple, IntEnum) are sent
+as their plain content. Reading a frame thus builds plain values and runs no code of the sender. Any
+other object stays in its process and is sent as a tagged number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 MAX_FRAME_BYTES = 16 * 2**20
 _LENGTH = struct.Struct("<I")
-# Beyond this, JSON's decimal digits become slow and then forbidden.
+# For larger integers, conversion to decimal is slow, and Python refuses it above a limit.
 _LARGE_INT = 2**256
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 _TYPES = {
@@ -30,11 +30,11 @@ Objects = Callable[[Any], Any]
 
 
 class WireError(Exception):
-    """The other side said something that is no message, or has gone."""
+    """The other side sent an invalid message, or has disconnected."""
 
 
 def encode(value: Any, reference: Objects) -> Any:
-    """A value as JSON can hold it; `reference` gives the tagged form of what is not data."""
+    """Encode a value for JSON; `reference` gives the tagged form of an object that is not data."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, int):
@@ -57,10 +57,10 @@ def encode(value: Any, reference: Objects) -> Any:
 
 
 def decode(given: Any, resolve: Objects) -> Any:
-    """The value of an encoded one; `resolve` takes the tagged form of what is not data.
+    """Decode an encoded value; `resolve` takes the tagged form of an object that is not data.
 
     Raises:
-        WireError: nothing that `encode` makes.
+        WireError: `encode` cannot have produced it.
     """
     if not isinstance(given, list):
         return given
@@ -86,10 +86,10 @@ def decode(given: Any, resolve: Objects) -> Any:
 
 
 def frame(message: Any) -> bytes:
-    """The bytes of one message.
+    """Encode one message as bytes.
 
     Raises:
-        WireError: it is too long.
+        WireError: the message is too long.
     """
     body = json.dumps(message).encode()
     if len(body) > MAX_FRAME_BYTES:
@@ -101,7 +101,7 @@ def send(descriptor: int, message: Any) -> None:
     """Write one frame.
 
     Raises:
-        WireError: it is too long, or nobody reads any more.
+        WireError: the frame is too long, or the reader has disconnected.
     """
     left = memoryview(frame(message))
     try:
@@ -115,7 +115,7 @@ def receive(descriptor: int) -> Any:
     """Read one frame.
 
     Raises:
-        WireError: end of file, a frame that is too long, or no JSON.
+        WireError: the pipe has ended, the frame is too long, or it is not JSON.
     """
     (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size))
     if length > MAX_FRAME_BYTES:

@@ -1,4 +1,4 @@
-"""How far an evaluation is: lines of `metrics.jsonl`, as stages with steps write them."""
+"""Progress of an evaluation, written to `metrics.jsonl` in the format of gradient stages."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import json
 import time
 from pathlib import Path
 
-# Batches may be short: lines within one task come no closer than this.
+# Batches may be short: within one task, lines are at least this far apart.
 LINE_SECONDS = 5.0
 
 
-class Tally:
-    """Answers given, of all that are asked for; a domain of held-out text counts as one.
+class EvalProgress:
+    """Counts finished answers; a domain of held-out text counts as one answer.
 
     Args:
-        path: where the lines go; None: nowhere.
-        total: answers of the whole evaluation.
+        path: the file to append to; None writes nothing.
+        total: number of answers in the whole evaluation.
     """
 
     def __init__(self, path: Path | None, total: int) -> None:
         self.path = path
         self.total = total
         self.name = ""
-        self.answers = 0  # of what is asked now
-        self.before = 0  # of what was asked before it
+        self.answers = 0  # in the current task
+        self.before = 0  # in all tasks before it
         self.started = self.written_at = time.monotonic()
 
     def begin(self, name: str, answers: int) -> None:
-        """The next task, benchmark or text; what was asked before it is done."""
+        """Start the next task, benchmark or text; the one before it is finished."""
         self.before += self.answers
         self.name, self.answers = name, answers
         self._write(0)
 
     def skip(self, answers: int) -> None:
-        """Answers that an earlier start gave."""
+        """Count answers that an earlier start has given."""
         self.before += answers
 
     def reached(self, share: float) -> None:
-        """The part of the present task that is done, from 0 to 1."""
+        """Record the finished fraction of the current task, from 0 to 1."""
         if time.monotonic() - self.written_at >= LINE_SECONDS:
             self._write(int(min(1.0, share) * self.answers))
 
     def end(self) -> None:
-        """Everything is done."""
+        """Record that the evaluation is finished."""
         self._write(self.answers)
 
     def _write(self, done: int) -> None:
