@@ -1,3 +1,3 @@
 """The stages of the ReMiT flywheel and what drives them. `remit_cli` is the face."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -26,6 +26,28 @@ app = typer.Typer(
     "Mid-train a base model again while your own RL-tuned model re-weights each token, post-train "
     "the result, and repeat.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from pipelines import __version__
+
+        typer.echo(f"remit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def remit(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+        ),
+    ] = False,
+) -> None:
+    """The options of `remit` itself."""
+
+
 STAGES = "Stages of the loop"
 LOOP = "The loop"
 

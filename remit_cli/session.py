@@ -29,6 +29,7 @@ from pipelines.plan.stage import ANALYSIS, Stage
 from pipelines.recipe import load as recipes
 from pipelines.report import Wanted, summary, write_report, write_rows_report
 from pipelines.run_dir import disk, ledger
+from pipelines.run_dir.layout import check_layout
 from pipelines.run_dir.paths import RunDir, RunLock
 from remit_cli import render
 
@@ -55,6 +56,7 @@ class Session:
         if self.command == "analyze":
             assert self.run_dir is not None
             self.run = RunDir(self.run_dir.resolve())
+            check_layout(self.run)
             self.config, self.made = read_flywheel_plan(self.run, overrides)
             return
         if self.command == "compare":
@@ -67,6 +69,7 @@ class Session:
             launch = replace(launch, hostfile=str(self.hostfile))
         self.config = replace(config, launch=launch)
         self.run = RunDir((self.run_dir or Path("runs") / config.name).resolve())
+        check_layout(self.run)
 
     def plan_compare(self, base: str | None, ref: str | None) -> list[Stage]:
         """Plan `compare`, and remember the given models, since the rows depend on them."""
@@ -276,6 +279,7 @@ def show_status(folder: Path, json: bool, once: bool) -> None:
         sys.exit(2)
     _warn_of_ledger(run, screen)
     try:
+        check_layout(run)
         screen.status(run, once=once or json)
     except UserError as error:
         screen.user_error(str(error))
@@ -318,6 +322,7 @@ def draw_report(
             )
         else:
             run = RunDir(given[0].resolve())
+            check_layout(run)
             _warn_of_ledger(run, screen)
             path = write_report(run, wanted, output)
     except UserError as error:

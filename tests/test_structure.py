@@ -100,6 +100,21 @@ def test_help_is_quick(remit: Any) -> None:
 
 def test_options_are_frozen() -> None:
     assert {name: options(command) for name, command in commands().items()} == OPTIONS
+    from remit_cli.app import app
+
+    assert options(typer.main.get_command(app)) == {"--version"}
+
+
+def test_version(remit: Any) -> None:
+    from pipelines import __version__
+
+    assert remit("--version", check=True).stdout == f"remit {__version__}\n"
+    code = "import sys\nfrom remit_cli.app import app\ntry: app(['--version'])\n"
+    code += "except SystemExit: print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=True).stdout.split()  # fmt: skip
+    assert "remit_cli.app" in loaded
+    assert [name for name in (*HEAVY, "omegaconf", "numpy") if name in loaded] == []
 
 
 @pytest.mark.parametrize("name", OPTIONS)

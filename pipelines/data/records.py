@@ -307,7 +307,7 @@ def _each_pass(
 def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
     for name in _weights(sources):
         if is_endless(sources[name]):
-            raise UserError(f"source '{name}' never ends: set its limit")
+            raise UserError(f"source '{name}' is endless. Set its limit.")
 
 
 def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) -> list[Item]:

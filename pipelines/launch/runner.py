@@ -30,6 +30,7 @@ from pipelines.plan.stage import CONTAMINATION, Stage
 from pipelines.recipe.load import to_dict
 from pipelines.run_dir import disk, ledger
 from pipelines.run_dir.fail_points import fail_point
+from pipelines.run_dir.layout import made_by
 from pipelines.run_dir.paths import RunDir, RunLock, StageDir, read_json, write_yaml
 from pipelines.run_dir.progress import last_error, tail
 from pipelines.run_dir.resume_state import made_with
@@ -259,6 +260,7 @@ class Runner:
         fields: dict[str, Any],
     ) -> dict[str, Any]:
         return {
+            **made_by(),
             "stage": stage.name,
             "kind": stage.kind,
             "module": kind_of(stage.kind).module,

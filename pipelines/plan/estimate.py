@@ -159,10 +159,10 @@ def _rate(stages: list[Stage], run: RunDir, parameters: int) -> tuple[float, str
 
 
 def stage_flops(stage: Stage, parameters: int, num_steps: int = 0) -> float:
-    """FLOPs of a stage, by arithmetic: 6 for each parameter and training token, 2 for a forward.
+    """Predicted FLOPs of a stage: 6 per parameter and training token, 2 per forward.
 
     Args:
-        num_steps: the steps that it took, which the recipe of a training by epochs does not say.
+        num_steps: its steps, for a training by epochs, whose recipe does not give them.
     """
     counted = replace(stage, num_steps=num_steps or stage.num_steps)
     return kind_of(stage.kind).cost(counted, parameters).flops

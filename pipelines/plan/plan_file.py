@@ -11,6 +11,7 @@ from pipelines.plan.kinds import kind_of
 from pipelines.plan.stage import Stage
 from pipelines.recipe.load import override_keys, resolved, to_dict
 from pipelines.recipe.schema import Config
+from pipelines.run_dir.layout import made_by
 from pipelines.run_dir.paths import RunDir, write_yaml
 
 # Keys that `analyze` may change: what it measures, where and how fast it runs, what it may show.
@@ -26,6 +27,7 @@ def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(
         {
+            **made_by(),
             "config": to_dict(config),
             "stages": [
                 {

@@ -18,6 +18,7 @@ from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.nesting import too_large
 from pipelines.recipe.rules import check_values
 from pipelines.recipe.schema import Config
+from pipelines.recipe.unknown_keys import hint
 
 DEFAULT_CONFIG = "world"
 # OmegaConf's message for a ${oc.env:NAME} without a value.
@@ -269,7 +270,7 @@ def _unknown_key(
     for key in patch:
         name = f"{prefix}{key!s}"
         if is_dataclass(typed) and str(key) not in base:
-            return name, did_you_mean(str(key), [str(k) for k in base])
+            return name, hint(name, [str(k) for k in base])
         node, given = _node(base, key), patch._get_node(key)
         if OmegaConf.is_interpolation(patch, key):
             continue

@@ -68,7 +68,7 @@ def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
         training = fill_steps(left, lambda records: steps_of_epochs(settings, records) * batch)
     if not training:
         raise UserError(
-            f"dpo.heldout_pairs = {settings.heldout_pairs} leaves no pair to train on: set it lower"
+            f"dpo.heldout_pairs = {settings.heldout_pairs} leaves no pair to train on. Lower it."
         )
     return _rows(training), _rows(list(heldout.values()))
 

@@ -60,7 +60,7 @@ class SourceConfig:
 
 
 def is_endless(source: SourceConfig) -> bool:
-    """Whether one pass over the source never ends: a world stream other than eval, no limit."""
+    """Whether a pass over the source never ends: a world stream other than eval, without limit."""
     return source.kind == "world" and source.stream != "eval" and not source.limit
 
 
