@@ -314,8 +314,8 @@ def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) ->
     """Items pass by pass, until there are as many as the steps take.
 
     Args:
-        num_items: how many that is, for the number of items in a pass. Where it is no multiple of
-            it, the last ones are the first of one more pass.
+        num_items: how many that is, for the number of items in a pass. If it is not a multiple of
+            that number, the last ones are the first of one more pass.
     """
     drawn = list(next(passes))
     wanted = num_items(len(drawn))

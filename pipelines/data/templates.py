@@ -194,7 +194,7 @@ def pattern(expression: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
     except re.error as error:
-        raise UserError(f"{where}: {expression!r} is no regular expression: {error}") from error
+        raise UserError(f"{where}: {expression!r} is not a regular expression: {error}") from error
 
 
 def source_text(template: str, record: Mapping[str, Any], source: SourceConfig) -> str:

@@ -150,7 +150,7 @@ class Verifier:
         return verdicts
 
     def _lose(self, at: int, lost: set[int], left: deque[int], verdicts: list[Verdict]) -> None:
-        """A request whose worker was gone, for no fault of its own: once more, then no verdict."""
+        """Repeat a request whose worker ended through another request; the second time, no verdict."""
         if at in lost:
             verdicts[at] = Verdict(error="the verifier was gone twice")
             heartbeat.tick()
@@ -187,7 +187,7 @@ class Verifier:
         return done
 
     def _hear(self, worker: _Worker) -> Verdict | None:
-        """The verdict of a worker that said something; None where that is no whole line yet.
+        """The verdict of a worker that said something; None while its line is incomplete.
 
         Raises:
             ConnectionError: it ended before it read the request, or with its server.

@@ -84,7 +84,7 @@ def test_expressions_and_templates(tmp_path: Path) -> None:
     def said(use: Any, **keys: Any) -> str:
         return refusal(SourceConfig(path="a.jsonl", **keys), tmp_path, use)
 
-    assert "strip: '(' is no regular expression" in said("documents", strip="(")
+    assert "strip: '(' is not a regular expression" in said("documents", strip="(")
     assert "answer_pattern '####' has no group" in said("documents", answer_pattern="####")
     assert "in two braces: {{ question }}" in said("documents", text="{question}")
     assert "line 1: template '{{ text }}'" in said("documents")

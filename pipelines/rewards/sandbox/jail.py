@@ -42,7 +42,7 @@ _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _RLIMIT_MSGQUEUE = 12
 
-# Numbers above 423 are the same on every machine type.
+# Numbers above 423 are the same on every architecture.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP = 428, 429, 442, 425
 _MEMFD_SECRET = 447
 # Machine type -> (AUDIT_ARCH, capset, pivot_root, refused calls). Refused are sockets, since
