@@ -150,7 +150,7 @@ class Verifier:
         return verdicts
 
     def _lose(self, at: int, lost: set[int], left: deque[int], verdicts: list[Verdict]) -> None:
-        """Repeat a request whose worker ended through another request; the second time, no verdict."""
+        """Repeat a request that lost its worker to another one; the second time, no verdict."""
         if at in lost:
             verdicts[at] = Verdict(error="the verifier was gone twice")
             heartbeat.tick()
