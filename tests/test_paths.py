@@ -93,7 +93,7 @@ def test_yaml_that_is_deep_or_grows(tmp_path: Path) -> None:
         ("a: " + "[" * 100_000, "deeper than 50 levels"),
         ("- " * 100_000 + "a", "deeper than 50 levels"),
         (f"a0: &a0 x\n{many}", "more than 100000 values"),
-        ("a: &a [*a]", "inside of what it names"),
+        ("a: &a [*a]", "refers to a value that contains it"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=words):

@@ -159,7 +159,7 @@ def test_a_setting_that_does_not_fit_is_refused(
         ("sums", "{test: 'a/{wrong}.jsonl'}", "its only placeholder is {name}"),
         ("sums", "{test: a.txt}", "must end in .jsonl"),
         ("a/b", "{test: a.json}", "names a file and a row"),
-        ("world", "{test: a.json}", "no name that eval.tasks has"),
+        ("world", "{test: a.json}", "a name that eval.tasks does not use"),
     ],
 )
 def test_names_and_files_are_checked(name: str, files: str, message: str) -> None:
