@@ -93,7 +93,7 @@ def named_commands(page: Path) -> str:
 
 def make_targets() -> set[str]:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    return set(re.findall(r"^([a-z]+):(?!=)", makefile, re.M))
+    return set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.M))
 
 
 def named_targets(text: str) -> list[str]:

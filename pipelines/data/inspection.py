@@ -148,7 +148,7 @@ def _inspect_files(
 
 
 def _check_records(files: list[Path], source: SourceConfig, use: RecordKind, needs: str) -> int:
-    """Check the records that pass the filters, of documents only the first; return how many."""
+    """Check all records that pass the filters (of documents, only the first) and count them."""
     first: tuple[Record, str] | None = None
     passed = 0
     for path in files:

@@ -213,7 +213,7 @@ def code_sandbox() -> Check:
     reason = sandbox.unavailable()
     if not reason:
         return Check("sandbox", "ok", "generated programs can run in it")
-    advice = "rewards and benchmarks of code will be refused; see docs/guides/evaluation.md"
+    advice = "code rewards and benchmarks will be refused; docs/guides/evaluation.md says why"
     return Check("sandbox", "warning", reason, advice)
 
 

@@ -39,8 +39,8 @@ def check_single_task(env: Mapping[str, str] = os.environ) -> None:
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise UserError(
-            f"srun started this command {tasks} times, but a run allows one writer. Remove srun: put "
-            "one 'remit ...' line into the sbatch script, with --gpus for the processes per node. "
+            f"srun started this command {tasks} times, but a run allows one writer. Remove srun: "
+            "put one 'remit ...' line into the sbatch script, with --gpus for processes per node. "
             "remit calls srun itself to start the ranks on the nodes of the job."
         )
 
@@ -73,7 +73,7 @@ NOT_INHERITED = (
 
 
 def rank_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a rank, from the variables of its srun task; the launch spec has MASTER_PORT.
+    """The environment of a rank from its srun task, except MASTER_PORT (see the launch spec).
 
     Raises:
         UserError: this process was not started by srun.

@@ -24,7 +24,7 @@ class Stage:
         inputs: by role (base, ref, model), the name of an earlier stage (`name@2`: its second
             snapshot) or an external model. For an analysis, every model by the name of its stage.
         chat: evaluate only: use the chat template.
-        num_steps: for a training by epochs, its optimizer steps if known; else 0.
+        num_steps: for a training by epochs, its optimizer steps if they are known; else 0.
         reads: contamination only: config keys of the sources that the other stages read.
     """
 

@@ -46,7 +46,7 @@ def check_resume_state(checkpoint: Path) -> None:
             raise _refused(
                 path,
                 f"belongs to uid {found.st_uid}, but you are uid {user}",
-                "Remove the checkpoint",
+                "remove the checkpoint",
             )
         if not is_private and _is_written_by_others(found):
             raise _refused(

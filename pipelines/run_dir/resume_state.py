@@ -147,7 +147,7 @@ def check_split(folder: Path, ranks: int, zero_stage: int, section: str = "") ->
         raise UserError(
             f"{folder} was saved by {saved_ranks} ranks with ZeRO-{saved_stage}, but this start "
             f"has {ranks} ranks with ZeRO-{zero_stage}, so its optimizer state is sharded "
-            f"differently. Resume with --gpus {saved_ranks} (or a hostfile of {saved_ranks} slots) and "
+            f"differently. Resume with --gpus {saved_ranks} (or a hostfile of as many slots) and "
             f"{key}={saved_stage}, or remove {folder.parent} to start the stage from step 0."
         )
 

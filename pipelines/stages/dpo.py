@@ -57,9 +57,9 @@ def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
     batch = settings.global_batch_size
     if settings.max_steps:
         count = settings.max_steps * batch + settings.heldout_pairs
-        drawn = pairs(settings.sources, config.data_root, config.seed, count=count)
-        heldout = _held_out(drawn, settings.heldout_pairs)
-        training = [pair for pair in drawn if pair.prompt not in heldout]
+        found = pairs(settings.sources, config.data_root, config.seed, count=count)
+        heldout = _held_out(found, settings.heldout_pairs)
+        training = [pair for pair in found if pair.prompt not in heldout]
     else:
         passes = pair_passes(settings.sources, config.data_root, config.seed)
         first = next(passes)
@@ -73,14 +73,14 @@ def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
     return _rows(training), _rows(list(heldout.values()))
 
 
-def _held_out(drawn: list[Pair], count: int) -> dict[str, Pair]:
+def _held_out(found: list[Pair], count: int) -> dict[str, Pair]:
     """The first pair of each of the first `count` prompts, by prompt."""
-    found: dict[str, Pair] = {}
-    for pair in drawn:
-        if len(found) == count:
+    held: dict[str, Pair] = {}
+    for pair in found:
+        if len(held) == count:
             break
-        found.setdefault(pair.prompt, pair)
-    return found
+        held.setdefault(pair.prompt, pair)
+    return held
 
 
 def _rows(found: list[Pair]) -> Dataset:

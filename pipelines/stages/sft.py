@@ -19,8 +19,8 @@ from pipelines.training.facts import first_and_last, training_facts
 def run(job: StageJob) -> dict[str, Any]:
     """Train and write the fine-tuned model to `model/`."""
     config, settings = job.config, job.config.sft
-    drawn = _conversations(job)
-    steps = settings.max_steps or len(drawn) // settings.global_batch_size
+    records = _conversations(job)
+    steps = settings.max_steps or len(records) // settings.global_batch_size
     arguments = engine.training_arguments(
         SFTConfig, config, settings, job.stage_dir, steps=steps, schedule="linear",
         max_length=max_length(settings, config.sequence_length), completion_only_loss=True,
@@ -28,7 +28,7 @@ def run(job: StageJob) -> dict[str, Any]:
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
     dataset = Dataset.from_list(
-        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in drawn]
+        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in records]
     )
     model = engine.load_trained(job, "model", settings.dtype)
     trainer = SFTTrainer(
@@ -53,4 +53,4 @@ def _conversations(job: StageJob) -> list[Conversation]:
         count = settings.max_steps * batch
         return conversations(settings.sources, config.data_root, config.seed, count=count)
     passes = conversation_passes(settings.sources, config.data_root, config.seed)
-    return fill_steps(passes, lambda records: steps_of_epochs(settings, records) * batch)
+    return fill_steps(passes, lambda count: steps_of_epochs(settings, count) * batch)

@@ -78,7 +78,7 @@ def become_rank(request: dict[str, Any], env: dict[str, str], parent: int, leade
 
 
 def fork_ranks(request: dict[str, Any]) -> list[int]:
-    """Fork a process for each environment of the request; returns pids, the group leader's first."""
+    """Fork a process per environment of the request; returns pids, the group leader's first."""
     sys.stdout.flush()
     ranks: list[int] = []
     parent = os.getpid()

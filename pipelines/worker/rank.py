@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.5
 
 
 # A line may also exit the shell itself, so the message is printed by a trap on EXIT.
-_NAME_WHAT_ENDS_IT = f"""\
+_REPORT_FAILED_LINE = f"""\
 trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
 exit {WRONG_INPUT_CODE}' EXIT
 """
@@ -38,13 +38,13 @@ exit {WRONG_INPUT_CODE}' EXIT
 def read_launch_spec(
     stage_dir: StageDir, token: str, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
-    """The spec of the start with this token.
+    """The launch spec with this token.
 
     Args:
-        patience: seconds to wait for the file system to show them.
+        patience: seconds to wait for the file system to show it.
 
     Raises:
-        UserError: they are not there; the message names this machine.
+        UserError: it did not appear in time; the message names this node.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -54,24 +54,24 @@ def read_launch_spec(
             spec = read_json(stage_dir.launch_spec, needs=needs)
             if spec["token"] == token:
                 return spec
-            found = ", only one of another start"
+            found = ", only that of another start"
         if time.monotonic() >= deadline:
             raise UserError(
                 f"host {socket.gethostname()} does not see the run directory: it finds no "
-                f"{stage_dir.launch_spec} of this start{found}. --run-dir must be a folder of a "
-                "file system that all machines share, under the same path."
+                f"{stage_dir.launch_spec} of this start{found}. --run-dir must be a folder on a "
+                "file system that the nodes share, under the same path on each."
             )
         time.sleep(LOOK_SECONDS)
 
 
 def with_prologue(command: list[str], lines: list[str]) -> list[str]:
-    """The command after lines of bash in the same shell; one that fails ends it by name."""
+    """A command that runs lines of bash before it in the same shell; an error names the line."""
     if not lines:
         return command
     steps = "".join(
         f"remit_line={shlex.quote(shlex.quote(line))}\n{{ {line}\n}} || exit\n" for line in lines
     )
-    script = _NAME_WHAT_ENDS_IT + steps + 'trap - EXIT\nunset remit_line\nexec "$@"'
+    script = _REPORT_FAILED_LINE + steps + 'trap - EXIT\nunset remit_line\nexec "$@"'
     return ["bash", "-c", script, "remit", *command]
 
 

@@ -385,7 +385,8 @@ def test_log_lines_that_are_none_are_left_out(tmp_path: Path, line: str, kept: i
     [
         ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 3, "bits": "01"}}},
          "tasks.sums has 3 questions and 2 bits"),
-        ({"tasks": {"sums": 5}}, "tasks.sums is not an object"), ({"tasks": None}, "its tasks is a"),
+        ({"tasks": {"sums": 5}}, "tasks.sums is not an object"),
+        ({"tasks": None}, "its tasks is a"),
         ({"tasks": {"sums": {"accuracy": 1.0, "interval": [0, 1], "questions": 2}}},
          "tasks.sums: it has no bits"),
         ({"average": None}, "its average is a NoneType"),

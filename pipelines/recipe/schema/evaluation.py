@@ -42,9 +42,11 @@ class BenchmarkConfig:
         "acc", "metric to report, with its filter if it has one: exact_match,flexible-extract"
     )
     version: str = setting("", "version of the task; any other is refused; empty: any")
-    shots: int = setting(-1, "few-shot examples before each question; -1: as the task says", low=-1)
+    shots: int = setting(
+        -1, "few-shot examples before each question; -1: as the task defines", low=-1
+    )
     max_new_tokens: int = setting(
-        0, "maximum length of an answer, in tokens; 0: as the task says", low=0
+        0, "maximum length of an answer, in tokens; 0: as the task defines", low=0
     )
     limit: int = setting(
         0, "maximum number of questions of each task of a group, the first ones; 0: all", low=0

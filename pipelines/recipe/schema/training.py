@@ -112,9 +112,9 @@ class MidTrainConfig(TrainConfig):
     kd: KdConfig = setting(KdConfig, "options of knowledge distillation")
     scope: Literal["micro_batch", "step"] = setting(
         "micro_batch",
-        "what RHO-1's ranking, remit.center=batch, remit.divisor=weights and remit.center=none "
-        "with remit.standardize see: one rank's micro-batch, or exactly the whole step, by one "
-        "more forward",
+        "tokens over which RHO-1 ranks and remit.center=batch, remit.divisor=weights and "
+        "remit.standardize with remit.center=none compute: one rank's micro-batch, or the whole "
+        "step, which takes one more forward",
     )
     snapshots: int = setting(
         0,
@@ -132,7 +132,7 @@ class PostTrainConfig(TrainConfig):
     """Keys that SFT, DPO and RLVR share."""
 
     enabled: bool = setting(True, "run this step of post-training")
-    max_steps: int = setting(200, "number of optimizer steps; 0: train by num_train_epochs", low=0)
+    max_steps: int = setting(200, "number of optimizer steps; 0: by num_train_epochs", low=0)
     sources: dict[str, SourceConfig] = setting(dict, "data sources, by name")
     weight_decay: float = setting(0.0, "weight decay of AdamW", low=0)
     adam_beta2: float = setting(0.999, "beta2 of AdamW", low=0, below=1)
