@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipelines.plan.stage_traits import is_made
 
 from pipelines.data.new_tokenizer import build_tokenizer
 from pipelines.data.packed_set import PackedDataset
@@ -25,6 +24,7 @@ from pipelines.data.packing import pack
 from pipelines.data.score_cache import ScoreCache, ScoreKey, open_scores
 from pipelines.errors import WRONG_INPUT_CODE, UserError
 from pipelines.models.checkpoint import content_hash
+from pipelines.plan.identity import is_made
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
 from pipelines.run_dir import fail_points, heartbeat, ledger
 from pipelines.run_dir.disk import explained, require_space, shortage
