@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     stage.root.mkdir()
     for path, read in ((stage.result, stage.read_result), (stage.config, stage.read_config)):
         path.write_text(text)
-        with pytest.raises(DamagedFile, match=f"{path} is damaged: .+ Remove it, and run"):
+        with pytest.raises(DamagedFile, match=f"{path} is damaged: .+ Remove it and repeat"):
             read()
 
 
