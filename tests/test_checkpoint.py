@@ -109,7 +109,7 @@ def test_a_link_to_a_file_outside_is_refused(model: Path, tmp_path: Path, name: 
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to(tmp_path / "secret")
     said = refusal(model)
-    assert name in said and "link out of the model's folder" in said
+    assert name in said and "link leads out of the model's folder" in said
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_link_out_of_a_subfolder_is_refused(model: Path, tmp_path: Path, name:
     (model / name).parent.mkdir(parents=True)
     (model / name).symlink_to(tmp_path / "secret")
     said = refusal(model)
-    assert str(model / name) in said and "link out of the model's folder" in said
+    assert str(model / name) in said and "link leads out of the model's folder" in said
 
 
 @pytest.mark.parametrize("name", ["additional_chat_templates", "folder.safetensors"])
@@ -128,7 +128,7 @@ def test_a_link_to_a_folder_outside_is_refused(model: Path, tmp_path: Path, name
     (tmp_path / "secrets").mkdir()
     (model / name).symlink_to(tmp_path / "secrets")
     said = refusal(model)
-    assert name in said and "link out of the model's folder" in said
+    assert name in said and "link leads out of the model's folder" in said
 
 
 def test_a_link_to_itself_is_refused(model: Path) -> None:

@@ -269,7 +269,12 @@ def test_a_variant_changes_what_it_says_alone() -> None:
         0.5,
         "document",
     )
-    assert replace(wide.config.mid_train, eps=0.2, center="sequence") == same.config.mid_train
+    assert (
+        replace(wide.config.mid_train, remit=same.config.mid_train.remit) == same.config.mid_train
+    )
+    assert (wide.config.mid_train.remit.eps, wide.config.mid_train.remit.center) == (
+        0.5, "document",
+    )  # fmt: skip
     assert wide.config.mid_train.snapshots == 0
     assert wide.inputs == same.inputs
     # It is evaluated at its end, and not along its annealing.

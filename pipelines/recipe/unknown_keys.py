@@ -55,6 +55,10 @@ def hint(name: str, siblings: Iterable[str]) -> str:
         return f". Did you mean {_one_of(there)}?"
     if difflib.get_close_matches(key, siblings, n=1):
         return did_you_mean(key, siblings)
+    top = section.partition(".")[0]
+    below = {w.rpartition(".")[2]: w for w in schema_keys() if top and w.startswith(f"{top}.")}
+    if near := difflib.get_close_matches(key, below, n=1):
+        return f". Did you mean '{below[near[0]]}'?"
     return did_you_mean(name, schema_keys())
 
 
