@@ -272,9 +272,6 @@ def test_a_variant_changes_what_it_says_alone() -> None:
     assert (
         replace(wide.config.mid_train, remit=same.config.mid_train.remit) == same.config.mid_train
     )
-    assert (wide.config.mid_train.remit.eps, wide.config.mid_train.remit.center) == (
-        0.5, "document",
-    )  # fmt: skip
     assert wide.config.mid_train.snapshots == 0
     assert wide.inputs == same.inputs
     # It is evaluated at its end, and not along its annealing.
