@@ -30,7 +30,7 @@ subprocess.Popen([sys.executable, "-c", {rank!r}])
 RANK = """
 import os, time
 time.sleep(0.5)
-from pipelines.process import die_with_parent
+from pipelines.machine.process import die_with_parent
 die_with_parent()
 print("lives", flush=True)
 """

@@ -75,7 +75,7 @@ def test_every_instant_of_the_code_is_named_and_every_name_is_met(checkout: Path
     ("value", "words"),
     [
         ("before lunch", "unknown fail point"),
-        ("after the result:explode", "kind is one of kill, kill-group"),
+        ("after the result:explode", "the kind must be one of kill, kill-group"),
         ("after the result:kill:first", "rank and count must be numbers"),
         ("after the result:kill::0", "count at least 1"),
     ],
