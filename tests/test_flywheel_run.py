@@ -235,7 +235,7 @@ def test_plan_does_not_call_done_what_would_be_refused(
 def test_status(tiny_run: Any, remit: Callable[..., Any]) -> None:
     text = remit("status", tiny_run.root, check=True)
     assert text.stderr == "" and "\x1b" not in text.stdout
-    assert "nothing is running" in text.stdout
+    assert "Nothing is running" in text.stdout
     assert [name for name in STAGES if name not in text.stdout] == []
     values = remit("status", tiny_run.root, "--json", check=True).json
     assert (values["status"], values["run_dir"]) == ("idle", str(tiny_run.root))
