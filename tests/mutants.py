@@ -162,8 +162,8 @@ MUTANTS = [
     ),
     *in_file(
         "stages/dpo", VALUES,
-        ('"chosen": assistant(p.chosen), "rejected": assistant(p.rejected)',
-         '"chosen": assistant(p.rejected), "rejected": assistant(p.chosen)'),
+        ('"chosen": assistant(p.chosen)', '"chosen": assistant(p.rejected)'),
+        ('"rejected": assistant(p.rejected)', '"rejected": assistant(p.chosen)'),
     ),
 ]  # fmt: skip
 
