@@ -534,7 +534,7 @@ def test_stage_made_with_another_config(refuse: Refuse, tmp_path: Path) -> None:
     stage = RunDir(run).stage("base")
     stage.root.mkdir(parents=True)
     fields = identity_fields("pretrain", recipes.load("world-tiny", ["seed=5"]), {})
-    write_yaml({"identity_fields": fields, "config": {}, "inputs": {}}, stage.config)
+    write_yaml({"identity_fields": fields, "config": {}, "inputs": {}, "layout": 2}, stage.config)
     for command in ("pretrain-ckpt", "flywheel"):
         said = refuse(command, *TINY, "--run-dir", run, words=[str(stage.root), "seed: 5 -> 0"])
         assert "--run-dir" in said and "remove" in said

@@ -40,7 +40,8 @@ def start_as(stage_dir: StageDir, *overrides: str) -> list[Stage]:
     """Write `config.yaml` as a command with these overrides does; its plan."""
     stages = plan_base(load("world-tiny", list(overrides)), None)
     fields = identity_fields("pretrain", stages[0].config, {})
-    spec = {"config": {}, "inputs": {}, "identity": digest(fields), "identity_fields": fields}
+    spec = {"config": {}, "inputs": {}, "identity": digest(fields), "identity_fields": fields,
+            "layout": 2}  # fmt: skip
     write_yaml(spec, stage_dir.config)
     return stages
 

@@ -38,7 +38,7 @@ def test_a_stage_of_another_environment_is_not_forked_by_a_server(
     args = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", tmp_path / "run")
     remit(*args, "pretrain.tokens=2048", "launch.env={OMP_NUM_THREADS: '2'}", check=True)
     log = (tmp_path / "run" / "base" / "log.txt").read_text()
-    assert "the server differs in OMP_NUM_THREADS; this stage is started directly" in log
+    assert "the server differs in OMP_NUM_THREADS; starting this stage directly" in log
     result = json.loads((tmp_path / "run" / "base" / "result.json").read_text())
     assert result["environment"]["OMP_NUM_THREADS"] == "2"
 

@@ -260,7 +260,6 @@ class Runner:
         fields: dict[str, Any],
     ) -> dict[str, Any]:
         return {
-            **made_by(),
             "stage": stage.name,
             "kind": stage.kind,
             "module": kind_of(stage.kind).module,
@@ -271,4 +270,6 @@ class Runner:
             "data_sha256": data,
             "identity_fields": fields,
             "config": to_dict(stage.config),
+            # Last: a file that was cut short lacks it.
+            **made_by(),
         }

@@ -27,7 +27,6 @@ def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(
         {
-            **made_by(),
             "config": to_dict(config),
             "stages": [
                 {
@@ -40,6 +39,8 @@ def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
                 }
                 for stage in stages
             ],
+            # Last: a file that was cut short lacks it.
+            **made_by(),
         },
         path,
     )

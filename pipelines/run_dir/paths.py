@@ -69,7 +69,7 @@ class RunDir:
     @staticmethod
     def read_plan(path: Path) -> dict[str, Any]:
         """The content of one of the two plan files: `config` and `stages`."""
-        return read_yaml(path, needs=("config", "stages"))
+        return read_yaml(path, needs=("config", "stages", "layout"))
 
     def stage(self, name: str) -> StageDir:
         """The folder of a stage, by its name in the ledger, such as `round-1/10-mid-train`."""
@@ -159,7 +159,7 @@ class StageDir:
 
     def read_config(self) -> dict[str, Any]:
         """The job of the stage, as it was started."""
-        return read_yaml(self.config, needs=("config", "inputs", "identity_fields"))
+        return read_yaml(self.config, needs=("config", "inputs", "identity_fields", "layout"))
 
     def read_result(self) -> dict[str, Any]:
         found = read_json(self.result, needs=("kind", "seconds"))

@@ -89,12 +89,16 @@ def test_a_damaged_model_of_a_complete_stage_is_refused_and_can_be_mended(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = remit(*tiny_run.args, cwd=tmp_path)
     assert done.returncode == 2
-    for words in (str(model), "not what its stage wrote", str(model.parent / "result.json")):
+    for words in (
+        str(model),
+        "has changed since its stage wrote it",
+        str(model.parent / "result.json"),
+    ):
         assert words in done.stderr
     # As an input of a single-stage command too.
     alone = remit("eval", "--config", "world-tiny", "--model", model.parent, "--run-dir",
                   tmp_path / "other")  # fmt: skip
-    assert alone.returncode == 2 and "not what its stage wrote" in alone.stderr
+    assert alone.returncode == 2 and "has changed since its stage wrote it" in alone.stderr
     weights.write_bytes(whole)
     assert weights.stat().st_size == stat.st_size
     check_made_model(model, content_hash(model))
