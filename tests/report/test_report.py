@@ -448,7 +448,8 @@ def test_status_of_a_comparison(tmp_path: Path) -> None:
     names = [f"compare/seed-{seed}/{arm}/{s}" for seed in (0, 10) for arm in arms for s in steps]
     run = evaluated(tmp_path / "run", dict.fromkeys(names[1:], "0111") | {"base-eval": "01"})
     run.compared_plan.parent.mkdir(exist_ok=True)
-    write_yaml({"config": {}, "stages": [{"name": name} for name in names]}, run.compared_plan)
+    plan = {"config": {}, "stages": [{"name": name} for name in names], "layout": 2}
+    write_yaml(plan, run.compared_plan)
     shown, values = status_of(run)
     assert values["plans"] == {"compare": {"done": 35, "stages": 36}}
     text = Console(width=80)
