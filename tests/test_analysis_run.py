@@ -160,7 +160,7 @@ def test_a_half_finished_run_and_the_base_as_its_own_reference(copied: Path, rem
     results[1].write_text(json.dumps(made | {"model_sha256": base["model_sha256"]}))
     done = remit("analyze", copied, "--json", "analysis.tokens=2_000", check=True)
     (missing,) = done.json["analysis"]["missing"]
-    assert missing.startswith("Round 1 has no post-trained model")
+    assert "is missing in round 1, because the round has no post-trained model" in missing
     (entry,) = done.json["analysis"]["rounds"]
     for group in (*entry["domains"].values(), *entry["classes"].values()):
         assert group["mean_weight"] == 1.0, "the reference is the base: every weight is 1"

@@ -94,8 +94,9 @@ class StepBoundary(TrainerCallback):
             flags = torch.tensor([asked, int(due)], device=device)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
             asked, due = int(flags[0]), bool(flags[1])
-        # Remember a signal that arrived when a save was not allowed, for the next boundary.
-        self.signum = asked
+        # For the next boundary: a signal that came when a save was not allowed, or, to this rank
+        # alone, while it waited for the others here.
+        self.signum = asked or self.signum
         return asked, due
 
     def on_save(

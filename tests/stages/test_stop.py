@@ -188,7 +188,9 @@ def test_the_end_of_a_slurm_job_stops_a_stage_that_long_before(
     assert remit(*args, env=late).returncode == 143
     short = {"SLURM_JOB_START_TIME": str(now), "SLURM_JOB_END_TIME": str(now + 500)}
     refused = remit(*args, env=short)
-    assert refused.returncode == 2 and "launch.stop_before_walltime = 600 s" in refused.stderr
+    assert (
+        refused.returncode == 2 and "launch.stop_before_walltime = 600 reserves" in refused.stderr
+    )
     assert [entry["event"] for entry in ledger(run)] == ["start", "interrupt"]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl
 
+from pipelines.errors import Stopped
 from pipelines.recipe.schema import MidTrainConfig
 from pipelines.run_dir.paths import StageDir
 from pipelines.training.callbacks import MetricsWriter, SnapshotWriter
@@ -17,7 +20,7 @@ from pipelines.training.engine import split_batch, zero_config
 from pipelines.training.facts import first_and_last, token_facts
 from pipelines.training.finite_guard import ROW, numbered, take_numbers
 from pipelines.training.mid_trainer import SequenceOrder, WeightSums
-from pipelines.training.step_boundary import generation_steps
+from pipelines.training.step_boundary import StepBoundary, generation_steps
 
 
 def test_statistics_of_the_weights() -> None:
@@ -126,3 +129,28 @@ def test_rows_keep_their_numbers_through_a_collate_function() -> None:
     listed = numbered(lambda rows: rows)(rows)
     assert take_numbers(listed) == [7, 2] and listed == [{"x": 5}, {"x": 6}]
     assert numbered(lambda rows: rows)([{"x": 1}]) == [{"x": 1}]
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other rank sees nothing at this step, so both go on, and stop after the next."""
+    boundary = StepBoundary(StageDir(tmp_path), every_steps=0, every_seconds=0, unit=1)
+    arrivals = [signal.SIGTERM]
+
+    def all_reduce(flags: torch.Tensor, op: Any) -> None:
+        if arrivals:
+            boundary._note(arrivals.pop(), None)
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    arguments = SimpleNamespace(device=torch.device("cpu"))
+    state = SimpleNamespace(max_steps=9, global_step=0, is_world_process_zero=False)
+    for step, stops in ((1, False), (2, True)):
+        state.global_step, control = step, TrainerControl()
+        boundary.on_step_end(arguments, state, control)  # type: ignore[arg-type]
+        assert (control.should_training_stop, control.should_save) == (stops, stops)
+    with pytest.raises(Stopped) as stopped:
+        boundary.raise_if_stopped()
+    assert (stopped.value.signum, stopped.value.step) == (signal.SIGTERM, 2)
