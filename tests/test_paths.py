@@ -49,7 +49,9 @@ def test_stages_of_a_plan(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.root.mkdir()
     ledger.append(run.ledger, "start", "base", kind="pretrain")
-    run.flywheel_plan.write_text("config: {}\nstages: [{name: ../../out, kind: evaluate}]\n")
+    run.flywheel_plan.write_text(
+        "config: {}\nstages: [{name: ../../out, kind: evaluate}]\nlayout: 2\n"
+    )
     with pytest.raises(UserError, match=r"names a stage '\.\./\.\./out'"):
         write_report(run)
 

