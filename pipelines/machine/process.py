@@ -1,7 +1,8 @@
-"""Processes that die with their parent, and facts about this machine without importing torch."""
+"""Processes that die with their parent, and facts about this machine, without importing torch."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -9,7 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -23,9 +26,7 @@ FORK_ENVIRONMENT = {
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Let the kernel kill this process when its parent dies, for whatever reason.
-
-    If the parent is already dead, this process dies at once.
+    """Let the kernel kill this process when its parent dies; at once if it is already dead.
 
     Args:
         parent: pid of the parent, if it was known before the fork.
@@ -41,8 +42,8 @@ def die_with_parent(parent: int | None = None) -> None:
 def is_orphan() -> bool:
     """Whether this process was re-parented after its parent died, judged by sessions.
 
-    A launcher and its ranks are in the same session. The process that inherits orphans (init, a
-    subreaper) is outside of it. A process that leads a session itself cannot tell.
+    Launcher and ranks share a session; what inherits orphans (init, a subreaper) is outside of it.
+    A process that leads a session itself cannot tell.
     """
     session = os.getsid(0)
     if session == os.getpid():
@@ -54,6 +55,34 @@ def is_orphan() -> bool:
         return True
     except PermissionError:
         return False
+
+
+def start_child(run: Callable[[], int | None]) -> int:
+    """Fork a child that dies with this process, and return its pid.
+
+    The child exits with the code that `run` returns, or prints its exception and exits with 1. It
+    never runs the exit handlers of this process.
+    """
+    # A parent outside the PID namespace has the pid 0 inside.
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        die_with_parent(parent if os.getppid() == parent else 0)
+        code = run() or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def reap_children() -> None:
+    """Release the children that have ended, without waiting for others."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def this_process() -> dict[str, Any]:
@@ -71,13 +100,9 @@ def die_with_command(command: dict[str, Any]) -> None:
         return
 
     def wait() -> None:
-        try:
-            descriptor = os.pidfd_open(command["pid"])
-        except ProcessLookupError:
-            pass
-        else:
+        with contextlib.suppress(ProcessLookupError):
             poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
+            poll.register(os.pidfd_open(command["pid"]), select.POLLIN)
             poll.poll()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -98,9 +123,8 @@ def free_port() -> int:
 def num_gpus() -> int:
     """Number of GPUs that a rank would see: `nvidia-smi -L`, limited by CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return 0
-    if shutil.which("nvidia-smi") is None:
+    hidden = visible is not None and visible.strip() in ("", "-1")
+    if hidden or shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     present = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
@@ -110,6 +134,11 @@ def num_gpus() -> int:
 def num_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def rank_cores() -> int:
+    """This rank's share of the cores."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_SIZE", "1")))
 
 
 def cpp_compiler() -> str | None:

@@ -1,7 +1,4 @@
-"""Turn the signals that stop a command into an exception.
-
-This module is loaded first, so it imports little.
-"""
+"""The signals that stop a command; this module is loaded first, so it imports little."""
 
 from __future__ import annotations
 
@@ -45,8 +42,7 @@ def unblock_signals() -> None:
 def signal_of(returncode: int) -> int | None:
     """The signal that killed the first failing rank of a stage, or None.
 
-    Python reports a negative exit code for a child killed by a signal; DeepSpeed's launcher passes
-    it on as 256 more.
+    It is a negative exit code in Python; DeepSpeed's launcher passes it on as 256 more.
     """
     number = -returncode if returncode < 0 else 256 - returncode
     return number if 0 < number < signal.NSIG else None

@@ -1,7 +1,4 @@
-"""Read SLURM's environment variables about this process: its job, step and rank.
-
-sbatch(1) and srun(1) document the variables.
-"""
+"""SLURM's variables about this process: its job, step and rank; see sbatch(1) and srun(1)."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ from collections.abc import Mapping
 from pipelines.errors import UserError
 
 
-def num_nodes(env: Mapping[str, str] = os.environ) -> int:
+def num_nodes() -> int:
     """Number of nodes of this SLURM job; 1 outside of SLURM."""
-    return int(env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or 1)
+    return int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
 
 
-def in_job(env: Mapping[str, str] = os.environ) -> bool:
-    return "SLURM_JOB_ID" in env
+def in_job() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 def is_extra_task(env: Mapping[str, str] = os.environ) -> bool:
@@ -31,11 +28,7 @@ def is_extra_task(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_single_task(env: Mapping[str, str] = os.environ) -> None:
-    """Refuse to run as one of several copies.
-
-    Raises:
-        UserError: srun started this command more than once.
-    """
+    """Raise a UserError if srun started this command more than once."""
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise UserError(
@@ -47,7 +40,10 @@ def check_single_task(env: Mapping[str, str] = os.environ) -> None:
 
 def step_command(nodes: int, ranks_per_node: int, cores_per_node: int) -> list[str]:
     """The srun command line that starts the ranks of a stage, one task each."""
-    options = [
+    # This command may run in a step of salloc or srun, which holds the resources of the ranks.
+    overlap = ["--overlap"] if "SLURM_STEP_ID" in os.environ else []
+    return [
+        "srun",
         f"--nodes={nodes}",
         f"--ntasks={nodes * ranks_per_node}",
         f"--ntasks-per-node={ranks_per_node}",
@@ -57,11 +53,8 @@ def step_command(nodes: int, ranks_per_node: int, cores_per_node: int) -> list[s
         "--kill-on-bad-exit=1",
         "--input=none",
         "--export=ALL",
+        *overlap,
     ]
-    if "SLURM_STEP_ID" in os.environ:
-        # This command runs in a step of salloc or srun, which holds the resources of the ranks.
-        options.append("--overlap")
-    return ["srun", *options]
 
 
 # Variables about the tasks of the job, which srun would apply to the ranks.
@@ -79,28 +72,21 @@ def rank_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
         UserError: this process was not started by srun.
     """
     try:
-        rank, local_rank = env["SLURM_PROCID"], env["SLURM_LOCALID"]
-        size, nodes = env["SLURM_STEP_NUM_TASKS"], env["SLURM_STEP_NODELIST"]
-        num_nodes = int(env["SLURM_STEP_NUM_NODES"])
+        return {
+            "RANK": env["SLURM_PROCID"],
+            "LOCAL_RANK": env["SLURM_LOCALID"],
+            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_SIZE": str(int(env["SLURM_STEP_NUM_TASKS"]) // int(env["SLURM_STEP_NUM_NODES"])),
+            "MASTER_ADDR": first_host(env["SLURM_STEP_NODELIST"]),
+        }
     except KeyError as error:
         raise UserError(
             f"srun did not set {error.args[0]}, so this process does not know its rank."
         ) from error
-    return {
-        "RANK": rank,
-        "LOCAL_RANK": local_rank,
-        "WORLD_SIZE": size,
-        "LOCAL_SIZE": str(int(size) // num_nodes),
-        "MASTER_ADDR": first_host(nodes),
-    }
 
 
 def first_host(nodelist: str) -> str:
-    """The first node of a list such as `gpu[03-05,9],login1`.
-
-    Raises:
-        UserError: the list is empty.
-    """
+    """The first node of a list such as `gpu[03-05,9],login1`; UserError if it is empty."""
     found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist.strip())
     if not found:
         raise UserError(f"SLURM's list of nodes is empty: {nodelist!r}.")
@@ -117,9 +103,9 @@ def seconds_of_job(stop_before_walltime: float) -> float:
     if not stop_before_walltime or not end.isdigit():
         return float("inf")
     start = os.environ.get("SLURM_JOB_START_TIME", "")
-    if start.isdigit() and int(end) - int(start) <= stop_before_walltime:
+    if start.isdigit() and (seconds := int(end) - int(start)) <= stop_before_walltime:
         raise UserError(
-            f"the SLURM job lasts {int(end) - int(start)} s, but launch.stop_before_walltime = "
+            f"the SLURM job lasts {seconds} s, but launch.stop_before_walltime = "
             f"{stop_before_walltime:g} reserves that many seconds for stopping, so nothing would "
             "run. Give the job more time, or lower launch.stop_before_walltime (0: never stop)."
         )

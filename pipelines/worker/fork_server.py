@@ -11,6 +11,7 @@ Given the path of a Unix socket, it runs a stage for every command that connects
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,12 +19,16 @@ import select
 import signal
 import socket
 import sys
-import traceback
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent
+from pipelines.machine.process import (
+    FORK_ENVIRONMENT,
+    die_with_parent,
+    reap_children,
+    start_child,
+)
 from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
@@ -44,49 +49,34 @@ READ_LATE = (
 READ_LATE_PREFIXES = ("REMIT_", "SLURM_")
 # Limits of a request: bytes, and file descriptors sent with it.
 MOST_BYTES, MOST_DESCRIPTORS = 1 << 20, 8
-
-
 # Option with the socket of a shared server; it must be the first argument.
 LISTEN = "--listen="
 
 
-def num_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
-
-
-def become_rank(request: dict[str, Any], env: dict[str, str], parent: int, leader: int) -> None:
-    """Become a rank of a stage, in a child forked by `parent` and in the process group of `leader`.
-    Never returns."""
-    code = 1
+def become_rank(request: dict[str, Any], env: dict[str, str], leader: int) -> int:
+    """Run a rank of a stage in the process group of `leader`; returns its exit code."""
+    os.setpgid(0, leader)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(env)
+    unblock_signals()
     try:
-        die_with_parent(parent)
-        os.setpgid(0, leader)
-        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(env)
-        unblock_signals()
-        code = run_rank(StageDir(Path(request["stage_dir"])))
-    except BaseException:
-        traceback.print_exc()
+        return run_rank(StageDir(Path(request["stage_dir"])))
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Not sys.exit, which would run the exit handlers of the parent in this child.
-        os._exit(code)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a full disk
+                stream.flush()
 
 
 def fork_ranks(request: dict[str, Any]) -> list[int]:
     """Fork a process per environment of the request; returns pids, the group leader's first."""
     sys.stdout.flush()
     ranks: list[int] = []
-    parent = os.getpid()
     for env in request["environments"]:
         leader = ranks[0] if ranks else 0
-        child = os.fork()
-        if child == 0:
-            become_rank(request, env, parent, leader)
+        child = start_child(partial(become_rank, request, env, leader))
         # The child does it too, but the group must exist before the next rank joins it.
         os.setpgid(child, leader)
         ranks.append(child)
@@ -98,37 +88,28 @@ def wait_for(ranks: list[int], connection: socket.socket | None = None) -> int:
     others.
 
     Args:
-        connection: to the command of these ranks, if it is not the parent of this process.
+        connection: to the command of these ranks, if it is not the parent of this process. If the
+            command ends first, this process exits, which kills the ranks.
     """
-    running, failure = set(ranks), 0
-    while running:
-        if connection is not None:
-            wait_for_one(running, connection)
-        child, status = os.waitpid(-1, 0)
-        running.discard(child)
-        code = os.waitstatus_to_exitcode(status)
-        if code and not failure:
-            failure = code
-            # The others would wait for it in a collective until that times out.
-            if running:
-                os.killpg(ranks[0], signal.SIGKILL)
-    return failure
-
-
-def wait_for_one(ranks: Iterable[int], connection: socket.socket) -> None:
-    """Wait until a rank ends. If the command ends first, exit, which kills the ranks.
-
-    The command sends nothing after its request, so only the end of the connection can arrive.
-    """
-    ends = [os.pidfd_open(rank) for rank in ranks]
+    running = {os.pidfd_open(rank): rank for rank in ranks}
+    failure = 0
     poll = select.poll()
-    for descriptor in (connection.fileno(), *ends):
+    # The command sends nothing after its request, so only the end of the connection can arrive.
+    for descriptor in (*running, *([connection.fileno()] if connection else [])):
         poll.register(descriptor, select.POLLIN)
-    found = [descriptor for descriptor, _ in poll.poll()]
-    for descriptor in ends:
-        os.close(descriptor)
-    if connection.fileno() in found:
-        os._exit(1)
+    while running:
+        for descriptor, _ in poll.poll():
+            if descriptor not in running:
+                os._exit(1)
+            poll.unregister(descriptor)
+            os.close(descriptor)
+            code = os.waitstatus_to_exitcode(os.waitpid(running.pop(descriptor), 0)[1])
+            if code and not failure:
+                failure = code
+                # The others would wait for it in a collective until that times out.
+                if running:
+                    os.killpg(ranks[0], signal.SIGKILL)
+    return failure
 
 
 def differing(env: dict[str, str]) -> list[str]:
@@ -140,28 +121,28 @@ def differing(env: dict[str, str]) -> list[str]:
     here = {name: value for name, value in started_with.items() if name not in FORK_ENVIRONMENT}
     return sorted(
         name
-        for name in env.keys() | here.keys()
-        if env.get(name) != here.get(name)
-        and name not in READ_LATE
-        and not name.startswith(READ_LATE_PREFIXES)
+        for name in {name for name, _ in env.items() ^ here.items()}
+        if name not in READ_LATE and not name.startswith(READ_LATE_PREFIXES)
     )
 
 
-def serve_connection(connection: socket.socket, server: int) -> None:
+def serve_connection(connection: socket.socket) -> None:
     """Run a stage for a command that has connected, in a child of the shared server."""
     # The command's lock of its run: this process and the ranks hold it as its children would.
     sent, _, _, _ = socket.recv_fds(connection, MOST_BYTES, MOST_DESCRIPTORS)
     while not sent.endswith(b"\n"):
-        more = connection.recv(MOST_BYTES)
-        if not more:
+        if not (more := connection.recv(MOST_BYTES)):
             return
         sent += more
     request = json.loads(sent)
+
+    def answer(**said: Any) -> None:
+        connection.sendall(json.dumps(said).encode() + b"\n")
+
     os.setsid()
-    die_with_parent(server)
     block_signals()
     if names := sorted({name for env in request["environments"] for name in differing(env)}):
-        connection.sendall(json.dumps({"differing": names}).encode() + b"\n")
+        answer(differing=names)
         return
     for name in [name for name in os.environ if name.startswith(READ_LATE_PREFIXES)]:
         del os.environ[name]
@@ -169,42 +150,21 @@ def serve_connection(connection: socket.socket, server: int) -> None:
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     ranks = fork_ranks(request)
-    connection.sendall(json.dumps({"pid": ranks[0]}).encode() + b"\n")
-    returncode = wait_for(ranks, connection)
-    connection.sendall(json.dumps({"returncode": returncode}).encode() + b"\n")
+    answer(pid=ranks[0])
+    answer(returncode=wait_for(ranks, connection))
 
 
 def serve_commands(path: str) -> None:
     """Serve every command that connects to a Unix socket, until this process is killed."""
-    server = os.getpid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen()
         while True:
             connection, _ = listener.accept()
-            if os.fork() == 0:
-                code = 1
-                try:
-                    listener.close()
-                    serve_connection(connection, server)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            connection.close()
-            # Reap children that have ended since the last command.
-            while reaped():
-                pass
-
-
-def reaped() -> bool:
-    try:
-        return os.waitpid(-1, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return False
+            with connection:
+                start_child(partial(serve_connection, connection))
+            reap_children()
 
 
 def serve_launcher(requests: TextIO, answers: TextIO) -> None:
@@ -228,8 +188,9 @@ def main() -> None:
     os.dup2(2, 1)
     for module in ("deepspeed", *words, *LATE_IMPORTS):
         importlib.import_module(module)
-    if num_threads() != 1:
-        raise RuntimeError(f"{num_threads()} threads run after the imports: a fork would lose some")
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"{threads} threads run after the imports: a fork would lose some")
     if path:
         serve_commands(path)
     serve_launcher(sys.stdin, answers)

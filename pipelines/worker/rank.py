@@ -1,10 +1,9 @@
-"""Entry point of a rank on other nodes or with a prologue: read the launch spec, set the
-environment, run the prologue, become the worker.
+"""Entry point of a rank on other nodes or with a prologue: read the launch spec
+(`pipelines.plan.placement.write_launch_spec`), run the prologue, become the worker.
 
     python -m pipelines.worker.rank STAGE_DIR TOKEN
 
-`pipelines.plan.placement.write_launch_spec` wrote the spec. This module does not import torch,
-which reads the environment when it is loaded.
+It does not import torch, which reads the environment when it is loaded.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from pipelines.run_dir.paths import StageDir, read_json
 # A network file system may show an old state until its attribute cache expires.
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
-
-
 # A line may also exit the shell itself, so the message is printed by a trap on EXIT.
 _REPORT_FAILED_LINE = f"""\
 trap 'echo "error: launch.prologue: $remit_line failed on host $(hostname)"
@@ -38,14 +35,7 @@ exit {WRONG_INPUT_CODE}' EXIT
 def read_launch_spec(
     stage_dir: StageDir, token: str, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
-    """The launch spec with this token.
-
-    Args:
-        patience: seconds to wait for the file system to show it.
-
-    Raises:
-        UserError: it did not appear in time; the message names this node.
-    """
+    """The launch spec with this token; UserError if it is not visible after `patience` seconds."""
     deadline = time.monotonic() + patience
     while True:
         found = ""
@@ -77,8 +67,8 @@ def with_prologue(command: list[str], lines: list[str]) -> list[str]:
 
 def main() -> None:
     die_with_parent()
+    stage_dir, token = StageDir(Path(sys.argv[1])), sys.argv[2]
     try:
-        stage_dir, token = StageDir(Path(sys.argv[1])), sys.argv[2]
         spec = read_launch_spec(stage_dir, token)
         os.environ.update(spec["env"])
         if spec["rendezvous"]:
@@ -87,8 +77,7 @@ def main() -> None:
         print(f"error: {error}", flush=True)
         sys.exit(WRONG_INPUT_CODE)
     worker = [sys.executable, "-u", "-m", "pipelines.worker.worker", str(stage_dir.root)]
-    worker.append(json.dumps(spec["command"]))
-    command = with_prologue(worker, spec["prologue"])
+    command = with_prologue([*worker, json.dumps(spec["command"])], spec["prologue"])
     os.execvpe(command[0], command, os.environ)
 
 

@@ -1,7 +1,4 @@
-"""The worker: a process that runs one rank of a stage.
-
-It reads its job from the stage's `config.yaml`. Rank 0 writes `result.json` last.
-"""
+"""The worker: runs one rank of a stage by its `config.yaml`; rank 0 writes `result.json` last."""
 
 from __future__ import annotations
 
@@ -34,22 +31,20 @@ def run_job(stage_dir: StageDir) -> None:
     hold_as_rank(job.run)
     started = time.time()
     result = importlib.import_module(job.module).run(job)
-    if int(os.environ.get("RANK", "0")) == 0:
-        if stage_dir.model.is_dir():
-            result["model_sha256"] = content_hash(stage_dir.model)
-        fail_point("before the result")
-        write_json(
-            stage_dir.result,
-            {
-                "stage": job.name,
-                "kind": job.kind,
-                "identity": job.identity,
-                "seconds": round(time.time() - started, 2),
-                "environment": environment(),
-                **result,
-            },
-        )
-        fail_point("after the result")
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if stage_dir.model.is_dir():
+        result["model_sha256"] = content_hash(stage_dir.model)
+    fail_point("before the result")
+    facts = {
+        "stage": job.name,
+        "kind": job.kind,
+        "identity": job.identity,
+        "seconds": round(time.time() - started, 2),
+        "environment": environment(),
+    }
+    write_json(stage_dir.result, facts | result)
+    fail_point("after the result")
 
 
 def environment() -> dict[str, Any]:
@@ -64,11 +59,12 @@ def environment() -> dict[str, Any]:
 
 def run_rank(stage_dir: StageDir) -> int:
     """Run this rank's part of a stage; returns its exit code, 0 also if it saved and stopped."""
-    heartbeat.begin(stage_dir, int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    heartbeat.begin(stage_dir, rank)
     try:
         run_job(stage_dir)
     except Stopped as stopped:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank == 0:
             print(stopped, flush=True)
             write_stopped(stage_dir, stopped)
     except UserError as error:
