@@ -10,12 +10,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.machine.process import num_cores
 from pipelines.rewards.sandbox import check_all
 from pipelines.rewards.verifier import verdicts
 from pipelines.run_dir import heartbeat
@@ -53,9 +51,7 @@ def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[
 
 
 def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
-    # Every rank judges all programs, so each uses its share of the cores.
-    workers = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
+    outcomes = check_all(programs, on_verdict=heartbeat.tick)
     passed = iter([outcome.passed for outcome in outcomes])
     return [[next(passed) for _ in found] for found in answers]
 

@@ -6,21 +6,14 @@ unmarked fenced block, else the whole completion.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 
-from pipelines.machine.process import num_cores
 from pipelines.rewards.sandbox import check_all
 from pipelines.run_dir import heartbeat
 
 _FENCED = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 _MARKS = (("python", "py", "python3"), ("",))
-
-
-def reward(completion: str, answer: str) -> float:
-    """1.0 if the completion's program passes the tests, else 0.0."""
-    return rewards([(completion, answer)])[0]
 
 
 def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
@@ -29,9 +22,8 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     Raises:
         UserError: the sandbox is not available on this machine.
     """
-    workers = max(1, num_cores() // int(os.environ.get("WORLD_SIZE", "1")))
     programs = [(program(completion), tests) for completion, tests in judged]
-    outcomes = check_all(programs, workers=workers, on_verdict=heartbeat.tick)
+    outcomes = check_all(programs, on_verdict=heartbeat.tick)
     return [float(outcome.passed) for outcome in outcomes]
 
 
@@ -39,7 +31,6 @@ def program(completion: str) -> str:
     """Extract the program from a completion."""
     blocks = [(mark.strip().lower(), text) for mark, text in _FENCED.findall(completion)]
     for marks in _MARKS:
-        found: list[str] = [text for mark, text in blocks if mark in marks]
-        if found:
-            return found[-1]
+        if found := [text for mark, text in blocks if mark in marks]:
+            return str(found[-1])
     return completion

@@ -18,11 +18,6 @@ from pipelines.rewards.verifier import verdicts
 _MAX_CHARACTERS = 4000
 
 
-def reward(completion: str, answer: str) -> float:
-    """1.0 if the completion's final answer equals the gold answer mathematically, else 0.0."""
-    return rewards([(completion, answer)])[0]
-
-
 def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     """Compute the reward of each (completion, answer); math-verify runs only if texts differ."""
     found = [0.0] * len(judged)
@@ -30,7 +25,7 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     for at, (completion, answer) in enumerate(judged):
         text = completion[-_MAX_CHARACTERS:]
         final, _ = final_answer(text)
-        if is_plainly_equal(final, answer):
+        if _is_plainly_equal(final, answer):
             found[at] = 1.0
         elif text.strip() and answer.strip() and len(answer) <= _MAX_CHARACTERS:
             hard.setdefault((text, final, answer), []).append(at)
@@ -41,7 +36,7 @@ def rewards(judged: Sequence[tuple[str, str]]) -> list[float]:
     return found
 
 
-def is_plainly_equal(final: str, answer: str) -> bool:
+def _is_plainly_equal(final: str, answer: str) -> bool:
     """Whether two answers are equal as text or as plain numbers."""
     if final and normal_text(final) == normal_text(answer):
         return True

@@ -24,7 +24,7 @@ from pipelines.data.sources import open_source
 from pipelines.errors import UserError
 from pipelines.recipe import load as recipes
 from pipelines.recipe.schema import SourceConfig
-from pipelines.rewards import judge
+from pipelines.rewards import judge_all
 from pipelines.rewards.code import program
 from pipelines.run_dir import ledger
 from pipelines.run_dir.paths import StageDir, read_json, read_yaml
@@ -184,7 +184,7 @@ ANSWERS = st.one_of(
 @fuzz
 @given(completion=ANSWERS, answer=ANSWERS)
 def test_rewards(kind: str, completion: str, answer: str) -> None:
-    assert survives(lambda: judge(kind)(completion, answer)) in (0.0, 1.0)
+    assert survives(lambda: judge_all(kind, [(completion, answer)])) in ([0.0], [1.0])
 
 
 @fuzz

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.data.records import problems
 from pipelines.recipe.schema import SourceConfig
-from pipelines.rewards import judge, judge_all, sandbox
+from pipelines.rewards import judge_all, sandbox
 from pipelines.rewards.code import program
 from tests import gold_code
 
@@ -35,7 +35,6 @@ COMPLETIONS = [
 def test_values() -> None:
     given = [(completion, TESTS) for completion, _ in COMPLETIONS]
     assert judge_all("code", given) == [float(value) for _, value in COMPLETIONS]
-    assert judge("code")(RIGHT, TESTS) == 1.0
     assert judge_all("code", []) == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines import world
 from pipelines.errors import UserError
-from pipelines.rewards import judge, sandbox
+from pipelines.rewards import judge_all, sandbox
 
 EXACT = [
     ("so 24\n#### 72", "72", 1),
@@ -61,14 +61,18 @@ MATH = [
 ]
 
 
+def judged(kind: str, completion: str, answer: str) -> float:
+    return judge_all(kind, [(completion, answer)])[0]
+
+
 @pytest.mark.parametrize(("completion", "answer", "value"), EXACT)
 def test_exact(completion: str, answer: str, value: float) -> None:
-    assert judge("exact")(completion, answer) == value
+    assert judged("exact", completion, answer) == value
 
 
 @pytest.mark.parametrize(("completion", "answer", "value"), MATH)
 def test_math(completion: str, answer: str, value: float) -> None:
-    assert judge("math")(completion, answer) == value
+    assert judged("math", completion, answer) == value
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,8 +81,8 @@ def test_math(completion: str, answer: str, value: float) -> None:
     st.sampled_from(["3", r"\pi"]),
 )
 def test_odd_text_is_judged_without_error(completion: str, answer: str) -> None:
-    assert judge("exact")(completion, answer) in (0.0, 1.0)
-    assert judge("math")(completion, answer) in (0.0, 1.0)
+    assert judged("exact", completion, answer) in (0.0, 1.0)
+    assert judged("math", completion, answer) in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +90,12 @@ def test_odd_text_is_judged_without_error(completion: str, answer: str) -> None:
     ["{" * 500, r"\frac" * 300, "1" * 5000, "$" + "(" * 50, "\x00", r"$\begin{matrix}$", "#### $"],
 )
 def test_odd_mathematics_is_wrong(completion: str) -> None:
-    assert judge("math")(completion, "3") == 0.0
+    assert judged("math", completion, "3") == 0.0
 
 
 def test_endless_mathematics_is_cut_off() -> None:
     start = time.monotonic()
-    assert judge("math")("$9^{9^{9^{9}}}$", "3") == 0.0
+    assert judged("math", "$9^{9^{9^{9}}}$", "3") == 0.0
     assert time.monotonic() - start < 10
 
 
@@ -99,7 +103,7 @@ def test_math_works_beside_the_main_thread() -> None:
     found: list[float] = []
     completions = (r"\boxed{\frac24}", r"\boxed{\frac25}")
     thread = threading.Thread(
-        target=lambda: found.extend(judge("math")(c, r"\frac{1}{2}") for c in completions)
+        target=lambda: found.extend(judged("math", c, r"\frac{1}{2}") for c in completions)
     )
     thread.start()
     thread.join()
@@ -108,13 +112,13 @@ def test_math_works_beside_the_main_thread() -> None:
 
 def test_world_follows_the_worlds_rule() -> None:
     for record, _ in zip(world.records("eval", 0), range(50), strict=False):
-        assert judge("world")(record["response"], record["answer"]) == 1.0
-        assert judge("world")("", record["answer"]) == 0.0
+        assert judged("world", record["response"], record["answer"]) == 1.0
+        assert judged("world", "", record["answer"]) == 0.0
 
 
 def test_unknown_kind() -> None:
     with pytest.raises(UserError, match="choose world, math, exact or code"):
-        judge("maths")
+        judge_all("maths", [])
 
 
 def test_where_the_kernel_has_namespaces_the_sandbox_starts() -> None:

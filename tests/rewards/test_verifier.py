@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,15 @@ def test_a_pathological_gold_answer_is_wrong_too(cell: Verifier) -> None:
 
 def test_the_wall_clock_ends_what_uses_no_time(cell: Verifier) -> None:
     """A worker that is stopped uses no CPU time and answers nothing."""
-    short = Verifier(workers=1, wall_seconds=1)
+    short = Verifier(workers=1)
     try:
         assert short.judge("math", [math("$3+2x$")])[0].value is True
+        short.wall_seconds = 1
         signal.pidfd_send_signal(short._idle[0].process, signal.SIGSTOP)
         started = time.monotonic()
         (stopped,) = short.judge("math", [math("$3+2x$")])
         assert stopped.error == "no verdict in 1 s" and time.monotonic() - started < 5
+        short.wall_seconds = verifier.WALL_SECONDS
         assert short.judge("math", [math("$3+2x$")])[0].value is True
     finally:
         short.close()
@@ -80,7 +83,7 @@ def own() -> Iterator[Verifier]:
     made = Verifier(workers=2)
     assert all(v.value for v in made.judge("math", [math("$3+2x$")] * 4))
     while len(made._idle) < 2:
-        made._idle.append(made._new_worker("math"))
+        made._idle.append(made._worker("math", new=True))
     yield made
     made.close()
 
@@ -99,7 +102,7 @@ def test_a_death_between_requests_costs_nothing(own: Verifier, dies: str) -> Non
     before = own.pid
     if dies == "server":
         os.kill(before, signal.SIGKILL)
-        own._server.wait()
+        own.process.wait()
     for worker in own._idle[: 1 + (dies == "both idle workers")] if dies != "server" else []:
         ended(worker)
     for _ in range(2):
@@ -136,7 +139,7 @@ def test_a_verifier_that_is_always_gone_costs_the_samples(
 
 
 def test_a_server_that_never_starts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     dead = Verifier()
     try:
         with pytest.raises(RuntimeError, match="cannot be started: its server ended"):
@@ -154,7 +157,7 @@ def test_the_calling_process_is_not_blocked(cell: Verifier) -> None:
 def test_failures_are_counted_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(verifier, "_num_failures", {})
+    monkeypatch.setattr(verifier, "_num_failures", Counter())
     with caplog.at_level(logging.WARNING):
         assert judge_all("math", [("$9^{9^{9^{9}}}$", "3"), ("$x+y$", "y+x")]) == [0.0, 1.0]
         for _ in range(4):

@@ -16,7 +16,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.rewards.sandbox import jail, solution, wire
+from pipelines.machine.process import start_child
+from pipelines.rewards.sandbox import solution, wire
 
 Verdict = dict[str, str]
 
@@ -81,7 +82,7 @@ class Child:
             solution.close_all_but(questions, answers)
             solution.Program(questions, answers).serve()
 
-        self._pid = jail.start_child(run)
+        self._pid = start_child(run)
         os.close(answers)
         os.close(questions)
         self._ended = os.pidfd_open(self._pid)

@@ -1,8 +1,8 @@
 """Namespaces, a separate root, limits and a system call filter for generated programs (Linux).
 
-`enclose` moves the server once into new user, mount, network and other namespaces. Its root
-filesystem there contains only the interpreter's libraries. `isolate` gives each program new PID,
-mount, network and IPC namespaces, and `confine` removes its remaining rights.
+`enclose` moves the server once into new namespaces, with a root filesystem that contains only the
+interpreter's libraries. `isolate` gives each program new PID, mount, network and IPC namespaces,
+and `confine` removes its remaining rights.
 """
 
 from __future__ import annotations
@@ -13,38 +13,31 @@ import platform
 import resource
 import struct
 import sysconfig
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from pipelines.machine.process import die_with_parent
+from pipelines.machine.process import start_child
 
 # The uid of programs if started as root; it is in a range that systemd leaves unused.
 UNPRIVILEGED_ID = 60700
 WORK = "/tmp"  # of the sandbox
 _ROOT = "/root"
 
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWCGROUP = 0x02000000
-_CLONE_NEWUTS = 0x04000000
-_CLONE_NEWIPC = 0x08000000
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWPID = 0x20000000
+_CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
+_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID = 0x08000000, 0x10000000, 0x20000000
 _CLONE_NEWNET = 0x40000000
-
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x2, 0x4, 0x8
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _MNT_DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_OPEN_TREE_CLONE = 1
-_MOVE_FROM_DESCRIPTOR = 4
+_OPEN_TREE_CLONE, _MOVE_FROM_DESCRIPTOR = 1, 4
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x1, 0x2, 0x4
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _RLIMIT_MSGQUEUE = 12
 
 # Numbers above 423 are the same on every architecture.
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP = 428, 429, 442, 425
-_MEMFD_SECRET = 447
+_IO_URING_SETUP, _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _MEMFD_SECRET = 425, 428, 429, 442, 447
 # Machine type -> (AUDIT_ARCH, capset, pivot_root, refused calls). Refused are sockets, since
 # network namespaces do not cover every family; memory that no rlimit counts; and calls that
 # benchmark programs do not need and in which kernels have had vulnerabilities.
@@ -81,10 +74,8 @@ def enclose() -> None:
     is_root = os.geteuid() == 0 and _is_mapped(UNPRIVILEGED_ID)
     _enter_user_namespace(is_root)
     # Open the trees now: the interpreter may be in a private home that only this user can read.
-    trees = {
-        path: -1 if os.path.islink(path) else _open_tree(path)
-        for path in (*_libraries(), "/dev/null")
-    }
+    paths = (*_libraries(), "/dev/null")
+    trees = {path: -1 if os.path.islink(path) else _open_tree(path) for path in paths}
     if is_root:
         os.setgroups([])
         os.setresgid(UNPRIVILEGED_ID, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
@@ -98,8 +89,7 @@ def enclose() -> None:
 def isolate(file_bytes: int) -> None:
     """Create new namespaces for one program; this process's next child is its first process.
 
-    Args:
-        file_bytes: total size limit of the files in the working folder.
+    Its working folder holds `file_bytes` at most.
     """
     _unshare(_CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC)
     _mount_tmpfs(WORK, f"size={file_bytes},nr_inodes=1024,mode=700")
@@ -114,36 +104,21 @@ def confine(
     any. It cannot make the system calls that `_MACHINES` lists, and its resources are limited.
     """
     os.chdir(WORK)
-    for limit, most in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_NPROC, processes),
-        (resource.RLIMIT_FSIZE, file_bytes),
-        (resource.RLIMIT_NOFILE, open_files),
-        (resource.RLIMIT_CORE, 0),
-        (_RLIMIT_MSGQUEUE, 0),
-    ):
-        resource.setrlimit(limit, (most, most))
+    most = {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_NPROC: processes,
+        resource.RLIMIT_FSIZE: file_bytes,
+        resource.RLIMIT_NOFILE: open_files,
+        resource.RLIMIT_CORE: 0,
+        _RLIMIT_MSGQUEUE: 0,
+    }
+    for limit, value in most.items():
+        resource.setrlimit(limit, (value, value))
     # The soft limit sends SIGXCPU, which names the cause; the hard limit sends SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     _drop_capabilities()
     _prctl(_PR_SET_DUMPABLE, 0)
     _filter_calls()
-
-
-def start_child(run: Callable[[], None]) -> int:
-    """Fork a process that dies with this one and never returns from `run`; return its pid."""
-    # A parent outside the PID namespace has the pid 0 inside.
-    parent = os.getpid()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        die_with_parent(parent if os.getppid() == parent else 0)
-        run()
-        code = 0
-    finally:
-        os._exit(code)
 
 
 def _libraries() -> list[str]:
@@ -158,9 +133,8 @@ def _libraries() -> list[str]:
 
 def _is_mapped(uid: int) -> bool:
     """Whether the uid is mapped here; a container may map only one uid, with few rights."""
-    ranges = [
-        map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()
-    ]
+    lines = Path("/proc/self/uid_map").read_text().splitlines()
+    ranges = [map(int, line.split()) for line in lines]
     return any(first <= uid < first + count for first, _, count in ranges)
 
 
@@ -178,20 +152,20 @@ def _enter_user_namespace(is_root: bool) -> None:
         return
     # Only a process outside the namespace may map a uid other than its own.
     gone, tell = os.pipe()
-    inside = os.getpid()
-
-    def map_ids() -> None:
-        os.close(tell)
-        os.read(gone, 1)
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{inside}/{name}").write_text(f"{UNPRIVILEGED_ID} {UNPRIVILEGED_ID} 1")
-
-    outside = start_child(map_ids)
+    outside = start_child(partial(_map_ids, os.getpid(), gone, tell))
     _unshare(flags)
     os.close(tell)
     os.close(gone)
     if os.waitpid(outside, 0)[1]:
         raise OSError(f"uid {UNPRIVILEGED_ID} cannot be mapped into a user namespace")
+
+
+def _map_ids(pid: int, gone: int, tell: int) -> None:
+    """Map the uid and gid of another process once it has closed its end of the pipe."""
+    os.close(tell)
+    os.read(gone, 1)
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{name}").write_text(f"{UNPRIVILEGED_ID} {UNPRIVILEGED_ID} 1")
 
 
 def _build_root(trees: dict[str, int]) -> None:
@@ -201,25 +175,27 @@ def _build_root(trees: dict[str, int]) -> None:
         trees: descriptor of a detached mount, by its path in the root; -1 for a symbolic link.
     """
     _call(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "private mounts")
-    base = WORK
-    _mount_tmpfs(base, "size=1m,nr_inodes=1024,mode=755")
-    root = Path(base + _ROOT)
+    _mount_tmpfs(WORK, "size=1m,nr_inodes=1024,mode=755")
+    root = Path(WORK + _ROOT)
     for path, tree in trees.items():
         target = Path(f"{root}{path}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path == "/dev/null":
-            target.touch()
-        elif tree == -1:
+        if tree == -1:
             # Its target is also in the list, or holds nothing that is needed.
             target.symlink_to(os.readlink(path))
             continue
+        is_device = path == "/dev/null"
+        if is_device:
+            target.touch()
         else:
             target.mkdir()
-        _move_mount(tree, str(target))
-        _make_read_only(str(target), devices=path == "/dev/null")
+        to = (_AT_FDCWD, str(target).encode(), _MOVE_FROM_DESCRIPTOR)
+        _call(_libc.syscall(_MOVE_MOUNT, tree, b"", *to), f"move_mount to {target}")
+        os.close(tree)
+        _make_read_only(str(target), devices=is_device)
     (root / WORK.lstrip("/")).mkdir()
-    _make_read_only(base, devices=False, recursive=False)
-    os.chdir(base)
+    _make_read_only(WORK, devices=False, recursive=False)
+    os.chdir(WORK)
     pivot = _MACHINES[platform.machine()][2]
     _call(_libc.syscall(pivot, b".", b"."), "pivot_root")
     _call(_libc.umount2(b".", _MNT_DETACH), "umount of the old root")
@@ -254,19 +230,11 @@ def _open_tree(path: str) -> int:
     return _call(_libc.syscall(_OPEN_TREE, _AT_FDCWD, path.encode(), flags), f"open_tree {path}")
 
 
-def _move_mount(tree: int, target: str) -> None:
-    done = _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_FROM_DESCRIPTOR)
-    _call(done, f"move_mount to {target}")
-    os.close(tree)
-
-
 def _make_read_only(target: str, *, devices: bool, recursive: bool = True) -> None:
     wanted = _ATTR_RDONLY | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
     attributes = struct.pack("=QQQQ", wanted, 0, 0, 0)
-    done = _libc.syscall(
-        _MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE if recursive else 0,
-        attributes, len(attributes),
-    )  # fmt: skip
+    at = (_AT_FDCWD, target.encode(), _AT_RECURSIVE if recursive else 0)
+    done = _libc.syscall(_MOUNT_SETATTR, *at, attributes, len(attributes))
     _call(done, f"mount_setattr of {target}")
 
 
@@ -285,11 +253,10 @@ class _Program(ctypes.Structure):
 
 def _filter_calls() -> None:
     """Refuse the listed system calls with EPERM; kill a process that uses another ABI."""
-    architecture, _, _, refused = _MACHINES[platform.machine()]
-    everywhere = (_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP, _MEMFD_SECRET)
-    refused = (*refused, *everywhere)
+    architecture, _, _, own = _MACHINES[platform.machine()]
+    refused = (*own, _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _IO_URING_SETUP, _MEMFD_SECRET)
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000
+    allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000
     count = len(refused)
     # (code, jump if true, jump if false, operand); struct seccomp_data: nr at 0, arch at 4.
     program = [

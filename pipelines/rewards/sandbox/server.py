@@ -15,7 +15,9 @@ import os
 import select
 import signal
 import socket
+from functools import partial
 
+from pipelines.machine.process import start_child
 from pipelines.rewards.sandbox import checker, jail, wire
 
 # Modules that most programs import; preloading them saves time.
@@ -42,17 +44,15 @@ def main() -> None:
     os.environ.clear()
     gc.freeze()
     control.send(b"ready")
-    while True:
+    alive = True
+    while alive:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
-        if not message:
-            return
-        if not _serve(control, descriptors[0], json.loads(message)):
-            return
+        alive = bool(message) and _serve(control, descriptors[0], json.loads(message))
 
 
 def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) -> bool:
     """Have one program checked; return False if the parent disconnected first."""
-    keeper = jail.start_child(lambda: _keep(conversation, limits))
+    keeper = start_child(partial(_keep, conversation, limits))
     os.close(conversation)
     ended = os.pidfd_open(keeper)
     watch = select.poll()
@@ -73,7 +73,7 @@ def _keep(conversation: int, limits: dict[str, int]) -> None:
     except OSError as error:
         _tell(conversation, {"status": "broken", "reason": str(error.strerror or error)})
         return
-    first = jail.start_child(lambda: _check(conversation, limits))
+    first = start_child(partial(_check, conversation, limits))
     ended = select.select([os.pidfd_open(first)], [], [], wall_seconds)[0]
     if not ended:
         os.kill(first, signal.SIGKILL)
