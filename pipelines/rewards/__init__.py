@@ -25,10 +25,10 @@ def judge_all(kind: str, judged: Sequence[tuple[str, str]]) -> list[float]:
         from pipelines.rewards.math import rewards
 
         return rewards(judged)
-    if kind == "world":
-        from pipelines.rewards.world import reward
-    elif kind == "exact":
+    if kind == "exact":
         from pipelines.rewards.exact import reward
+    elif kind == "world":
+        from pipelines.world import check as reward
     else:
         raise UserError(f"unknown reward '{kind}': choose world, math, exact or code")
-    return [reward(completion, answer) for completion, answer in judged]
+    return [float(reward(completion, answer)) for completion, answer in judged]

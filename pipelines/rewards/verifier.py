@@ -1,11 +1,8 @@
 """Verifiers in killable children: a request that does not end costs its own sample, not the run.
 
 Each process has one server, started with the first request (`verifier_server`), and up to one
-worker for each core of this rank. The calling process only waits for them.
-
-A pool of a library does less. The workers of pebble share one pipe and its lock, so that the kill
-of an idle worker breaks the pool; they inherit the rank's environment, with its tokens, and import
-the rank's main module, with torch.
+worker for each core of this rank. The workers of a library's pool (pebble) would inherit the rank's
+tokens and import torch, and the kill of an idle one would break the pool.
 """
 
 from __future__ import annotations
@@ -105,8 +102,7 @@ class Verifier(ServerProcess):
     def _verdict(self, worker: _Worker, frame: bytes) -> Verdict:
         """The verdict of a worker, which is idle afterwards or ended.
 
-        Raises:
-            ConnectionError: it ended before it read the request, or with its server.
+        A ConnectionError says that it ended before it read the request, or with its server.
         """
         worker.conversation.settimeout(self.wall_seconds)
         try:
@@ -132,9 +128,7 @@ class Verifier(ServerProcess):
     def _worker(self, kind: str, *, new: bool) -> _Worker:
         """An idle worker, or a new one; a server that has ended is started again, once.
 
-        Raises:
-            ConnectionError: the server ended again.
-            RuntimeError: there is no such verifier on this machine.
+        A ConnectionError says that it ended again, a RuntimeError that it cannot be started.
         """
         with self._lock:
             idle = [worker for worker in self._idle if worker.kind == kind]
@@ -144,10 +138,9 @@ class Verifier(ServerProcess):
             try:
                 return self._fork(kind)
             except ConnectionError as error:
+                problem = f"verifier {kind} cannot be started: its server ended"
                 if not self._has_forked:
-                    raise RuntimeError(
-                        f"verifier {kind} cannot be started: its server ended"
-                    ) from error
+                    raise RuntimeError(problem) from error
             logger.warning("the server of the verifiers has ended: it is started again")
             self.close()
             self.start()

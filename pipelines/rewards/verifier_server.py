@@ -121,7 +121,3 @@ def _judge(function: Callable[..., Any], line: bytes) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"[:200]}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-if __name__ == "__main__":
-    main()

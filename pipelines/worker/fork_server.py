@@ -34,12 +34,7 @@ from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
 
 # DeepSpeed imports it, and with it torch's compiler, when it makes the optimizer: 2 s per stage.
-LATE_IMPORTS = [
-    name
-    for name in ("deepspeed.runtime.zero.muon.muon_optimizer",)
-    if importlib.util.find_spec(name) is not None
-]
-
+LATE_IMPORT = "deepspeed.runtime.zero.muon.muon_optimizer"
 # Variables in which a rank may differ from its shared server: they are read when a stage runs.
 # Libraries read the rest of the environment when they are imported.
 READ_LATE = (
@@ -186,8 +181,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     # Only answers may reach the launcher, so the output of imports goes to standard error.
     os.dup2(2, 1)
-    for module in ("deepspeed", *words, *LATE_IMPORTS):
+    for module in ("deepspeed", *words):
         importlib.import_module(module)
+    if importlib.util.find_spec(LATE_IMPORT):
+        importlib.import_module(LATE_IMPORT)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run after the imports: a fork would lose some")

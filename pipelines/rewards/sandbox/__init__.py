@@ -28,17 +28,14 @@ CANARY = f"""
 import os, time
 
 def children():
-    started = 0
-    for _ in range({CANARY_CHILDREN}):
+    for started in range({CANARY_CHILDREN}):
         try:
-            pid = os.fork()
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
         except OSError:
-            break
-        if pid == 0:
-            time.sleep(60)
-            os._exit(0)
-        started += 1
-    return started
+            return started
+    return {CANARY_CHILDREN}
 """
 
 
@@ -74,10 +71,9 @@ class Outcome:
 
 
 class Sandbox(ServerProcess):
-    """A server process that checks programs one after another, each in a separate jail.
+    """A server that checks programs one after another, each in a separate jail.
 
-    Raises:
-        UserError: this kernel or its configuration does not allow the sandbox.
+    A UserError says that this kernel or its configuration does not allow the sandbox.
     """
 
     def __init__(self) -> None:
@@ -99,8 +95,7 @@ class Sandbox(ServerProcess):
     def check(self, program: str, tests: str, limits: Limits | None = None) -> Outcome:
         """Run the tests on what the program defines; together they are 16 MiB at most.
 
-        Raises:
-            RuntimeError: the sandbox itself failed twice; a program cannot cause this.
+        A RuntimeError says that the sandbox itself failed twice; a program cannot cause this.
         """
         try:
             request = wire.frame([program, tests])
@@ -138,14 +133,11 @@ def check_all(
     workers: int = 0,
     on_verdict: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Check each (program, tests), and return the outcomes in order.
+    """Check each (program, tests), and return the outcomes in order; UserError without a sandbox.
 
     Args:
         workers: number of programs that run at a time; 0 means one per core of this rank.
         on_verdict: called after each outcome, in order.
-
-    Raises:
-        UserError: this kernel or its configuration does not allow the sandbox.
     """
     if reason := unavailable():
         raise UserError(reason)
@@ -169,8 +161,7 @@ def check_all(
 def unavailable() -> str:
     """Why generated programs cannot run here; empty if they can.
 
-    It tests a right program, a wrong program, and a program that tries to start more child
-    processes than its limit allows.
+    It tests a right program, a wrong one, and one that tries to start too many child processes.
     """
     try:
         with Sandbox() as sandbox:

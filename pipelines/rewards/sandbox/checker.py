@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import os
 import select
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pipelines.machine.process import start_child
@@ -23,7 +25,7 @@ Verdict = dict[str, str]
 
 
 def verdict(child: Child, program: str, tests: str) -> Verdict:
-    """Give the program to the child and run the tests on what it defines.
+    """Run the tests on what the program defines in the child.
 
     Returns:
         `status` (passed, failed, timeout, memory or crashed) and a short `reason`.
@@ -51,19 +53,18 @@ def needed_names(tests: ast.Module) -> list[str]:
     A builtin counts only if there is no other such name (MBPP tests a function `sum`), so that a
     program cannot replace the `abs` that tests use for comparison.
     """
+    named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler)
     used: set[str] = set()
     defined: set[str] = set()
     for node in ast.walk(tests):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        elif isinstance(node, named) and node.name:
             defined.add(node.name)
         elif isinstance(node, ast.arg):
             defined.add(node.arg)
         elif isinstance(node, ast.alias):
             defined.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            defined.add(node.name)
     free = used - defined
     return sorted({name for name in free if not hasattr(builtins, name)} or free)
 
@@ -72,17 +73,11 @@ class Child:
     """The process of the generated program, and requests to it."""
 
     def __init__(self) -> None:
-        hear, answers = os.pipe()
+        self._hear, answers = os.pipe()
         questions, self._ask = os.pipe()
-        self._hear = hear
         self._errors: dict[str, type[Exception]] = {}
         self._lent: list[Callable[..., Any]] = []
-
-        def run() -> None:
-            solution.close_all_but(questions, answers)
-            solution.Program(questions, answers).serve()
-
-        self._pid = start_child(run)
+        self._pid = start_child(partial(solution.run, questions, answers))
         os.close(answers)
         os.close(questions)
         self._ended = os.pidfd_open(self._pid)
@@ -231,8 +226,7 @@ def _replace(target: Any, value: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
-    try:
+    text = ""
+    with contextlib.suppress(Exception):  # str() of a program's object, which may have ended
         text = " ".join(str(error).split())
-    except Exception:  # str() of a program's object fails if the program has ended
-        text = ""
     return f"{type(error).__name__}: {text}"[:300].rstrip(": ")

@@ -63,9 +63,7 @@ def enclose() -> None:
     """Move the server into its jail, before it accepts a program; it must have only one thread.
 
     If started as root, it becomes `UNPRIVILEGED_ID`, because RLIMIT_NPROC does not apply to root.
-
-    Raises:
-        OSError: the kernel or its configuration does not allow a step; the message names the step.
+    An OSError names the step that the kernel or its configuration does not allow.
     """
     if platform.machine() not in _MACHINES:
         raise OSError(f"no system call filter for machine type {platform.machine()}")
@@ -171,8 +169,7 @@ def _map_ids(pid: int, gone: int, tell: int) -> None:
 def _build_root(trees: dict[str, int]) -> None:
     """Create a root with the trees, read-only, and an empty working folder; enter it.
 
-    Args:
-        trees: descriptor of a detached mount, by its path in the root; -1 for a symbolic link.
+    `trees` maps a path in the root to the descriptor of a detached mount, or -1 (a symbolic link).
     """
     _call(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "private mounts")
     _mount_tmpfs(WORK, "size=1m,nr_inodes=1024,mode=755")

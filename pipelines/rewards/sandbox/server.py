@@ -44,25 +44,20 @@ def main() -> None:
     os.environ.clear()
     gc.freeze()
     control.send(b"ready")
-    alive = True
-    while alive:
+    while True:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
-        alive = bool(message) and _serve(control, descriptors[0], json.loads(message))
-
-
-def _serve(control: socket.socket, conversation: int, limits: dict[str, int]) -> bool:
-    """Have one program checked; return False if the parent disconnected first."""
-    keeper = start_child(partial(_keep, conversation, limits))
-    os.close(conversation)
-    ended = os.pidfd_open(keeper)
-    watch = select.poll()
-    watch.register(ended, select.POLLIN)
-    watch.register(control, 0)  # only its hang-up
-    done = any(descriptor == ended for descriptor, _ in watch.poll())
-    if done:
+        if not message:
+            return
+        keeper = start_child(partial(_keep, descriptors[0], json.loads(message)))
+        os.close(descriptors[0])
+        ended = os.pidfd_open(keeper)
+        watch = select.poll()
+        watch.register(ended, select.POLLIN)
+        watch.register(control, 0)  # only its hang-up
+        if all(descriptor != ended for descriptor, _ in watch.poll()):
+            return
         os.waitpid(keeper, 0)
-    os.close(ended)
-    return done
+        os.close(ended)
 
 
 def _keep(conversation: int, limits: dict[str, int]) -> None:

@@ -21,6 +21,12 @@ MODULE = "solution"
 MUTABLE = (list, dict, set, bytearray)
 
 
+def run(questions: int, answers: int) -> None:
+    """Run the generated program, and answer the checker until it hangs up."""
+    close_all_but(questions, answers)
+    Program(questions, answers).serve()
+
+
 class Program:
     """The generated program, and those of its objects that the checker refers to by number."""
 
@@ -32,7 +38,7 @@ class Program:
     def serve(self) -> None:
         """Run the first message as a program, then answer calls until the checker hangs up."""
         source, names = wire.receive(self._questions)
-        wire.send(self._answers, _reply(lambda: self._defined(source, names)))
+        wire.send(self._answers, _reply(partial(self._defined, source, names)))
         self._listen()
 
     def _listen(self) -> Any:

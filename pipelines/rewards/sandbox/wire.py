@@ -41,10 +41,8 @@ def encode(value: Any, reference: Objects) -> Any:
         return int(value) if abs(value) < _LARGE_INT else ["int", hex(value)]
     if isinstance(value, complex):
         return ["complex", [value.real, value.imag]]
-    if isinstance(value, bytes):
-        return ["bytes", value.hex()]
-    if isinstance(value, bytearray):
-        return ["bytearray", value.hex()]
+    if isinstance(value, (bytes, bytearray)):
+        return ["bytes" if isinstance(value, bytes) else "bytearray", value.hex()]
     if isinstance(value, dict):
         pairs = dict.items(value)
         return ["dict", [[encode(k, reference), encode(v, reference)] for k, v in pairs]]
@@ -59,8 +57,7 @@ def encode(value: Any, reference: Objects) -> Any:
 def decode(given: Any, resolve: Objects) -> Any:
     """Decode an encoded value; `resolve` takes the tagged form of an object that is not data.
 
-    Raises:
-        WireError: `encode` cannot have produced it.
+    A WireError says that `encode` cannot have produced it.
     """
     if not isinstance(given, list):
         return given
@@ -86,11 +83,7 @@ def decode(given: Any, resolve: Objects) -> Any:
 
 
 def frame(message: Any) -> bytes:
-    """Encode one message as bytes.
-
-    Raises:
-        WireError: the message is too long.
-    """
+    """Encode one message as bytes; WireError if it is too long."""
     body = json.dumps(message).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(f"a value of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
@@ -98,11 +91,7 @@ def frame(message: Any) -> bytes:
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write one frame.
-
-    Raises:
-        WireError: the frame is too long, or the reader has disconnected.
-    """
+    """Write one frame; WireError if it is too long or the reader has disconnected."""
     left = memoryview(frame(message))
     try:
         while left:
@@ -112,11 +101,7 @@ def send(descriptor: int, message: Any) -> None:
 
 
 def receive(descriptor: int) -> Any:
-    """Read one frame.
-
-    Raises:
-        WireError: the pipe has ended, the frame is too long, or it is not JSON.
-    """
+    """Read one frame; WireError if the pipe has ended, or the frame is too long or not JSON."""
     (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size))
     if length > MAX_FRAME_BYTES:
         raise WireError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES}")
