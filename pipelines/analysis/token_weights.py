@@ -28,9 +28,8 @@ def weights_of(
     Returns:
         fp32 [sequences, seq], 0 where the mask is false.
     """
-    parts = zip(
-        *(x.split(micro_batch_size) for x in (logprobs, ref_logprobs, mask, documents)), strict=True
-    )
+    tensors = (logprobs, ref_logprobs, mask, documents)
+    parts = zip(*(x.split(micro_batch_size) for x in tensors), strict=True)
     return torch.cat([objective.weights(*part) for part in parts])
 
 
@@ -41,23 +40,20 @@ def by_group(
 
     Args:
         weights: fp32 [tokens], NaN for a token that is not a target.
-        groups: the group of each token.
         names: the groups to report; a group without targets is omitted.
         eps: half width of the clip range.
     """
     group, target = np.asarray(groups), ~np.isnan(weights)
     found = {}
     for name in names:
-        own = weights[(group == name) & target]
-        if not len(own):
-            continue
-        found[name] = {
-            "tokens": len(own),
-            "mean_weight": float(own.mean(dtype=np.float64)),
-            # Compare with the bounds rounded to fp32, which are the values that clamp produces.
-            "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
-            "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
-        }
+        if len(own := weights[(group == name) & target]):
+            found[name] = {
+                "tokens": len(own),
+                "mean_weight": float(own.mean(dtype=np.float64)),
+                # Compare with the bounds rounded to fp32, which are the values that clamp produces.
+                "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
+                "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
+            }
     return found
 
 
@@ -66,11 +62,10 @@ def extremes(
 ) -> tuple[list[tuple[int, int, float]], list[tuple[int, int, float]]]:
     """Token ids with the highest and with the lowest mean weight, as (id, targets, mean weight).
 
+    Each list has at most `count` ids, none is in both, and each id has `least` targets or more.
+
     Args:
         weights: [tokens], NaN for a token that is not a target.
-        ids: token ids, int64 [tokens].
-        count: number of ids in each list; no id is in both lists.
-        least: an id with fewer targets is omitted.
     """
     target = ~np.isnan(weights)
     sums = np.bincount(ids[target], weights[target].astype(np.float64))
