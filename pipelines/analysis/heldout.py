@@ -35,11 +35,9 @@ def read_heldout(
     max_tokens: int,
 ) -> HeldOut:
     """Read the first windows of some texts, up to the one that reaches `max_tokens`."""
-    found = cut(
-        tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
-    )
-    starts = np.cumsum([0, *found.counts])[:-1]
-    return HeldOut(found.ids[: np.count_nonzero(starts < max_tokens)])
+    own = cut(tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens)
+    starts = np.cumsum([0, *own.counts])[:-1]
+    return HeldOut(own.ids[: np.count_nonzero(starts < max_tokens)])
 
 
 @torch.inference_mode()

@@ -21,12 +21,8 @@ def weights_of(
 ) -> Tensor:
     """Compute the weights of many sequences as training would, one micro-batch at a time.
 
-    Args:
-        logprobs, ref_logprobs, mask, documents: [sequences, seq], see `remit_weights`.
-        micro_batch_size: number of sequences over which `center="batch"` and RHO-1's ranking run.
-
-    Returns:
-        fp32 [sequences, seq], 0 where the mask is false.
+    `center="batch"` and RHO-1's ranking see the sequences of one micro-batch. All tensors are
+    [sequences, seq], see `remit_weights`; the weights are fp32, and 0 where the mask is false.
     """
     tensors = (logprobs, ref_logprobs, mask, documents)
     parts = zip(*(x.split(micro_batch_size) for x in tensors), strict=True)
@@ -36,12 +32,10 @@ def weights_of(
 def by_group(
     weights: np.ndarray, groups: Sequence[str], names: Sequence[str], eps: float
 ) -> dict[str, dict[str, float]]:
-    """Count targets and compute mean weight and clipped shares, for each group of tokens.
+    """Count targets and compute mean weight and shares clipped to 1 -+ eps, by group of tokens.
 
-    Args:
-        weights: fp32 [tokens], NaN for a token that is not a target.
-        names: the groups to report; a group without targets is omitted.
-        eps: half width of the clip range.
+    Weights are fp32 [tokens], NaN for a token that is not a target. Of the groups in `names`, those
+    without targets are omitted.
     """
     group, target = np.asarray(groups), ~np.isnan(weights)
     found = {}
@@ -63,9 +57,7 @@ def extremes(
     """Token ids with the highest and with the lowest mean weight, as (id, targets, mean weight).
 
     Each list has at most `count` ids, none is in both, and each id has `least` targets or more.
-
-    Args:
-        weights: [tokens], NaN for a token that is not a target.
+    Weights are [tokens], NaN for a token that is not a target.
     """
     target = ~np.isnan(weights)
     sums = np.bincount(ids[target], weights[target].astype(np.float64))

@@ -55,8 +55,8 @@ class TrainingText:
 
     def published(self, sources: Mapping[str, SourceConfig]) -> np.ndarray:
         """Whether each token comes from a source whose text may be shown, bool [tokens]."""
-        lengths = [span.stop - span.start for span in self.spans]
-        return np.repeat([sources[span.source].publish for span in self.spans], lengths)
+        shown = [sources[span.source].publish for span in self.spans]
+        return np.repeat(shown, [span.stop - span.start for span in self.spans])
 
 
 def read_training_text(
@@ -70,11 +70,8 @@ def read_training_text(
     """Read the first `num_sequences` sequences of a packed set.
 
     A packed set stores only the source of each document. Its domain is read from the sources again,
-    whose order depends only on the seed.
-
-    Args:
-        text: decodes tokens of the tokenizer that packed the set.
-        sources: the mixture that was packed.
+    whose order depends only on the seed. They must be the mixture that was packed, and `text` must
+    have the tokenizer that packed it.
     """
     ids = np.concatenate([dataset[index]["input_ids"] for index in range(num_sequences)])
     spans = read_spans(dataset, num_sequences, sources, data_root, seed)
@@ -106,12 +103,7 @@ def read_spans(
 
 
 def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -> dict[str, Any]:
-    """Token share of each domain, in all sequences and in the selected ones.
-
-    Args:
-        spans: documents of some sequences, in order and without gaps.
-        chosen: indices of the selected sequences.
-    """
+    """Token share of each domain, in all sequences and in those whose indices are chosen."""
     number = {domain: i for i, domain in enumerate(sorted({span.domain for span in spans}))}
     of_token = np.repeat([number[s.domain] for s in spans], [s.stop - s.start for s in spans])
     rows = of_token.reshape(-1, sequence_length)
@@ -128,11 +120,8 @@ def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -
 def target_rows(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Move values from the position that predicts a target to the target token itself.
 
-    Args:
-        values, mask: [sequences, context], at the position before each target.
-
-    Returns:
-        float32 [sequences * context]; NaN for a token that is not a target.
+    Both arrays are [sequences, context]; the mask is true where the position has a target. Returns
+    float32 [sequences * context]; NaN for a token that is not a target.
     """
     moved = np.full(values.shape, np.nan, dtype=np.float32)
     moved[:, 1:] = np.where(mask, values, np.nan)[:, :-1]
@@ -151,11 +140,8 @@ def excerpts(
     """Select excerpts of documents from all domains, with a value for each token.
 
     An excerpt lies within one document and one packed sequence, over which weights are centred. For
-    a source with `publish: false` it has the position and hash of the text, but no text or ids.
-
-    Args:
-        values: by name, [tokens] with NaN for a token that is not a target, see `target_rows`.
-        longest, shortest: length limits of an excerpt, in tokens.
+    a source with `publish: false` it has the position and hash of the text, but no text or ids. It
+    has `shortest` to `longest` tokens. The values are [tokens], see `target_rows`.
     """
     found = []
     for span, start, stop in _spread(text, count, longest, shortest):
