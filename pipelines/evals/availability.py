@@ -25,12 +25,7 @@ def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfi
 
 
 def check_available(settings: EvalConfig, data_root: str) -> None:
-    """Refuse an evaluation that would measure nothing.
-
-    Raises:
-        UserError: `REMIT_DATA` is not a folder though benchmarks are read from it, or no benchmark
-            can run and nothing else is measured.
-    """
+    """Refuse an evaluation that measures nothing, or reads benchmarks from a missing folder."""
     if not any(benchmark.enabled for benchmark in settings.benchmarks.values()):
         return
     given = os.environ.get("REMIT_DATA")
@@ -54,14 +49,7 @@ def nothing_asked(reasons: dict[str, str]) -> UserError:
 
 
 def check_lengths(asked: dict[str, BenchmarkConfig], max_length: int | None) -> None:
-    """Refuse an answer length that leaves no room for a question.
-
-    Args:
-        max_length: longest sequence that the model accepts, in tokens; None if it is not known.
-
-    Raises:
-        UserError: an answer may fill the whole sequence; the message names the benchmark.
-    """
+    """Refuse answers that may fill the `max_length` tokens of the model (None: not known)."""
     for name, benchmark in asked.items():
         if max_length and benchmark.max_new_tokens >= max_length:
             raise UserError(
