@@ -71,6 +71,25 @@ STAGE_COMMANDS = ("pretrain-ckpt", "mid-train", "rl-tune", "post-train", "eval",
                   "contamination", "flywheel", "compare", "analyze")  # fmt: skip
 
 
+# The files that take longest, in that order: they are started first (`make test` gives a file to
+# one of two processes), and the short ones fill the end.
+LONG_FILES = (
+    "stages/test_stop", "test_comparison", "evals/test_benchmarks", "test_flywheel_run",
+    "test_processes", "faults/test_kills", "stages/test_objectives", "stages/test_parity",
+    "test_start", "test_cluster", "test_analysis_run", "test_shell_chain", "test_jobs",
+    "stages/test_rollouts", "stages/test_not_finite", "golden/test_golden", "evals/test_resumed",
+    "guides/test_add_a_stage", "stages/test_zero", "report/test_report", "test_bad_input",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = str(item.path.relative_to(CHECKOUT / "tests").with_suffix(""))
+        return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The repository."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,7 @@ from pipelines.recipe.schema import Config, TaskConfig
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of one task that the models answer.
-
-    Attributes:
-        families: for each problem, the name under which it is scored.
-    """
+    """The questions of one task, each with the name of the family under which it is scored."""
 
     task: TaskConfig
     problems: list[Problem]
@@ -32,18 +27,16 @@ class Asked:
 def first_questions(config: Config) -> list[Asked]:
     """The first `analysis.accuracy_questions` of each family of the enabled tasks."""
     most, found = config.analysis.accuracy_questions, []
-    for name, task in config.eval.tasks.items() if most else ():
-        if not task.enabled:
+    for name, task in config.eval.tasks.items():
+        if not (most and task.enabled):
             continue
-        seen: Counter[str] = Counter()
-        problems, families = [], []
+        asked = Asked(task, [], [])
         for problem in task_problems(name, task, config.data_root):
             family = family_of(problem, name, task)
-            seen[family] += 1
-            if seen[family] <= most:
-                problems.append(problem)
-                families.append(family)
-        found.append(Asked(task, problems, families))
+            if asked.families.count(family) < most:
+                asked.problems.append(problem)
+                asked.families.append(family)
+        found.append(asked)
     return found
 
 

@@ -1,8 +1,4 @@
-"""Compare models on held-out text, with intervals over windows.
-
-A window is a document, or one context length of a long document; see
-`pipelines.evals.bits_per_byte.cut`.
-"""
+"""Compare models on held-out text, with intervals over the windows of `bits_per_byte.cut`."""
 
 from __future__ import annotations
 
@@ -39,12 +35,9 @@ def read_heldout(
     max_tokens: int,
 ) -> HeldOut:
     """Read the first windows of some texts, up to the one that reaches `max_tokens`."""
-    found = cut(
-        tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
-    )
-    before = np.cumsum([0, *found.counts])[:-1]
-    return HeldOut([window for window, start in zip(found.ids, before, strict=True)
-                    if start < max_tokens])  # fmt: skip
+    own = cut(tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens)
+    starts = np.cumsum([0, *own.counts])[:-1]
+    return HeldOut(own.ids[: np.count_nonzero(starts < max_tokens)])
 
 
 @torch.inference_mode()
@@ -53,8 +46,7 @@ def window_logprobs(
 ) -> np.ndarray:
     """Sum the log-probabilities of the tokens in each window, float64 [windows].
 
-    Args:
-        model: prepared by `score_tokens_in_forward`.
+    The model was prepared by `score_tokens_in_forward`.
     """
     sums = np.zeros(len(heldout.windows))
     for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
@@ -73,9 +65,7 @@ def window_kl(
 ) -> np.ndarray:
     """Sum KL(reference || model) over the predicted positions of each window, float64 [windows].
 
-    Args:
-        model: prepared by `score_tokens_in_forward` with the head of `reference`.
-        reference: prepared by `score_tokens_in_forward`.
+    Both models were prepared by `score_tokens_in_forward`: `model` with the head of `reference`.
     """
     sums = np.zeros(len(heldout.windows))
     for rows, inputs, labels in window_batches(heldout.windows, tokenizer, batch_size):
@@ -89,9 +79,7 @@ def window_kl(
 def gap(logprobs: np.ndarray, rl_logprobs: np.ndarray, counts: list[int]) -> dict[str, Any]:
     """Mean over tokens of log p_RL - log p_checkpoint in nats, with its interval over windows.
 
-    Args:
-        logprobs, rl_logprobs: summed log-probabilities of each window, [windows].
-        counts: number of tokens in each window.
+    The arguments are the sums over each window and its number of tokens, [windows].
     """
     mean, half = ratio_interval((rl_logprobs - logprobs).tolist(), counts)
     return {"mean": mean, "half_interval": half}

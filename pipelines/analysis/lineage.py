@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, read_json
 
 BASE, EXTERNAL_REFERENCE = "base", "ref"
+Phase = Literal["pretrain", "anneal", "post"]
 OF_ROUND = re.compile(r"round-(\d+)/\d+-(mid-train|sft|dpo|rlvr)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model of a run.
+    """One model of a run; `name@2` is the second snapshot of the stage `name`.
 
     Attributes:
-        name: name of its stage; `name@2` is the second snapshot of that stage.
         round: round of the loop; None for the base and its snapshots.
         step: training step within its stage.
         tokens: tokens seen in pre-training and annealing up to this model; 0 for an imported base.
@@ -27,7 +27,7 @@ class Checkpoint:
 
     name: str
     folder: Path
-    phase: Literal["pretrain", "anneal", "post"]
+    phase: Phase
     round: int | None
     step: int
     tokens: int
@@ -70,19 +70,18 @@ def lineage(inputs: Mapping[str, Path], last_step: str) -> Lineage:
     mids: dict[int, str] = {}
     posts: dict[int, str] = {}
     for name in sorted(inputs, key=_order):
-        made = OF_ROUND.fullmatch(name)
-        if name == BASE:
-            _add(found, name, inputs[name], "pretrain", None, 0)
-        elif made and made[2] == "mid-train":
-            mids[int(made[1])] = name
-            _add(found, name, inputs[name], "anneal", int(made[1]), found[BASE].tokens)
-        elif made:
-            number = int(made[1])
-            before = found[mids[number]].tokens if number in mids else found[BASE].tokens
-            step = _result(inputs[name]).get("steps", 0)
-            found[name] = Checkpoint(name, inputs[name], "post", number, step, before)
-            if made[2] == last_step:
+        model = Checkpoint(name, inputs[name], "pretrain", None, 0, 0)
+        if made := OF_ROUND.fullmatch(name):
+            number, step = int(made[1]), made[2]
+            before = found[mids.get(number, BASE)].tokens
+            phase: Phase = "anneal" if step == "mid-train" else "post"
+            model = Checkpoint(name, inputs[name], phase, number, 0, before)
+            if phase == "anneal":
+                mids[number] = name
+            elif step == last_step:
                 posts[number] = name
+        if made or name == BASE:
+            found |= {each.name: each for each in _with_snapshots(model)}
     return Lineage(found, mids, posts, inputs.get(EXTERNAL_REFERENCE))
 
 
@@ -91,24 +90,13 @@ def _order(name: str) -> tuple[int, str]:
     return (int(made[1]), name) if made else (-1, name)
 
 
-def _add(
-    found: dict[str, Checkpoint],
-    name: str,
-    folder: Path,
-    phase: Literal["pretrain", "anneal"],
-    number: int | None,
-    tokens_before: int,
-) -> None:
-    """Add a model that was trained on text, preceded by its snapshots."""
-    result = _result(folder)
-    steps, tokens = result.get("steps", 0), result.get("tokens", 0)
-    for snapshot in StageDir(folder.parent).snapshots():
-        step = read_json(snapshot / SNAPSHOT_FACTS)["step"]
-        seen = tokens_before + round(tokens * step / steps)
-        at = f"{name}@{snapshot.name}"
-        found[at] = Checkpoint(at, snapshot, phase, number, step, seen)
-    found[name] = Checkpoint(name, folder, phase, number, steps, tokens_before + tokens)
-
-
-def _result(folder: Path) -> dict[str, int]:
-    return StageDir(folder.parent).read_result()
+def _with_snapshots(model: Checkpoint) -> Iterator[Checkpoint]:
+    """Yield the snapshots of a model, then itself; so far it has the tokens before its stage."""
+    stage = StageDir(model.folder.parent)
+    result, before = stage.read_result(), model.tokens
+    steps, tokens = result.get("steps", 0), result.get("tokens", 0) if model.phase != "post" else 0
+    for folder in stage.snapshots():
+        step, name = read_json(folder / SNAPSHOT_FACTS)["step"], f"{model.name}@{folder.name}"
+        seen = before + round(tokens * step / steps)
+        yield replace(model, name=name, folder=folder, step=step, tokens=seen)
+    yield replace(model, step=steps, tokens=before + tokens)

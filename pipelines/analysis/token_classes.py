@@ -38,50 +38,36 @@ SENTENCE_END = frozenset('.!?:;\n"\u201c\u201d(')
 
 
 def token_classes(tokens: Sequence[str]) -> list[str]:
-    """Assign each token of a document to one of `CLASSES`.
+    """Assign each token of a document, given by its text, to one of `CLASSES`.
 
     The first matching class applies: `code` (in a line that looks like code, or in a document with
     many such lines), `digits`, `connectives` (a word of `CONNECTIVES`), `names` (a capitalised word
     of two letters or more that does not begin a sentence), `punctuation`, `other`. A token of
     several characters gets the class of most of its characters, ignoring spaces; ties go to the
     first class. White space alone is `other`.
-
-    Args:
-        tokens: texts of the tokens of one document, in order; together they form its text.
     """
-    by_character = _character_classes("".join(tokens))
-    found, start = [], 0
+    classes, found = iter(_character_classes("".join(tokens))), []
     for token in tokens:
-        own = [
-            by_character[start + i] for i, character in enumerate(token) if not character.isspace()
-        ]
-        found.append(Counter(own).most_common(1)[0][0] if own else "other")
-        start += len(token)
+        pairs = zip(token, classes, strict=False)
+        own = Counter(kind for character, kind in pairs if not character.isspace())
+        found.append(own.most_common(1)[0][0] if own else "other")
     return found
 
 
 def _character_classes(text: str) -> list[str]:
     classes = [_alone(character) for character in text]
     for word in WORD.finditer(text):
-        kind = _word_class(word, text)
-        classes[word.start() : word.end()] = [kind] * (word.end() - word.start())
-    start = 0
-    for line, is_code in _lines(text):
-        if is_code:
+        classes[word.start() : word.end()] = [_word_class(word, text)] * len(word[0])
+    lines, start = text.splitlines(keepends=True), 0
+    is_code = [CODE_LINE.search(line.rstrip("\r\n")) is not None for line in lines]
+    filled = sum(bool(line.strip()) for line in lines)
+    # Comments and continuation lines of a program do not look like code by themselves.
+    is_program = filled >= PROGRAM_LINES and sum(is_code) >= PROGRAM_SHARE * filled
+    for line, own in zip(lines, is_code, strict=True):
+        if own or is_program:
             classes[start : start + len(line)] = ["code"] * len(line)
         start += len(line)
     return classes
-
-
-def _lines(text: str) -> list[tuple[str, bool]]:
-    """The lines of a document with their line ends, and whether each is code."""
-    lines = text.splitlines(keepends=True)
-    found = [CODE_LINE.search(line.rstrip("\r\n")) is not None for line in lines]
-    filled = sum(bool(line.strip()) for line in lines)
-    # Comments and continuation lines of a program do not look like code by themselves.
-    if filled >= PROGRAM_LINES and sum(found) >= PROGRAM_SHARE * filled:
-        found = [True] * len(lines)
-    return list(zip(lines, found, strict=True))
 
 
 def _alone(character: str) -> str:

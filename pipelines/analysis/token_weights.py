@@ -21,43 +21,33 @@ def weights_of(
 ) -> Tensor:
     """Compute the weights of many sequences as training would, one micro-batch at a time.
 
-    Args:
-        logprobs, ref_logprobs, mask, documents: [sequences, seq], see `remit_weights`.
-        micro_batch_size: number of sequences over which `center="batch"` and RHO-1's ranking run.
-
-    Returns:
-        fp32 [sequences, seq], 0 where the mask is false.
+    `center="batch"` and RHO-1's ranking see the sequences of one micro-batch. All tensors are
+    [sequences, seq], see `remit_weights`; the weights are fp32, and 0 where the mask is false.
     """
-    parts = zip(
-        *(x.split(micro_batch_size) for x in (logprobs, ref_logprobs, mask, documents)), strict=True
-    )
+    tensors = (logprobs, ref_logprobs, mask, documents)
+    parts = zip(*(x.split(micro_batch_size) for x in tensors), strict=True)
     return torch.cat([objective.weights(*part) for part in parts])
 
 
 def by_group(
     weights: np.ndarray, groups: Sequence[str], names: Sequence[str], eps: float
 ) -> dict[str, dict[str, float]]:
-    """Count targets and compute mean weight and clipped shares, for each group of tokens.
+    """Count targets and compute mean weight and shares clipped to 1 -+ eps, by group of tokens.
 
-    Args:
-        weights: fp32 [tokens], NaN for a token that is not a target.
-        groups: the group of each token.
-        names: the groups to report; a group without targets is omitted.
-        eps: half width of the clip range.
+    Weights are fp32 [tokens], NaN for a token that is not a target. Of the groups in `names`, those
+    without targets are omitted.
     """
     group, target = np.asarray(groups), ~np.isnan(weights)
     found = {}
     for name in names:
-        own = weights[(group == name) & target]
-        if not len(own):
-            continue
-        found[name] = {
-            "tokens": len(own),
-            "mean_weight": float(own.mean(dtype=np.float64)),
-            # Compare with the bounds rounded to fp32, which are the values that clamp produces.
-            "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
-            "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
-        }
+        if len(own := weights[(group == name) & target]):
+            found[name] = {
+                "tokens": len(own),
+                "mean_weight": float(own.mean(dtype=np.float64)),
+                # Compare with the bounds rounded to fp32, which are the values that clamp produces.
+                "clipped_low": float((own <= np.float32(1.0 - eps)).mean()),
+                "clipped_high": float((own >= np.float32(1.0 + eps)).mean()),
+            }
     return found
 
 
@@ -66,11 +56,8 @@ def extremes(
 ) -> tuple[list[tuple[int, int, float]], list[tuple[int, int, float]]]:
     """Token ids with the highest and with the lowest mean weight, as (id, targets, mean weight).
 
-    Args:
-        weights: [tokens], NaN for a token that is not a target.
-        ids: token ids, int64 [tokens].
-        count: number of ids in each list; no id is in both lists.
-        least: an id with fewer targets is omitted.
+    Each list has at most `count` ids, none is in both, and each id has `least` targets or more.
+    Weights are [tokens], NaN for a token that is not a target.
     """
     target = ~np.isnan(weights)
     sums = np.bincount(ids[target], weights[target].astype(np.float64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,15 @@ import numpy as np
 from pipelines.analysis.token_classes import token_classes
 from pipelines.analysis.token_text import TokenText
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.records import Document, document_streams
+from pipelines.data.records import document_streams
 from pipelines.recipe.schema import SourceConfig
 
 
 @dataclass(frozen=True)
 class Span:
-    """One document; the last one may be cut where the sequences end.
+    """One document, at its token positions; the last one may be cut where the sequences end.
 
     Attributes:
-        start, stop: token positions in the sequences.
         number: index of the document in the order of its source, from 0.
         domain: domain named by its record, else the name of the source.
     """
@@ -39,10 +38,8 @@ class TrainingText:
     """Tokens of the first sequences of a packed set, with one entry per token.
 
     Attributes:
-        ids: token ids, int64 [tokens].
-        texts, classes: text and class of each token.
+        ids: int64 [tokens].
         spans: the documents, in order and without gaps.
-        sequence_length: number of tokens in a sequence.
     """
 
     ids: np.ndarray
@@ -58,8 +55,8 @@ class TrainingText:
 
     def published(self, sources: Mapping[str, SourceConfig]) -> np.ndarray:
         """Whether each token comes from a source whose text may be shown, bool [tokens]."""
-        lengths = [span.stop - span.start for span in self.spans]
-        return np.repeat([sources[span.source].publish for span in self.spans], lengths)
+        shown = [sources[span.source].publish for span in self.spans]
+        return np.repeat(shown, [span.stop - span.start for span in self.spans])
 
 
 def read_training_text(
@@ -73,23 +70,17 @@ def read_training_text(
     """Read the first `num_sequences` sequences of a packed set.
 
     A packed set stores only the source of each document. Its domain is read from the sources again,
-    whose order depends only on the seed.
-
-    Args:
-        text: decodes tokens of the tokenizer that packed the set.
-        sources: the mixture that was packed.
-        seed: seed of the data order.
+    whose order depends only on the seed. They must be the mixture that was packed, and `text` must
+    have the tokenizer that packed it.
     """
-    rows = [dataset[index]["input_ids"] for index in range(num_sequences)]
-    ids = np.concatenate(rows)
+    ids = np.concatenate([dataset[index]["input_ids"] for index in range(num_sequences)])
     spans = read_spans(dataset, num_sequences, sources, data_root, seed)
     texts, classes = [], []
     for span in spans:
         own_ids = ids[span.start : span.stop].tolist()
-        own = text.of(own_ids)
-        texts += own
+        texts += text.of(own_ids)
         # Special tokens are not part of the text.
-        words = zip(own_ids, own, strict=True)
+        words = zip(own_ids, texts[span.start :], strict=True)
         classes += token_classes(["" if i in text.special else word for i, word in words])
     return TrainingText(ids, texts, classes, spans, dataset.sequence_length)
 
@@ -102,53 +93,35 @@ def read_spans(
     seed: int,
 ) -> list[Span]:
     """The documents of the first `num_sequences` sequences, see `read_training_text`."""
-    live = {name: source for name, source in sources.items() if source.weight > 0}
-    streams = document_streams(live, data_root, seed)
-    filled = {name: _filled(stream) for name, stream in streams.items()}
-    numbers = dict.fromkeys(live, 0)
+    streams = document_streams(sources, data_root, seed)
+    filled = {name: enumerate(d for d in stream if d.text) for name, stream in streams.items()}
     spans = []
     for start, stop, source in dataset.spans(num_sequences):
-        spans.append(Span(start, stop, source, numbers[source], next(filled[source]).domain))
-        numbers[source] += 1
+        number, document = next(filled[source])
+        spans.append(Span(start, stop, source, number, document.domain))
     return spans
 
 
 def domain_shares(spans: list[Span], chosen: np.ndarray, sequence_length: int) -> dict[str, Any]:
-    """Token share of each domain, in all sequences and in the selected ones.
-
-    Args:
-        spans: documents of some sequences, in order and without gaps.
-        chosen: indices of the selected sequences.
-    """
-    domains = sorted({span.domain for span in spans})
-    number = {domain: i for i, domain in enumerate(domains)}
-    lengths = [span.stop - span.start for span in spans]
-    of_token = np.repeat([number[span.domain] for span in spans], lengths)
+    """Token share of each domain, in all sequences and in those whose indices are chosen."""
+    number = {domain: i for i, domain in enumerate(sorted({span.domain for span in spans}))}
+    of_token = np.repeat([number[s.domain] for s in spans], [s.stop - s.start for s in spans])
     rows = of_token.reshape(-1, sequence_length)
-
-    def shares(part: np.ndarray) -> np.ndarray:
-        return np.bincount(part.reshape(-1), minlength=len(domains)) / max(1, part.size)
-
-    pool, selected = shares(rows), shares(rows[chosen])
+    pool, kept = (
+        np.bincount(part.reshape(-1), minlength=len(number)) / max(1, part.size)
+        for part in (rows, rows[chosen])
+    )
     return {
-        domain: {"pool": round(float(pool[i]), 4), "kept": round(float(selected[i]), 4)}
+        domain: {"pool": round(float(pool[i]), 4), "kept": round(float(kept[i]), 4)}
         for domain, i in number.items()
     }
-
-
-def _filled(stream: Iterator[Document]) -> Iterator[Document]:
-    return (document for document in stream if document.text)
 
 
 def target_rows(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Move values from the position that predicts a target to the target token itself.
 
-    Args:
-        values: [sequences, context], stored at the position before each target.
-        mask: true where the position has a target, same shape.
-
-    Returns:
-        float32 [sequences * context]; NaN for a token that is not a target.
+    Both arrays are [sequences, context]; the mask is true where the position has a target. Returns
+    float32 [sequences * context]; NaN for a token that is not a target.
     """
     moved = np.full(values.shape, np.nan, dtype=np.float32)
     moved[:, 1:] = np.where(mask, values, np.nan)[:, :-1]
@@ -167,16 +140,12 @@ def excerpts(
     """Select excerpts of documents from all domains, with a value for each token.
 
     An excerpt lies within one document and one packed sequence, over which weights are centred. For
-    a source with `publish: false` it has the position and hash of the text, but no text or ids.
-
-    Args:
-        values: by name, [tokens] with NaN for a token that is not a target, see `target_rows`.
-        longest, shortest: length limits of an excerpt, in tokens.
+    a source with `publish: false` it has the position and hash of the text, but no text or ids. It
+    has `shortest` to `longest` tokens. The values are [tokens], see `target_rows`.
     """
     found = []
     for span, start, stop in _spread(text, count, longest, shortest):
-        source = sources[span.source]
-        words = text.texts[start:stop]
+        source, words = sources[span.source], text.texts[start:stop]
         piece = {
             "source": span.source,
             "domain": span.domain,
@@ -204,8 +173,8 @@ def _spread(
         start = span.start if min(span.stop, end_of_row) - span.start >= shortest else end_of_row
         stop = min(span.stop, (start // text.sequence_length + 1) * text.sequence_length)
         if stop - start >= shortest:
-            piece = (span, start, min(stop, start + longest))
-            by_domain.setdefault(span.domain, []).append(piece)
+            own = by_domain.setdefault(span.domain, [])
+            own.append((span, start, min(stop, start + longest)))
     chosen: list[tuple[Span, int, int]] = []
     for number, (_, pieces) in enumerate(sorted(by_domain.items())):
         share = (count - number - 1) // len(by_domain) + 1 if number < count else 0

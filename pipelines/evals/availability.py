@@ -12,8 +12,7 @@ from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
     """Enabled benchmarks that cannot run here, with the reason.
 
-    With `REMIT_DATA` set, or the hub switched off, nothing is downloaded. A benchmark without local
-    files is then skipped, and its name is reported.
+    With `REMIT_DATA` set, or the hub switched off, a benchmark needs local files.
     """
     reasons = {n: _obstacle(b, data_root) for n, b in settings.benchmarks.items() if b.enabled}
     return {name: reason for name, reason in reasons.items() if reason}
@@ -21,20 +20,13 @@ def unavailable(settings: EvalConfig, data_root: str) -> dict[str, str]:
 
 def asked_here(settings: EvalConfig, data_root: str) -> dict[str, BenchmarkConfig]:
     """The enabled benchmarks that can run here."""
-    left_out = unavailable(settings, data_root)
-    found = settings.benchmarks.items()
-    return {name: b for name, b in found if b.enabled and name not in left_out}
+    enabled = {name: b for name, b in settings.benchmarks.items() if b.enabled}
+    return {name: b for name, b in enabled.items() if not _obstacle(b, data_root)}
 
 
 def check_available(settings: EvalConfig, data_root: str) -> None:
-    """Refuse an evaluation that would measure nothing.
-
-    Raises:
-        UserError: `REMIT_DATA` is not a folder though benchmarks are read from it, or no benchmark
-            can run and nothing else is measured.
-    """
-    enabled = [benchmark for benchmark in settings.benchmarks.values() if benchmark.enabled]
-    if not enabled:
+    """Refuse an evaluation that measures nothing, or reads benchmarks from a missing folder."""
+    if not any(benchmark.enabled for benchmark in settings.benchmarks.values()):
         return
     given = os.environ.get("REMIT_DATA")
     if given and not Path(data_root).is_dir():
@@ -42,11 +34,9 @@ def check_available(settings: EvalConfig, data_root: str) -> None:
             f"REMIT_DATA={given}: benchmarks are read from data_root = {data_root}, which is not a "
             "folder. Set REMIT_DATA to the right folder, or unset it to read from the hub."
         )
-    if any(task.enabled for task in settings.tasks.values()) or settings.bits_per_byte:
-        return
-    if any(not _obstacle(benchmark, data_root) for benchmark in enabled):
-        return
-    raise nothing_asked(unavailable(settings, data_root))
+    measures_more = settings.bits_per_byte or any(t.enabled for t in settings.tasks.values())
+    if not measures_more and not asked_here(settings, data_root):
+        raise nothing_asked(unavailable(settings, data_root))
 
 
 def nothing_asked(reasons: dict[str, str]) -> UserError:
@@ -59,14 +49,7 @@ def nothing_asked(reasons: dict[str, str]) -> UserError:
 
 
 def check_lengths(asked: dict[str, BenchmarkConfig], max_length: int | None) -> None:
-    """Refuse an answer length that leaves no room for a question.
-
-    Args:
-        max_length: longest sequence that the model accepts, in tokens; None if it is not known.
-
-    Raises:
-        UserError: an answer may fill the whole sequence; the message names the benchmark.
-    """
+    """Refuse answers that may fill the `max_length` tokens of the model (None: not known)."""
     for name, benchmark in asked.items():
         if max_length and benchmark.max_new_tokens >= max_length:
             raise UserError(
@@ -84,11 +67,8 @@ def is_local() -> bool:
 
 def needs_hub(settings: EvalConfig, data_root: str) -> bool:
     """Whether an enabled benchmark must be downloaded from the hub."""
-    return not is_local() and any(
-        not benchmark.files or _missing(benchmark, data_root)
-        for benchmark in settings.benchmarks.values()
-        if benchmark.enabled
-    )
+    enabled = [b for b in settings.benchmarks.values() if b.enabled]
+    return not is_local() and any(not b.files or _missing(b, data_root) for b in enabled)
 
 
 def _obstacle(benchmark: BenchmarkConfig, data_root: str) -> str:
@@ -103,12 +83,12 @@ def _obstacle(benchmark: BenchmarkConfig, data_root: str) -> str:
 
 
 def _missing(benchmark: BenchmarkConfig, data_root: str) -> list[Path]:
+    """The files that do not exist; `{name}` in a path stands for any text."""
     root = Path(data_root)
-    return [root / path for path in benchmark.files.values() if not _exists(root, path)]
 
-
-def _exists(root: Path, path: str) -> bool:
-    """Whether a file exists; `{name}` in its path stands for any text."""
-    if "{name}" not in path:
+    def exists(path: str) -> bool:
+        if "{name}" in path:
+            return any(root.glob(path.replace("{name}", "*")))
         return (root / path).is_file()
-    return any(root.glob(path.replace("{name}", "*")))
+
+    return [root / path for path in benchmark.files.values() if not exists(path)]

@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelines.evals.contamination import Question
 from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 _QUESTION_FIELDS = ("question", "Question", "problem", "input", "prompt", "text")
+# The loader in `datasets` for a file, by its suffix before `.gz`.
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -40,53 +42,32 @@ def _ours(name: str) -> Function:
     return Function(f"pipelines.evals.task_functions.{name}")
 
 
-_JUDGE = {"metric": _ours("pass_at_1"), "aggregation": "mean", "higher_is_better": True}
-
-
 def _judged(name: str, judge: str) -> dict[str, Any]:
-    return {"name": name, "filter": [{"function": "custom", "filter_fn": _ours(judge)}]}
+    """Keys of a task whose programs one of our filters judges in the sandbox."""
+    metric = {"metric": _ours("pass_at_1"), "aggregation": "mean", "higher_is_better": True}
+    judged = {"name": name, "filter": [{"function": "custom", "filter_fn": _ours(judge)}]}
+    return {"metric_list": [metric], "filter_list": [judged]}
 
 
-MATH_SUBJECTS = (
-    "algebra", "counting_and_prob", "geometry", "intermediate_algebra", "num_theory", "prealgebra",
-    "precalc",
-)  # fmt: skip
+_MATH = "algebra counting_and_prob geometry intermediate_algebra num_theory prealgebra precalc"
 # Keys of upstream tasks that our files replace; task_functions.py explains why.
 REPLACED: dict[str, dict[str, Any]] = {
-    "humaneval": {
-        "metric_list": [_JUDGE],
-        "filter_list": [_judged("create_test", "humaneval_verdicts")],
-    },
-    "mbpp": {
-        "metric_list": [_JUDGE],
-        "filter_list": [_judged("none", "mbpp_verdicts")],
+    "humaneval": _judged("create_test", "humaneval_verdicts"),
+    "mbpp": _judged("none", "mbpp_verdicts") | {
         "fewshot_config": {
-            "sampler": "first_n",
-            "split": "prompt",
-            "process_docs": _ours("mbpp_examples"),
+            "sampler": "first_n", "split": "prompt", "process_docs": _ours("mbpp_examples"),
         },
     },
-    **{
-        f"gpqa_{part}_n_shot": {"process_docs": _ours("gpqa_choices")}
-        for part in ("main", "diamond", "extended")
-    },
-}
+}  # fmt: skip
+for _part in ("main", "diamond", "extended"):
+    REPLACED[f"gpqa_{_part}_n_shot"] = {"process_docs": _ours("gpqa_choices")}
 # The harness's judges, run in child processes that can be killed.
-VERIFIED: dict[str, dict[str, Any]] = {
-    "ifeval": {"process_results": _ours("ifeval_results")},
-    **{
-        f"minerva_math_{subject}": {"process_results": _ours("minerva_results")}
-        for subject in MATH_SUBJECTS
-    },
-}
+VERIFIED = {f"minerva_math_{part}": _ours("minerva_results") for part in _MATH.split()}
+VERIFIED["ifeval"] = _ours("ifeval_results")
 
 
 def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
-    """Index the harness's tasks; tasks that have local files read those.
-
-    Args:
-        folder: where our task files are written.
-    """
+    """Index the harness's tasks, and write our task files for those that differ to `folder`."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import TaskIndex
 
@@ -96,8 +77,7 @@ def task_manager(settings: EvalConfig, data_root: str, folder: Path) -> Any:
     folder.mkdir(parents=True)
     for name, benchmark in asked_here(settings, data_root).items():
         for task, entry in _leaves(benchmark.task or name, tasks):
-            changed = _changes(task, entry, benchmark, Path(data_root))
-            if changed:
+            if changed := _changes(task, entry, benchmark, Path(data_root)):
                 text = yaml.dump(changed, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
                 (folder / f"{_plain_name(task, task)}.yaml").write_text(text, "utf-8")
     # Update the index: a second TaskManager would read the harness's 10,000 files again.
@@ -121,26 +101,21 @@ def leaves(name: str, benchmark: BenchmarkConfig, tasks: Any) -> dict[str, Any]:
         )
     for leaf, entry in _leaves(task, tasks):
         if (entry.cfg or {}).get("unsafe_code") and not (benchmark.runs_code and leaf in REPLACED):
-            raise UserError(
-                f"{where}: {leaf} runs generated code. "
-                + (
-                    f"Set {where}.runs_code=true to run it in the sandbox."
-                    if leaf in REPLACED
-                    else "The sandbox supports only humaneval and mbpp; remove this benchmark."
-                )
-            )
+            advice = "The sandbox supports only humaneval and mbpp; remove this benchmark."
+            if leaf in REPLACED:
+                advice = f"Set {where}.runs_code=true to run it in the sandbox."
+            raise UserError(f"{where}: {leaf} runs generated code. {advice}")
     loaded: dict[str, Any] = tasks.load([task])["tasks"]
     return loaded
 
 
 def files_sha256(benchmark: BenchmarkConfig, data_root: str) -> str:
     """SHA-256 over the contents of a benchmark's local files; empty if it has none."""
-    found = [
-        path
+    hashes = [
+        _file_sha256(path, path.stat().st_mtime_ns)
         for pattern in benchmark.files.values()
         for path in sorted(Path(data_root).glob(pattern.replace("{name}", "*")))
     ]
-    hashes = [_file_sha256(path, path.stat().st_mtime_ns) for path in found]
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 
@@ -151,16 +126,10 @@ def _file_sha256(path: Path, _: int) -> str:
 
 
 def questions(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) -> list[Question]:
-    """The questions of a benchmark with their correct answers, in the order of its bits.
-
-    Args:
-        loaded: the benchmark's subtasks, as `leaves` returns them.
-    """
+    """The questions of the loaded subtasks with their right answers, in the order of the bits."""
     found: list[Question] = []
     for task in loaded.values():
-        for number, record in enumerate(task.eval_docs):
-            if benchmark.limit and number == benchmark.limit:
-                break
+        for record in islice(task.eval_docs, benchmark.limit or None):
             # Prefer the record's field: the prompt surrounds the question with other words.
             field = next((key for key in _QUESTION_FIELDS if record.get(key)), None)
             asked = str(record[field] if field else task.doc_to_text(record))
@@ -177,8 +146,7 @@ def _right_answer(task: Any, record: dict[str, Any]) -> str:
 
 def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:
     """Yield the subtasks of a task or group with their index entries; none if it is unknown."""
-    entry = tasks.task_index.get(task)
-    if entry is None:
+    if (entry := tasks.task_index.get(task)) is None:
         return
     below = (entry.cfg or {}).get("task")
     if not isinstance(below, list):
@@ -188,52 +156,34 @@ def _leaves(task: str, tasks: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(child if isinstance(child, str) else child["task"], tasks)
 
 
-def _changes(
-    task: str, entry: Any, benchmark: BenchmarkConfig, root: Path
-) -> dict[str, Any] | None:
-    """Our task file: the upstream one, but with local data files and our judges; None if equal."""
+def _changes(task: str, entry: Any, benchmark: BenchmarkConfig, root: Path) -> dict[str, Any]:
+    """Our task file: the upstream one with local data files and our judges; empty if equal."""
     name = _plain_name(entry.cfg.get("dataset_name") or task, task)
     paths = {split: root / path.format(name=name) for split, path in benchmark.files.items()}
-    data: dict[str, Any] = {}
     missing = [path for path in paths.values() if not path.is_file()]
     if missing and is_local() and "{name}" in "".join(benchmark.files.values()):
         raise UserError(
             f"{task}: file {missing[0]} does not exist. This benchmark needs one file for every "
             "subtask."
         )
-    if paths and all(path.is_file() for path in paths.values()):
-        kinds = {_format(path) for path in paths.values()}
-        data = {
-            "dataset_path": kinds.pop(),
-            "dataset_name": None,
-            "dataset_kwargs": {
-                "data_files": {split: str(path.resolve()) for split, path in paths.items()},
-                **({"field": benchmark.field} if benchmark.field else {}),
-            },
-        }
+    data: dict[str, Any] = {}
+    if paths and not missing:
+        kind = Path(next(iter(paths.values())).name.removesuffix(".gz")).suffix
+        files = {split: str(path.resolve()) for split, path in paths.items()}
+        field = {"field": benchmark.field} if benchmark.field else {}
+        data = {"dataset_path": _FORMATS[kind], "dataset_name": None}
+        data["dataset_kwargs"] = {"data_files": files, **field}
     if task in REPLACED:
         return {**entry.cfg, **REPLACED[task], **data}
-    verified = VERIFIED.get(task, {})
-    if not data and not verified:
-        return None
-    return {"include": str(entry.yaml_path), "task": task, **verified, **data}
+    changed = ({"process_results": VERIFIED[task]} if task in VERIFIED else {}) | data
+    return changed and {"include": str(entry.yaml_path), "task": task, **changed}
 
 
 def _plain_name(name: Any, task: str) -> str:
-    """Check a name from a task file that becomes part of a path.
-
-    Raises:
-        UserError: the name is empty, is not text or contains a path separator.
-    """
+    """Check a name from a task file that becomes part of a path."""
     if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", ".", ".."):
         raise UserError(
             f"{task}: {name!r} becomes part of a file name, so it must be a plain name without "
             "'/'. Rename it in the task's file."
         )
     return name
-
-
-def _format(path: Path) -> str:
-    """The loader in `datasets` for a file, chosen by its suffix before `.gz`."""
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
-    return _FORMATS[plain.suffix]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +26,8 @@ class Windows:
     """Texts cut into windows. The first token of a window is context only; it is not predicted.
 
     Attributes:
-        ids: token ids of each window, in the order of the texts; at least two per window.
-        documents: the index of the text that each window belongs to.
+        ids: token ids of each window, at least two, in the order of the texts.
+        documents: the index of the text of each window.
         text_bytes: UTF-8 bytes of each text, without those of its unpredicted first token.
         texts_sha256: hash of all texts in order.
     """
@@ -62,35 +63,29 @@ def cut(
     training, and no text follows an EOS there. Each further window of a text starts with the last
     token of the window before it. Reading stops with the text that reaches `max_tokens` tokens.
 
-    Args:
-        named: the domain, for the error message.
-
     Raises:
-        UserError: no text has two tokens.
+        UserError: no text of the domain `named` has two tokens.
     """
-    windows: list[list[int]] = []
-    documents: list[int] = []
-    text_bytes: list[int] = []
-    taken: list[str] = []
+    found, taken = Windows([], [], [], ""), []
     num_tokens, step = 0, sequence_length - len(opening(tokenizer))
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         taken.append(text)
         # If a token holds only part of a character, it decodes to a different number of bytes.
         first = len(tokenizer.decode(ids[:1]).encode())
-        text_bytes.append(max(len(text.encode()) - first, 0) if len(ids) > 1 else 0)
-        num_tokens += len(ids)
+        found.text_bytes.append(max(len(text.encode()) - first, 0) if len(ids) > 1 else 0)
         own = [ids[i : i + step + 1] for i in range(0, len(ids) - 1, step)]
-        windows += own
-        documents += [number] * len(own)
+        found.ids.extend(own)
+        found.documents.extend([number] * len(own))
+        num_tokens += len(ids)
         if num_tokens >= max_tokens:
             break
-    if not windows:
+    if not found.ids:
         raise UserError(
             f"eval.bits_per_byte.{named}: none of its {len(taken)} documents has two tokens. The "
             "first token is not scored, so nothing can be measured. Give longer documents."
         )
-    return Windows(windows, documents, text_bytes, digest_of(taken))
+    return replace(found, texts_sha256=digest_of(taken))
 
 
 def window_batches(
@@ -99,11 +94,10 @@ def window_batches(
     """Yield batches, longest windows first: indices, `input_ids`, `shift_labels` [batch, seq]."""
     order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
     start, pad = opening(tokenizer), tokenizer.pad_token_id
-    unscored = [IGNORE] * len(start)
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         batch = [windows[row] for row in rows]
-        width = len(batch[0])
+        width, unscored = len(batch[0]), [IGNORE] * len(start)
         inputs = torch.tensor([start + w[:-1] + [pad] * (width - len(w)) for w in batch])
         labels = torch.tensor([unscored + w[1:] + [IGNORE] * (width - len(w)) for w in batch])
         yield rows, inputs, labels
@@ -123,9 +117,7 @@ def bits_per_byte(
 ) -> dict[str, Any]:
     """Measure bits per byte: sum of -log2 p of the predicted tokens divided by their UTF-8 bytes.
 
-    Args:
-        scoring_model: a model prepared by `score_tokens_in_forward`.
-        named: the domain, for the error message of `cut`.
+    The model was prepared by `score_tokens_in_forward`.
 
     Returns:
         `bits_per_byte`, `half_interval` (half the 95% interval over the blocks; None for one
@@ -135,28 +127,24 @@ def bits_per_byte(
     found = cut(
         tokenizer, texts, named=named, sequence_length=sequence_length, max_tokens=max_tokens
     )
-    num_bytes = sum(found.text_bytes)
+    num_bytes, block_of = sum(found.text_bytes), blocks(len(found.text_bytes))
     nll, device = 0.0, scoring_model.device
-    block_of = blocks(len(found.text_bytes))
     block_nll = [0.0] * (block_of[-1] + 1)
     for rows, inputs, labels in window_batches(found.ids, tokenizer, batch_size):
-        losses = scoring_model(input_ids=inputs.to(device), shift_labels=labels.to(device))["nll"]
-        nll += float(losses.double().sum())
-        for row, own in zip(rows, losses.double().sum(1).tolist(), strict=True):
+        scored = scoring_model(input_ids=inputs.to(device), shift_labels=labels.to(device))
+        losses = scored["nll"].double()
+        nll += float(losses.sum())
+        for row, own in zip(rows, losses.sum(1).tolist(), strict=True):
             block_nll[block_of[found.documents[row]]] += own
-    block_bytes = [0] * len(block_nll)
-    for block, size in zip(block_of, found.text_bytes, strict=True):
-        block_bytes[block] += size
+    block_bytes = np.bincount(block_of, found.text_bytes).astype(int).tolist()
     _, half = ratio_interval(block_nll, block_bytes)
     return {
         "bits_per_byte": nll / math.log(2) / num_bytes,
         "half_interval": None if half is None else half / math.log(2),
         "tokens": sum(found.counts),
         "bytes": num_bytes,
-        "blocks": {
-            "nll": block_nll, "bytes": block_bytes, "texts_sha256": found.texts_sha256,
-        },
-    }  # fmt: skip
+        "blocks": {"nll": block_nll, "bytes": block_bytes, "texts_sha256": found.texts_sha256},
+    }
 
 
 def blocks(num_documents: int) -> list[int]:

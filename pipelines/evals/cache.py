@@ -19,11 +19,8 @@ def cache_path(folder: Path, name: str) -> Path:
 def cached(path: Path | None, make: Callable[[], Any], *, writes: bool) -> Any:
     """Return the content of a cache file, or call `make` and cache its value.
 
-    The value passes through JSON either way, so a fresh value equals one read from the file.
-
-    Args:
-        path: the cache file; None turns the cache off.
-        writes: whether this rank writes the file. All ranks read it.
+    The value passes through JSON either way, so a fresh value equals one read from the file. All
+    ranks read the file, and the rank that `writes` makes it; without a path, nothing is cached.
     """
     if path is not None and path.is_file():
         return json.loads(path.read_text("utf-8"))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -66,8 +66,6 @@ def check(
     """Look for every question in every source, in one pass over each source.
 
     Args:
-        evals: questions by evaluation.
-        sources: training text by source; each is iterated once.
         n: number of words in an n-gram, at least 1.
         unpublished: evaluations whose examples show only id and hash.
 
@@ -111,10 +109,6 @@ def exact_form(text: str) -> str:
     return " ".join(word for word in words if word)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
-
-
 @dataclass
 class _Hits:
     """Questions found in one source: by question number, where it was found first."""
@@ -156,42 +150,37 @@ class _Index:
             words = [*map(sys.intern, plain(f"{question.prompt}\n{question.answer}").split())]
             if not words:
                 self.not_compared.add(number)
-            for gram in self._windows(words):
-                owners = self.ngrams.setdefault(gram, [])
-                if not owners or owners[-1] != number:
-                    owners.append(number)
-            if len(words) >= self.n:
+            starts = range(len(words) - self.n + 1)
+            for gram in dict.fromkeys(" ".join(words[i : i + self.n]) for i in starts):
+                self.ngrams.setdefault(gram, []).append(number)
+            if starts:
                 self.seeds.update(zip(*(words[i:] for i in range(self.seed_length)), strict=False))
         self.ranges[name] = range(start, len(self.questions))
 
     def _add_whole(self, number: int, text: str) -> None:
-        squeezed = "".join(plain(text).split())
-        if squeezed:
+        if squeezed := "".join(plain(text).split()):
             self.squeezed.add(squeezed)
             self.wholes.setdefault(exact_form(text), []).append(number)
 
-    def _windows(self, words: list[str]) -> Iterator[str]:
-        return (" ".join(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
-
     def search(self, passages: Iterable[Passage]) -> _Hits:
         """Search a source in one pass; text without a match costs no Python loop over its words."""
-        hits = _Hits()
-        seeds, squeezed = self.seeds, self.squeezed
-        offsets, stride = range(self.seed_length), self.stride
+        hits, squeezed = _Hits(), self.squeezed
         for passage in passages:
             normal = plain(passage.text)
             words = normal.split()
-            runs = (words[offset::stride] for offset in offsets)
-            if not seeds.isdisjoint(zip(*runs, strict=False)):
+            runs = (words[offset :: self.stride] for offset in range(self.seed_length))
+            if not self.seeds.isdisjoint(zip(*runs, strict=False)):
                 self._compare_ngrams(words, passage, hits)
             lines = normal.replace(" ", "").split("\n")
-            if not squeezed.isdisjoint(lines):
-                self._compare_wholes(passage.text.split("\n"), passage, hits)
-            if len(lines) > 1 and "".join(lines) in squeezed:
-                self._compare_wholes([passage.text], passage, hits)
+            wholes = [] if squeezed.isdisjoint(lines) else passage.text.split("\n")
+            if "".join(lines) in squeezed:
+                wholes.append(passage.text)
             for part in passage.parts:
                 if plain(part).replace(" ", "").replace("\n", "") in squeezed:
-                    self._compare_wholes([part], passage, hits)
+                    wholes.append(part)
+            for number in (n for text in wholes for n in self.wholes.get(exact_form(text), ())):
+                if number not in hits.exact:
+                    hits.exact[number] = passage.where()
         return hits
 
     def _compare_ngrams(self, words: list[str], passage: Passage, hits: _Hits) -> None:
@@ -201,23 +190,15 @@ class _Index:
                 continue
             for start in range(max(0, place - self.stride + 1), min(place, last) + 1):
                 gram = " ".join(words[start : start + self.n])
-                if gram not in self.ngrams:
-                    continue
-                self.found.add(gram)
-                for number in self.ngrams[gram]:
+                for number in self.ngrams.get(gram, ()):
+                    self.found.add(gram)
                     if number not in hits.ngram:
                         hits.ngram[number] = gram, passage.where()
 
-    def _compare_wholes(self, texts: Iterable[str], passage: Passage, hits: _Hits) -> None:
-        for text in texts:
-            for number in self.wholes.get(exact_form(text), ()):
-                if number not in hits.exact:
-                    hits.exact[number] = passage.where()
-
     def result(self, name: str, hits: Mapping[str, _Hits], publish: bool) -> dict[str, Any]:
         own = self.ranges[name]
-        exact = {number for hit in hits.values() for number in hit.exact if number in own}
-        either = exact | {number for hit in hits.values() for number in hit.ngram if number in own}
+        exact = {number for hit in hits.values() for number in hit.exact}.intersection(own)
+        either = exact.union(*(hit.ngram for hit in hits.values())).intersection(own)
         grams = [gram for gram, owners in self.ngrams.items() if any(o in own for o in owners)]
         return {
             "questions": len(own),
@@ -240,19 +221,17 @@ class _Index:
 
     def _examples(self, own: range, hit: _Hits, publish: bool) -> list[dict[str, str]]:
         """The first questions found, exact matches first; without their text unless published."""
-        numbers = sorted(n for n in {*hit.exact, *hit.ngram} if n in own)
+        numbers = sorted({*hit.exact, *hit.ngram}.intersection(own))
         numbers.sort(key=lambda number: number not in hit.exact)
         examples = []
         for number in numbers[:MAX_EXAMPLES]:
-            question = self.questions[number]
-            gram, where = hit.ngram.get(number, ("", ""))
-            shown = (
-                [_shortened(question.prompt), gram, hit.exact.get(number, where)]
-                if publish
-                else [""] * 3
-            )
-            examples.append(
-                {"id": question.id, "question": shown[0], "sha256": question.sha256,
-                 "ngram": shown[1], "where": shown[2]}
-            )  # fmt: skip
+            asked = self.questions[number]
+            text, (gram, where) = asked.prompt, hit.ngram.get(number, ("", ""))
+            if len(text) > MAX_CHARACTERS:
+                text = f"{text[:MAX_CHARACTERS]} ..."
+            where = hit.exact.get(number, where)
+            if not publish:
+                text = gram = where = ""
+            example = {"id": asked.id, "question": text, "sha256": asked.sha256}
+            examples.append({**example, "ngram": gram, "where": where})
         return examples

@@ -26,10 +26,8 @@ class Decoding:
     """How answers are decoded.
 
     Attributes:
-        max_new_tokens: maximum length of an answer, in tokens.
         stop: text at which an answer is cut off; if it is a single token, generation stops there.
         num_samples: samples per prompt; 0 gives one greedy answer.
-        temperature, top_p: sampling parameters.
     """
 
     max_new_tokens: int
@@ -44,16 +42,11 @@ class SeededSampler(LogitsProcessor):
 
     It keeps only the first token whose cumulative probability exceeds the number, which lies in
     [0, 1). A sample thus depends only on its prompt and seed, and not on the rest of the batch or
-    on the number of ranks.
-
-    Args:
-        uniforms: float64 [rows, new tokens].
-        prompt_length: length of the padded prompts, in tokens.
+    on the number of ranks. The numbers are float64 [rows, new tokens].
     """
 
     def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
-        self.uniforms = uniforms
-        self.prompt_length = prompt_length
+        self.uniforms, self.prompt_length = uniforms, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
@@ -101,19 +94,16 @@ def generate_answers(
     seeds: Sequence[int] = (),
     on_share: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """Generate the continuations of each prompt, in the order of the prompts.
+    """Generate the continuations of each prompt, given by its token ids, in their order.
 
     Args:
-        prompts: token ids of each prompt.
         seeds: one sampling seed per prompt; unused if decoding is greedy.
         batch_size: sequences generated together; halved when they do not fit into memory.
-        on_share: called after each batch with the fraction that is done, from 0 to 1.
     """
     # Longest first: if the first batch fits into memory, the later ones do too.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    stop = decoding.stop
+    stop, each = decoding.stop, max(1, decoding.num_samples)
     stop_ids = tokenizer(stop, add_special_tokens=False).input_ids if stop else []
-    each = max(1, decoding.num_samples)
     decode_plainly(model)
     generation_config = GenerationConfig(
         do_sample=False,
@@ -127,8 +117,7 @@ def generate_answers(
             {"input_ids": [prompts[i] for i in chosen for _ in range(each)]},
             padding_side="left", return_tensors="pt",
         ).to(model.device)  # fmt: skip
-        length = batch["input_ids"].shape[1]
-        sampler = None
+        length, sampler = batch["input_ids"].shape[1], None
         if decoding.num_samples:
             sampler = _sampler(decoding, [seeds[i] for i in chosen], length)
         generated = model.generate(

@@ -1,14 +1,13 @@
 """Run lm-evaluation-harness as a library, one benchmark at a time.
 
 The harness builds the prompts, extracts the answers and judges them. The result has one bit per
-question, so benchmarks get the same tables, intervals and comparisons as the built-in tasks.
+question, as that of the built-in tasks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,15 +34,9 @@ evaluator.add_env_info = lambda storage: None
 
 
 def check_fits(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) -> None:
-    """Check the settings of a benchmark against its tasks.
-
-    Args:
-        loaded: the benchmark's subtasks, as `leaves` returns them.
-
-    Raises:
-        UserError: the harness has another version, lacks the metric, or cannot sample answers.
-    """
+    """Refuse a version, metric or samples that the subtasks, loaded by `leaves`, do not have."""
     where = f"eval.benchmarks.{name}"
+    key, wanted = _metric(benchmark)
     for leaf, task in loaded.items():
         if benchmark.version and str(task.VERSION) != benchmark.version:
             raise UserError(
@@ -52,8 +45,7 @@ def check_fits(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) ->
                 f"version, or change {where}.version."
             )
         metrics, filters = set(task.aggregation()), [found.name for found in task._filters]
-        key, _, wanted = benchmark.metric.partition(",")
-        if key not in metrics or (wanted or "none") not in filters:
+        if key not in metrics or wanted not in filters:
             raise _no_metric(where, benchmark, {f"{m},{f}" for m in metrics for f in filters})
         if benchmark.samples and task.OUTPUT_TYPE != "generate_until":
             raise UserError(
@@ -64,13 +56,15 @@ def check_fits(name: str, benchmark: BenchmarkConfig, loaded: dict[str, Any]) ->
 
 def num_answers(benchmark: BenchmarkConfig, task: Any) -> int:
     """Number of answers, greedy and sampled, to the questions of a subtask."""
-    asked = _num_asked(benchmark, task)
-    return asked + benchmark.samples * min(asked, benchmark.sampled_questions or asked)
+    asked, sampled = _num_questions(benchmark, task)
+    return asked + benchmark.samples * sampled
 
 
-def _num_asked(benchmark: BenchmarkConfig, task: Any) -> int:
+def _num_questions(benchmark: BenchmarkConfig, task: Any) -> tuple[int, int]:
+    """Number of questions that get a greedy answer, and of those that get samples."""
     count = len(task.eval_docs)
-    return min(count, benchmark.limit or count)
+    asked = min(count, benchmark.limit or count)
+    return asked, min(asked, benchmark.sampled_questions or asked)
 
 
 def ask(
@@ -83,14 +77,12 @@ def ask(
     folder: Path | None = None,
     progress: EvalProgress | None = None,
 ) -> dict[str, Any]:
-    """Ask a model every question of a benchmark, one subtask after the other.
+    """Ask a model of the harness every question of a benchmark, one subtask after the other.
 
     Args:
-        model: a model of the harness.
         tasks: the harness's task index, which has the benchmark's task and its data.
         chat: ask through the model's chat template.
         folder: where finished subtasks of a group are cached; None turns the cache off.
-        progress: updated as answers come in.
 
     Returns:
         `accuracy`, `interval`, `questions` and `bits` as for other tasks; `families` for a group;
@@ -113,22 +105,19 @@ def ask(
             progress.skip(num_answers(benchmark, task))
         # A subtask of a group carries the settings that the group gives it.
         given = task if len(loaded) > 1 else benchmark.task or name
-        asked = _Asked(
-            model, name, benchmark, tasks, chat, given, leaf, _num_asked(benchmark, task)
-        )
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        parts[leaf] = cached(path, partial(asked.answers, progress), writes=first)
+        asked = _Asked(model, name, benchmark, tasks, chat, given, leaf)
+        answers = partial(asked.answers, progress, *_num_questions(benchmark, task))
+        parts[leaf] = cached(path, answers, writes=_rank() == 0)
     return _score(benchmark, parts)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A subtask with the settings under which a benchmark asks it.
-
-    Attributes:
-        given: the task in the form that `simple_evaluate` takes.
-        questions: number of questions asked.
-    """
+    """A subtask, `given` as `simple_evaluate` takes it, and how its benchmark asks it."""
 
     model: Any
     name: str
@@ -137,40 +126,34 @@ class _Asked:
     chat: bool
     given: Any
     leaf: str
-    questions: int
 
-    def answers(self, progress: EvalProgress) -> dict[str, Any]:
+    def answers(self, progress: EvalProgress, questions: int, sampled: int) -> dict[str, Any]:
         """Bits, question hashes and settings of the greedy answers, and the scores of samples."""
         benchmark = self.benchmark
         label = self.name if self.name == self.leaf else f"{self.name} ({self.leaf})"
-        progress.begin(label, self.questions)
-        found = self._pass(self._greedy, benchmark.limit, {})
+        progress.begin(label, questions)
+        found = self._pass(benchmark.limit, {})
+        del found["answers"]
         if not benchmark.samples:
             return found
         passes = []
         decoding = {"temperature": benchmark.temperature, "top_p": benchmark.top_p}
-        sampled = min(self.questions, benchmark.sampled_questions or self.questions)
         for number in range(benchmark.samples):
             progress.begin(f"{label}, sample {number + 1} of {benchmark.samples}", sampled)
-            seed = DEFAULT_OTHER_SEED + 1 + number
-            passes.append(self._pass(self._sampled, sampled, {"do_sample": True, **decoding}, seed))
-        found["samples"] = _by_question(passes, self.questions)
+            # Each rank samples answers to other questions.
+            seed = DEFAULT_OTHER_SEED + 1 + number + 1_000_000 * _rank()
+            passes.append(self._pass(sampled, {"do_sample": True, **decoding}, seed))
+        found["samples"] = _by_question(passes, questions)
         found["settings"]["sampling"] = {"samples": benchmark.samples, **decoding}
         return found
 
     def _pass(
-        self,
-        read: Callable[[dict[str, Any]], dict[str, Any]],
-        limit: int,
-        decoding: dict[str, Any],
-        seed: int = DEFAULT_OTHER_SEED,
+        self, limit: int, decoding: dict[str, Any], seed: int = DEFAULT_OTHER_SEED
     ) -> dict[str, Any]:
-        """Evaluate the task once, and return what `read` extracts from it on every rank."""
+        """Evaluate the task once, and return what `_read` finds on every rank."""
         benchmark = self.benchmark
         if benchmark.max_new_tokens:
             decoding = {**decoding, "max_gen_toks": benchmark.max_new_tokens}
-        if decoding.get("do_sample") and dist.is_initialized():
-            seed += 1_000_000 * dist.get_rank()  # each rank samples answers to other questions
         outcome = evaluator.simple_evaluate(
             model=self.model,
             tasks=[self.given],
@@ -186,28 +169,56 @@ class _Asked:
             confirm_run_unsafe_code=benchmark.runs_code,
         )
         # The harness returns its outcome only on the first rank of a node.
-        found = [None if outcome is None else read(outcome)]
+        found = [None if outcome is None else self._read(outcome)]
         if dist.is_initialized():
             dist.broadcast_object_list(found, src=0)
         assert found[0] is not None
         return found[0]
 
-    def _greedy(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        samples = outcome["samples"][self.leaf]
-        where = f"eval.benchmarks.{self.name}"
-        return {
-            "bits": _bits(where, samples, self.benchmark),
-            "doc_hashes": [sample["doc_hash"] for sample in samples],
-            "settings": _settings(self.benchmark.task or self.name, self.benchmark, outcome,
-                                  self.chat),
-        }  # fmt: skip
+    def _read(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """By question: 1 if it is right, else 0; its final answer, and the hash of its record.
 
-    def _sampled(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        The answers are empty if the metric's filter extracts none: it returns texts or verdicts.
+        """
+        benchmark, where = self.benchmark, f"eval.benchmarks.{self.name}"
+        key, wanted = _metric(benchmark)
         samples = outcome["samples"][self.leaf]
-        where = f"eval.benchmarks.{self.name}"
+        own = sorted((s for s in samples if s["filter"] == wanted), key=lambda s: s["doc_id"])
+        if not own or key not in own[0]:
+            has = {f"{m},{s['filter']}" for s in samples for m in s["metrics"]}
+            raise _no_metric(where, benchmark, has)
+        if not all(s[key] in (0, 1) for s in own):
+            raise UserError(
+                f"{where}: metric {benchmark.metric} must be 0 or 1 for every question. Choose "
+                "another."
+            )
+        answers = [s["filtered_resps"][0] for s in own] if wanted != "none" else []
+        is_text = all(isinstance(answer, str) for answer in answers)
         return {
-            "bits": _bits(where, samples, self.benchmark),
-            "answers": _final_answers(samples, self.benchmark),
+            "bits": [int(s[key]) for s in own],
+            "answers": [answer.strip() for answer in answers] if is_text else [],
+            "doc_hashes": [s["doc_hash"] for s in samples],
+            "settings": self._settings(outcome),
+        }
+
+    def _settings(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """How the questions were asked: two results are comparable only if these settings agree."""
+        config, prompt = (
+            outcome["configs"][self.leaf],
+            outcome["samples"][self.leaf][0]["arguments"],
+        )
+        local = "data_files" in (config.get("dataset_kwargs") or {})
+        return {
+            "task": self.benchmark.task or self.name,
+            "harness": lm_eval.__version__,
+            "version": str(outcome["versions"].get(self.leaf, "")),
+            "metric": self.benchmark.metric,
+            "shots": outcome["n-shot"][self.leaf],
+            "chat": self.chat,
+            "data": self.benchmark.files if local else config["dataset_path"],
+            "generation": config.get("generation_kwargs", {}),
+            # The prompt of the first question of the first subtask.
+            "prompt_sha256": hashlib.sha256(str(prompt[0][0]).encode()).hexdigest(),
         }
 
 
@@ -221,78 +232,29 @@ def _by_question(passes: list[dict[str, Any]], questions: int) -> list[Any]:
     return found + [None] * (questions - len(found))
 
 
-def _final_answers(samples: list[dict[str, Any]], benchmark: BenchmarkConfig) -> list[str]:
-    """The answer to each question that the metric's filter extracted.
-
-    Empty if the filter returns the whole text or a verdict, since neither is a final answer.
-    """
-    wanted = benchmark.metric.partition(",")[2]
-    of_filter = [s for s in samples if s["filter"] == wanted and wanted != "none"]
-    found = [s["filtered_resps"][0] for s in sorted(of_filter, key=lambda s: s["doc_id"])]
-    return [one.strip() for one in found] if all(isinstance(one, str) for one in found) else []
-
-
 def _score(benchmark: BenchmarkConfig, parts: dict[str, Any]) -> dict[str, Any]:
     """The score of a benchmark, combined from its subtasks."""
-    score = task_score([bit for part in parts.values() for bit in part["bits"]])
+    bits = {leaf: part["bits"] for leaf, part in parts.items()}
+    score = task_score([bit for own in bits.values() for bit in own])
     score["questions_sha256"] = digest_of(h for part in parts.values() for h in part["doc_hashes"])
     if len(parts) > 1:
         score["families"] = {
-            leaf: {"accuracy": sum(part["bits"]) / len(part["bits"]),
-                   "questions": len(part["bits"])}
-            for leaf, part in parts.items()
-        }  # fmt: skip
+            leaf: {"accuracy": sum(own) / len(own), "questions": len(own)}
+            for leaf, own in bits.items()
+        }
     if benchmark.samples:
         score["samples"] = [one for part in parts.values() for one in part["samples"]]
     score["settings"] = next(iter(parts.values()))["settings"]
     return score
 
 
-def _settings(
-    task: str, benchmark: BenchmarkConfig, outcome: dict[str, Any], chat: bool
-) -> dict[str, Any]:
-    """How the questions were asked: two results are comparable only if these settings agree."""
-    leaf, samples = next(iter(outcome["samples"].items()))
-    config = outcome["configs"][leaf]
-    return {
-        "task": task,
-        "harness": lm_eval.__version__,
-        "version": str(outcome["versions"].get(leaf, "")),
-        "metric": benchmark.metric,
-        "shots": outcome["n-shot"][leaf],
-        "chat": chat,
-        "data": benchmark.files if _reads_files(config) else config["dataset_path"],
-        "generation": config.get("generation_kwargs", {}),
-        # The prompt of the first question of the first subtask.
-        "prompt_sha256": hashlib.sha256(_prompt(samples[0]).encode()).hexdigest(),
-    }
-
-
-def _reads_files(config: dict[str, Any]) -> bool:
-    """Whether a task reads the local files of its benchmark."""
-    return "data_files" in (config.get("dataset_kwargs") or {})
-
-
-def _bits(where: str, samples: list[dict[str, Any]], benchmark: BenchmarkConfig) -> list[int]:
-    """1 for right and 0 for wrong, in the order of the questions."""
+def _metric(benchmark: BenchmarkConfig) -> tuple[str, str]:
+    """The metric of a benchmark and its filter."""
     key, _, wanted = benchmark.metric.partition(",")
-    of_filter = [s for s in samples if s["filter"] == (wanted or "none")]
-    if not of_filter or key not in of_filter[0]:
-        has = {f"{m},{s['filter']}" for s in samples for m in s["metrics"]}
-        raise _no_metric(where, benchmark, has)
-    values = [s[key] for s in sorted(of_filter, key=lambda s: s["doc_id"])]
-    if not all(value in (0, 1) for value in values):
-        raise UserError(
-            f"{where}: metric {benchmark.metric} must be 0 or 1 for every question. Choose another."
-        )
-    return [int(value) for value in values]
+    return key, wanted or "none"
 
 
 def _no_metric(where: str, benchmark: BenchmarkConfig, has: set[str]) -> UserError:
     return UserError(
         f"{where}: the task has no metric {benchmark.metric}. Choose from {', '.join(sorted(has))}."
     )
-
-
-def _prompt(sample: dict[str, Any]) -> str:
-    return str(sample["arguments"][0][0])

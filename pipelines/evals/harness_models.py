@@ -14,28 +14,20 @@ from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
 from pipelines.run_dir import heartbeat
 
+_Answer = Callable[[Sequence[Any]], list[Any]]
+
 
 class SharedRequests:
     """Mixin for a harness model: every rank answers its share of the requests of each call.
 
     The harness is told that there is one rank, so that prompts with random few-shot examples do not
     depend on the number of ranks. All ranks get all answers. A batch that does not fit into memory
-    is halved.
-
-    Attributes:
-        on_share: called after each batch with the answered fraction of the current requests.
+    is halved. After each batch, `on_share` gets the answered fraction of the current requests.
     """
 
     on_share: Callable[[float], None] = staticmethod(lambda share: None)
     num_requests = num_answered = 0
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def world_size(self) -> int:
-        return 1
+    rank, world_size = 0, 1
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         return self._shared(super().loglikelihood, requests)  # type: ignore[misc]
@@ -43,13 +35,11 @@ class SharedRequests:
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         return self._shared(super().generate_until, requests)  # type: ignore[misc]
 
-    def _shared(
-        self, answer: Callable[[Sequence[Any]], list[Any]], requests: Sequence[Any]
-    ) -> list[Any]:
+    def _shared(self, answer: _Answer, requests: Sequence[Any]) -> list[Any]:
         if not dist.is_initialized():
             return self._in_batches_that_fit(answer, requests)
-        rank, world = dist.get_rank(), dist.get_world_size()
-        mine = requests[rank::world]
+        world = dist.get_world_size()
+        mine = requests[dist.get_rank() :: world]
         shares: list[list[Any]] = [[] for _ in range(world)]
         dist.all_gather_object(shares, self._in_batches_that_fit(answer, mine) if mine else [])
         answers: list[Any] = [None] * len(requests)
@@ -57,9 +47,7 @@ class SharedRequests:
             answers[i::world] = share
         return answers
 
-    def _in_batches_that_fit(
-        self, answer: Callable[[Sequence[Any]], list[Any]], requests: Sequence[Any]
-    ) -> list[Any]:
+    def _in_batches_that_fit(self, answer: _Answer, requests: Sequence[Any]) -> list[Any]:
         while True:
             self.num_requests, self.num_answered = len(requests), 0
             try:
@@ -98,19 +86,14 @@ class TransformersModel(SharedRequests, HFLM):
 
 
 def vllm_model(model_dir: Path, *, dtype: str, max_length: int) -> Any:
-    """Load the model into vLLM, which does its own batching.
-
-    Raises:
-        UserError: vLLM is not installed.
-    """
+    """Load the model into vLLM, which does its own batching; a UserError if it is not installed."""
     try:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise UserError(
             "eval.backend=vllm needs vLLM. Install it: pip install 'remit-flywheel[vllm]'."
         ) from error
-    kind = type("VllmModel", (SharedRequests, VLLM), {})
-    return kind(
+    return type("VllmModel", (SharedRequests, VLLM), {})(
         pretrained=str(model_dir),
         dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype],
         max_model_len=max_length or None,

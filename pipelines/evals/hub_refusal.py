@@ -15,7 +15,6 @@ from pipelines.recipe.schema import BenchmarkConfig, EvalConfig
 
 # The bases of HfHubHTTPError cover every error of the hub's HTTP client.
 _HUB_ERRORS = (DatasetsError, OSError, *HfHubHTTPError.__bases__)
-_FORBIDDEN = (401, 403)
 
 
 def loaded_or_refused(
@@ -23,33 +22,22 @@ def loaded_or_refused(
 ) -> tuple[dict[str, Any], str]:
     """Load the subtasks of a benchmark with `leaves`, or return why the hub refuses their data.
 
-    One of the two is empty. If a data set is gated, or does not exist for this user, the benchmark
-    is skipped. If the hub does not answer, it may answer later, so that is an error.
-
-    Raises:
-        UserError: as `leaves`, or the hub could not be reached.
+    One of the two is empty. The hub refuses a data set that is gated or does not exist for this
+    user. If the hub does not answer, it may answer later, so that is a UserError.
     """
     try:
         return leaves(name, benchmark, tasks), ""
     except _HUB_ERRORS as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        refused = isinstance(error, DatasetNotFoundError) or status in (401, 403)
         asks_hub = needs_hub(dataclasses.replace(settings, benchmarks={name: benchmark}), data_root)
-        if asks_hub and _is_forbidden(error):
-            return {}, f"the hub refused access to its data: {_words(error)}"
+        if asks_hub and refused:
+            return {}, f"the hub refused access to its data: {said}"
         if not asks_hub and not isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise UserError(
             f"eval.benchmarks.{name}: its data could not be downloaded from the hub "
-            f"({_words(error)}). Run the same command again when the hub can be reached, or give "
+            f"({said}). Run the same command again when the hub can be reached, or give "
             "local files (docs/guides/evaluation.md lists them)."
         ) from error
-
-
-def _is_forbidden(error: BaseException) -> bool:
-    """Whether the hub answered and refused access."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    return isinstance(error, DatasetNotFoundError) or status in _FORBIDDEN
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -34,11 +34,7 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 
 def task_score(bits: Sequence[int]) -> dict[str, Any]:
-    """Accuracy of a task with its Wilson interval, and the bits of the questions as a string.
-
-    Args:
-        bits: 1 for right and 0 for wrong, one per question.
-    """
+    """Accuracy of a task with its Wilson interval, from one bit per question: 1 if it is right."""
     return {
         "accuracy": sum(bits) / len(bits),
         "interval": wilson(sum(bits), len(bits)),
@@ -56,14 +52,11 @@ def digest_of(questions: Iterable[str]) -> str:
 
 
 def macro_average(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Unweighted mean of task accuracies, and half its 95% interval.
+    """Unweighted mean of tasks, given as (accuracy, questions), and half its 95% interval.
 
     The variance of a task is that of Agresti and Coull (The American Statistician 52, 1998):
     p(1 - p) / (n + 4) with p = (x + 2) / (n + 4) for x right answers of n. It stays above 0 for a
     task whose answers are all right or all wrong.
-
-    Args:
-        scores: (accuracy, number of questions) of each task.
     """
     mean = sum(p for p, _ in scores) / len(scores)
     adjusted = [((p * n + 2) / (n + 4), n + 4) for p, n in scores]
@@ -86,11 +79,8 @@ def paired_difference(
     Agresti and Min (Statistics in Medicine 24, 2005); adding its variance is our choice. With d
     discordant pairs it widens the interval by 1 / (2d) of its width.
 
-    Args:
-        first, second: by task, 1 or 0 for each question, in the same order.
-
-    Raises:
-        ValueError: the two have different tasks or different numbers of questions.
+    Both have, by task, 1 or 0 for each question, in the same order; other tasks or numbers of
+    questions raise a ValueError.
     """
     if first.keys() != second.keys() or any(len(first[k]) != len(second[k]) for k in first):
         raise ValueError("the two evaluations have different questions")
@@ -118,10 +108,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def t_test(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of Student's t-test for mean 0 over a few runs, such as paired differences.
-
-    None for one run, or if all values are equal.
-    """
+    """Two-sided p-value of Student's t-test for mean 0; None for one value or equal values."""
     if len(values) < 2 or len(set(values)) == 1:
         return None
     return float(_stats().ttest_1samp(values, 0.0).pvalue)
@@ -130,7 +117,7 @@ def t_test(values: Sequence[float]) -> float | None:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjust p-values for multiple tests (Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    None stays None and does not count as a test.
+    None stays None and is not counted.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -142,14 +129,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
-    """Mean per token over documents of unequal length, and half its 95% interval over documents.
+    """Mean per token, sum(sums) / sum(counts), and half its 95% interval over documents.
 
-    The mean is sum(sums) / sum(counts). The interval is that of a ratio estimator, so tokens of one
-    document may be correlated. It is None for fewer than two documents.
-
-    Args:
-        sums: for each document, the sum of its tokens' values.
-        counts: for each document, its number of tokens, at least 1.
+    Each document has the sum of its tokens' values and their number. The interval is that of a
+    ratio estimator, so tokens of one document may be correlated; None for fewer than two documents.
     """
     n, total = len(sums), sum(counts)
     mean = sum(sums) / total
@@ -164,15 +147,9 @@ def bits_difference(
 ) -> tuple[float, float | None] | None:
     """Bits per byte of the second model minus the first's, and half its 95% interval.
 
-    Args:
-        first, second: the `blocks` of two results; empty if they have none.
-
-    Returns:
-        The difference and half its interval, paired over the blocks; None if the two results are
-        not of the same texts.
+    It is paired over the `blocks` of two results; None if they have none, or are of other texts.
     """
-    same = first and second and first["bytes"] == second["bytes"]
-    if not same or first["texts_sha256"] != second["texts_sha256"]:
+    if not first or any(first[key] != second.get(key) for key in ("bytes", "texts_sha256")):
         return None
     deltas = [y - x for x, y in zip(first["nll"], second["nll"], strict=True)]
     mean, half = ratio_interval(deltas, first["bytes"])

@@ -11,19 +11,14 @@ LINE_SECONDS = 5.0
 
 
 class EvalProgress:
-    """Counts finished answers; a domain of held-out text counts as one answer.
+    """Counts finished answers, of `total`; a domain of held-out text counts as one answer.
 
-    Args:
-        path: the file to append to; None writes nothing.
-        total: number of answers in the whole evaluation.
+    Lines are appended to the file at `path`; None writes nothing.
     """
 
     def __init__(self, path: Path | None, total: int) -> None:
-        self.path = path
-        self.total = total
-        self.name = ""
-        self.answers = 0  # in the current task
-        self.before = 0  # in all tasks before it
+        self.path, self.total, self.name = path, total, ""
+        self.answers = self.before = 0  # in the current task, and in all tasks before it
         self.started = self.written_at = time.monotonic()
 
     def begin(self, name: str, answers: int) -> None:

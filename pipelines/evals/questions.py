@@ -42,9 +42,8 @@ def characters_per_token(config: Config, source: SourceConfig) -> int:
 def prompt_ids(prompt: str, task: TaskConfig, tokenizer: Any, chat: bool) -> list[int]:
     """The tokens of a question, in the chat template or in the task's own template."""
     if chat:
-        text = tokenizer.apply_chat_template(
-            user(prompt), tokenize=False, add_generation_prompt=True
-        )
+        turn = user(prompt)
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     else:
         text = templates.render(task.base_template, {"prompt": prompt})
     ids: list[int] = tokenizer(text, add_special_tokens=not chat).input_ids
@@ -55,9 +54,9 @@ def right_answers(
     task: TaskConfig, answers: list[list[str]], asked: list[Problem]
 ) -> list[list[int]]:
     """Judge the answers: 1 for right and 0 for wrong, in the shape of `answers`."""
-    judged = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
-    bits = iter([int(reward > 0.5) for reward in judge_all(task.source.reward, judged)])
-    return [[next(bits) for _ in given] for given in answers]
+    pairs = [(a, p.answer) for given, p in zip(answers, asked, strict=True) for a in given]
+    rewards = iter(judge_all(task.source.reward, pairs))
+    return [[int(next(rewards) > 0.5) for _ in given] for given in answers]
 
 
 def evaluation_questions(config: Config) -> dict[str, list[Question]]:

@@ -24,23 +24,17 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def entropy(answers: Sequence[str]) -> float:
-    """Empirical entropy, in nats, of the sampled answers to one question.
-
-    It is at most log(n) for n samples, and low for a model that gives few different answers.
-    """
+    """Empirical entropy, in nats, of the sampled answers to one question: 0 if all are equal."""
     counts = Counter(answers).values()
     return sum(-count / len(answers) * math.log(count / len(answers)) for count in counts)
 
 
 def sampled_scores(correct: Sequence[int], num_samples: int, entropies: Sequence[float]) -> Any:
-    """Compute mean@n, pass@k for k = 1, 2, 4, ... n, and the mean entropy of the final answers.
+    """Mean@n, pass@k for k = 1, 2, 4, ... n, and entropy, with half their 95% intervals, by name.
 
     Args:
         correct: for each question, the number of right answers among its `num_samples`.
         entropies: entropy of the final answers to each question, in nats; empty if it is not known.
-
-    Returns:
-        Means over the questions with half their 95% intervals, by name.
     """
     ks = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
     values = {f"mean@{num_samples}": [c / num_samples for c in correct]}

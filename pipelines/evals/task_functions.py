@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines.rewards.sandbox import check_all
@@ -21,36 +21,32 @@ from pipelines.run_dir import heartbeat
 # The few-shot examples of MBPP's prompt (Austin et al. 2021, arXiv 2108.07732, section 2.1).
 MBPP_EXAMPLES = (2, 3, 4)
 
-
-def humaneval_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[bool]]:
-    """Whether each program (the prompt followed by the answer) passes the record's test.
-
-    Args:
-        answers: completions of each record.
-    """
-    programs = [
-        (doc["prompt"] + answer, f"{doc['test']}\ncheck({doc['entry_point']})")
-        for found, doc in zip(answers, docs, strict=True)
-        for answer in found
-    ]
-    return _verdicts(programs, answers)
+Record = dict[str, Any]
 
 
-def mbpp_verdicts(answers: list[list[str]], docs: list[dict[str, Any]]) -> list[list[bool]]:
-    """Whether each answer passes the three tests that its prompt shows.
-
-    Args:
-        answers: completions of each record.
-    """
-    programs = [
-        (answer, "\n".join([doc["test_setup_code"], *doc["test_list"][:3]]))
-        for found, doc in zip(answers, docs, strict=True)
-        for answer in found
-    ]
-    return _verdicts(programs, answers)
+def humaneval_verdicts(answers: list[list[str]], docs: list[Record]) -> list[list[bool]]:
+    """Whether each program (the prompt followed by an answer) passes its record's test."""
+    return _verdicts(
+        answers, docs, lambda doc: (doc["prompt"], f"{doc['test']}\ncheck({doc['entry_point']})")
+    )
 
 
-def _verdicts(programs: list[tuple[str, str]], answers: list[list[str]]) -> list[list[bool]]:
+def mbpp_verdicts(answers: list[list[str]], docs: list[Record]) -> list[list[bool]]:
+    """Whether each answer passes the three tests that its prompt shows."""
+    return _verdicts(
+        answers, docs, lambda doc: ("", "\n".join([doc["test_setup_code"], *doc["test_list"][:3]]))
+    )
+
+
+def _verdicts(
+    answers: list[list[str]],
+    docs: list[Record],
+    start_and_test: Callable[[Record], tuple[str, str]],
+) -> list[list[bool]]:
+    programs: list[tuple[str, str]] = []
+    for found, doc in zip(answers, docs, strict=True):
+        start, test = start_and_test(doc)
+        programs += [(start + answer, test) for answer in found]
     outcomes = check_all(programs, on_verdict=heartbeat.tick)
     passed = iter([outcome.passed for outcome in outcomes])
     return [[next(passed) for _ in found] for found in answers]
@@ -61,50 +57,38 @@ def pass_at_1(references: list[str], predictions: list[list[bool]]) -> float:
     return float(predictions[0][0])
 
 
-def ifeval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+def ifeval_results(doc: Record, results: list[str]) -> Record:
     """The metrics of IFEval for one answer; if judging it times out, all rules count as broken."""
     broken = [False] * len(doc["instruction_id_list"])
-    return _results(
-        "ifeval", doc, results,
-        {
-            "prompt_level_strict_acc": False, "inst_level_strict_acc": broken,
-            "prompt_level_loose_acc": False, "inst_level_loose_acc": broken,
-        },
-    )  # fmt: skip
+    wrong = {
+        "prompt_level_strict_acc": False, "inst_level_strict_acc": broken,
+        "prompt_level_loose_acc": False, "inst_level_loose_acc": broken,
+    }  # fmt: skip
+    return _results("ifeval", doc, results, wrong)
 
 
-def minerva_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+def minerva_results(doc: Record, results: list[str]) -> Record:
     """The metrics of MATH for one answer; if judging it times out, it counts as wrong."""
     return _results("minerva", doc, results, {"exact_match": 0, "math_verify": 0})
 
 
-def _results(
-    kind: str, doc: dict[str, Any], results: list[str], wrong: dict[str, Any]
-) -> dict[str, Any]:
+def _results(kind: str, doc: Record, results: list[str], wrong: Record) -> Record:
     (verdict,) = verdicts(kind, [(doc, results)])
-    found: dict[str, Any] = wrong if verdict.value is None else verdict.value
+    found: Record = wrong if verdict.value is None else verdict.value
     return found
 
 
-def mbpp_examples(prompt_split: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def mbpp_examples(prompt_split: Iterable[Record]) -> list[Record]:
     """The few-shot examples among the records of MBPP's split `prompt`."""
-    return [
-        {**record, "is_fewshot": True}
-        for record in prompt_split
-        if record["task_id"] in MBPP_EXAMPLES
-    ]
+    return [{**r, "is_fewshot": True} for r in prompt_split if r["task_id"] in MBPP_EXAMPLES]
 
 
 def gpqa_choices(records: Any) -> Any:
-    """Give each GPQA record four choices, in an order that depends only on the question, and a key.
-
-    Args:
-        records: a data set with the columns of the published files.
-    """
+    """Give each GPQA record a key and four choices, whose order depends only on the question."""
     return records.map(_with_choices)
 
 
-def _with_choices(record: dict[str, Any]) -> dict[str, str]:
+def _with_choices(record: Record) -> dict[str, str]:
     right = _plain(record["Correct Answer"])
     choices = [right, *(_plain(record[f"Incorrect Answer {i}"]) for i in (1, 2, 3))]
     order = random.Random(record["Question"]).sample(range(4), 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
@@ -22,7 +22,12 @@ from pipelines.recipe.schema import (
     is_endless,
 )
 
-_View = Callable[[Record, SourceConfig], tuple[str, tuple[str, ...]]]
+# The templates of a source, by the kind of its records.
+_TEMPLATES = {
+    "conversations": ("prompt", "response"),
+    "pairs": ("prompt", "chosen", "rejected"),
+    "problems": ("prompt",),
+}
 
 
 def training_passages(config: Config, key: str) -> Iterator[Passage]:
@@ -37,13 +42,10 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
         UserError: a source cannot be read, or a record lacks a field of a template.
     """
     section, _, name = key.partition(".sources.")
-    source = training_source(config, key)
+    source, settings = training_source(config, key), getattr(config, section)
     records = open_source(name, source, config.data_root, config.seed)
-    view = _VIEWS[getattr(config, section).RECORDS]
-    stream = records.iterate()
-    characters = None
+    stream, characters = records.iterate(), None
     if is_endless(source):
-        settings = getattr(config, section)
         if isinstance(settings, (PretrainConfig, MidTrainConfig)):
             pool = 2 if section == "mid_train" else 1
             characters = pool * settings.tokens * characters_per_token(config, source)
@@ -52,7 +54,7 @@ def training_passages(config: Config, key: str) -> Iterator[Passage]:
     read = 0
     for index, record in stream:
         try:
-            text, parts = view(record, source)
+            text, parts = _text_and_parts(record, source, settings.RECORDS)
         except UserError as error:
             raise UserError(f"source '{name}', {records.locate(index)}: {error}") from error
         yield Passage(text, partial(_place, records, index, config.data_root), parts)
@@ -81,40 +83,19 @@ def _num_records(settings: PostTrainConfig) -> int:
     return count + (settings.heldout_pairs if isinstance(settings, DpoConfig) else 0)
 
 
-def _document(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
-    """The document; its fields are parts, since a template may surround a question with words."""
-    text = templates.source_text(source.text, record, source)
-    strip = templates.pattern(source.strip, "strip") if source.strip else None
-    fields = templates.rendered_fields(source.text, record)
-    return text, tuple(strip.sub("", field) if strip else field for field in fields)
+def _text_and_parts(record: Record, source: SourceConfig, kind: str) -> tuple[str, tuple[str, ...]]:
+    """A record as text, and the parts of it that may be a whole question.
 
-
-def _conversation(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
-    return _joined(record, source, source.prompt, source.response)
-
-
-def _pair(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
-    if source.near_miss:
-        return _joined(record, source, source.prompt, source.response)
-    return _joined(record, source, source.prompt, source.chosen, source.rejected)
-
-
-def _prompt(record: Record, source: SourceConfig) -> tuple[str, tuple[str, ...]]:
-    return templates.source_text(source.prompt, record, source), ()
-
-
-def _joined(
-    record: Record, source: SourceConfig, prompt: str, *answers: str
-) -> tuple[str, tuple[str, ...]]:
-    """The turns on separate lines. Parts are the prompt, and the prompt with each answer."""
-    asked = templates.source_text(prompt, record, source)
-    given = [templates.source_text(answer, record, source) for answer in answers]
-    return "\n".join([asked, *given]), (asked, *(f"{asked}\n{answer}" for answer in given[1:]))
-
-
-_VIEWS: dict[str, _View] = {
-    "documents": _document,
-    "conversations": _conversation,
-    "pairs": _pair,
-    "problems": _prompt,
-}
+    A document has its fields as parts, since a template may surround a question with words. Turns
+    stand on separate lines; their parts are the prompt, and the prompt with each later answer.
+    """
+    if kind == "documents":
+        text = templates.source_text(source.text, record, source)
+        strip = templates.pattern(source.strip, "strip") if source.strip else None
+        fields = templates.rendered_fields(source.text, record)
+        return text, tuple(strip.sub("", field) if strip else field for field in fields)
+    near_miss = kind == "pairs" and source.near_miss
+    names = _TEMPLATES["conversations" if near_miss else kind]
+    asked, *given = (templates.source_text(getattr(source, n), record, source) for n in names)
+    parts = (asked, *(f"{asked}\n{answer}" for answer in given[1:])) if given else ()
+    return "\n".join([asked, *given]), parts
