@@ -173,8 +173,7 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
         )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
         refuse(
-            "rlvr.offload_optimizer",
-            "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+            "rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true"
         )
     by_sequence = rlvr.enabled and not rlvr.max_prompt_length
     if by_sequence and rlvr.max_completion_length + LEAST_LENGTH >= config.sequence_length:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.setting import runtime_setting, setting
 
 
 @dataclass
@@ -53,9 +53,9 @@ class SourceConfig:
     reward: Literal["world", "math", "exact", "code"] = setting(
         "exact", "reward that judges an answer; code: runs the tests in `answer` in the sandbox"
     )
-    licence: str = setting("", "licence of the text, printed next to its excerpts", result=False)
-    publish: bool = setting(
-        True, "allow excerpts of the text in the analysis; false: only a hash", result=False
+    licence: str = runtime_setting("", "licence of the text, printed next to its excerpts")
+    publish: bool = runtime_setting(
+        True, "allow excerpts of the text in the analysis; false: only a hash"
     )
 
 
