@@ -64,9 +64,7 @@ class FlywheelConfig:
     expectations: bool = runtime_setting(
         False, "print a pass/fail list of expected behaviours at the end (built-in world only)"
     )
-    baseline: bool = setting(
-        True, "run round 0 as the baseline even if --ref gives the first reference"
-    )
+    baseline: bool = setting(True, "run round 0 as the baseline even with a reference from --ref")
 
 
 @dataclass
@@ -96,9 +94,7 @@ class Config:
         "line",
     )
     sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
-    document_mask: bool = setting(
-        True, "restrict attention to the document within a packed sequence"
-    )
+    document_mask: bool = setting(True, "restrict attention to the document in a packed sequence")
     chunk_bytes: int = runtime_setting(
         64 * 2**20,
         "maximum bytes of logits that a loss or a scoring holds at once; larger batches are split "

@@ -42,9 +42,7 @@ class CompareConfig:
         "arms to run: any of ntp, kd, miniplm, rho1, sft, remit, more-rl and the compare.variants",
     )
     variants: dict[str, VariantConfig] = runtime_setting(dict, "custom arms, by name")
-    seeds: int = runtime_setting(
-        3, "number of runs of each arm; their seeds count up from `seed`", low=1
-    )
+    seeds: int = runtime_setting(3, "runs of each arm; their seeds count up from `seed`", low=1)
     budget: Literal["tokens", "flops"] = runtime_setting(
         "tokens",
         "what is equal for all arms: mid_train.tokens, or the FLOPs of ReMiT for that many tokens",

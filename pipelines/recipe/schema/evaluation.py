@@ -17,13 +17,9 @@ class TaskConfig:
     source: SourceConfig = setting(SourceConfig, "records with prompt and answer")
     limit: int = setting(0, "maximum number of questions; 0: all", low=0)
     max_new_tokens: int = setting(64, "maximum length of an answer, in tokens", low=1)
-    split_by: str = setting(
-        "", "record field that splits the task into families, each with an accuracy"
-    )
+    split_by: str = setting("", "field that splits the task into families, each with an accuracy")
     base_template: str = setting("{{ prompt }}\n", "prompt of a model without chat template")
-    stop: str = setting(
-        "\n", "text that ends an answer of a model without chat template; empty: EOS only"
-    )
+    stop: str = setting("\n", "text that ends an answer without chat template; empty: EOS only")
     samples: int = setting(0, "samples per question, for pass@k, mean@n and entropy", low=0)
     sampled_questions: int = setting(
         0, "sample only the first questions of each family, this many; 0: all", low=0
@@ -42,12 +38,8 @@ class BenchmarkConfig:
         "acc", "metric to report, with its filter if it has one: exact_match,flexible-extract"
     )
     version: str = setting("", "version of the task; any other is refused; empty: any")
-    shots: int = setting(
-        -1, "few-shot examples before each question; -1: as the task defines", low=-1
-    )
-    max_new_tokens: int = setting(
-        0, "maximum length of an answer, in tokens; 0: as the task defines", low=0
-    )
+    shots: int = setting(-1, "few-shot examples per question; -1: as the task defines", low=-1)
+    max_new_tokens: int = setting(0, "maximum tokens of an answer; 0: as the task defines", low=0)
     limit: int = setting(
         0, "maximum number of questions of each task of a group, the first ones; 0: all", low=0
     )
@@ -63,9 +55,7 @@ class BenchmarkConfig:
         "data set on the hub",
     )
     field: str = setting("", "key of the list of records in a local JSON file")
-    runs_code: bool = runtime_setting(
-        False, "the benchmark runs generated programs, in the sandbox"
-    )
+    runs_code: bool = runtime_setting(False, "the benchmark runs generated programs in the sandbox")
     publish: bool = runtime_setting(True, "allow its questions in a report")
 
 
@@ -115,9 +105,7 @@ class AnalysisConfig:
         "mid-training tokens whose weights are analyzed, from the start of the packed set",
         low=1,
     )
-    heldout_tokens: int = setting(
-        20_000, "held-out tokens of each domain of eval.bits_per_byte", low=1
-    )
+    heldout_tokens: int = setting(20_000, "held-out tokens per domain of eval.bits_per_byte", low=1)
     accuracy_questions: int = setting(
         50,
         "questions per family of eval.tasks, the first ones, for the accuracy of the snapshots "

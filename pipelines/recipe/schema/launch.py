@@ -14,9 +14,7 @@ class SlurmConfig:
     partition: str = runtime_setting("", "partition; empty: the default of the cluster")
     account: str = runtime_setting("", "account to charge; empty: your default")
     time: str = runtime_setting("24:00:00", "time limit of a job")
-    gpu_type: str = runtime_setting(
-        "", "GPU type to request, such as h100; empty: any GPU; none: no GPU"
-    )
+    gpu_type: str = runtime_setting("", "GPU type, such as h100; empty: any GPU; none: no GPU")
     cpus_per_node: int = runtime_setting(0, "CPU cores per node; 0: 8 per rank", low=0)
     signal_seconds: int = runtime_setting(
         300, "seconds before the time limit at which SLURM sends SIGUSR1", low=30
@@ -81,9 +79,7 @@ class StageLaunchConfig:
         0, "processes per node; 0: launch.gpus; a number also turns launch.hostfile off", low=0
     )
     nodes: int = runtime_setting(0, "number of nodes of the SLURM job; 0: launch.nodes", low=0)
-    hostfile: str = runtime_setting(
-        "", "DeepSpeed hostfile; empty: launch.hostfile; none: this node only"
-    )
+    hostfile: str = runtime_setting("", "hostfile; empty: launch.hostfile; none: this node only")
     prologue: list[str] = runtime_setting(list, "bash lines to run after those of launch.prologue")
     time: str = runtime_setting(
         "", "time limit of its job (remit launch --per-stage); empty: launch.slurm.time"
