@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -258,19 +258,20 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """A config as plain dictionaries, lists and scalars."""
-    return asdict(config)
-
-
-def result_fields(value: Any) -> Any:
-    """The part of `to_dict` that can change the result of a stage; also of a section or value."""
+def to_dict(value: Any, only_result: bool = False) -> Any:
+    """A config, a section or a value of it as plain dictionaries, lists and scalars."""
     if isinstance(value, dict):
-        return {key: result_fields(entry) for key, entry in value.items()}
+        return {key: to_dict(entry, only_result) for key, entry in value.items()}
     if not is_dataclass(value):
         return value
-    kept = [f.name for f in fields(value) if f.metadata["result"]]
-    return {name: result_fields(getattr(value, name)) for name in kept}
+    kept = [f.name for f in fields(value) if f.metadata["result"] or not only_result]
+    return {name: to_dict(getattr(value, name), only_result) for name in kept}
+
+
+def result_fields(config: Config) -> dict[str, Any]:
+    """The part of `to_dict` that can change the result of a stage."""
+    found: dict[str, Any] = to_dict(config, only_result=True)
+    return found
 
 
 def from_dict(values: dict[str, Any]) -> Config:
