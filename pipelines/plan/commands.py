@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef, find_checkpoint, stage_kind
-from pipelines.plan import flywheel
 from pipelines.plan.flywheel import (
     contamination_check,
     has_questions,
     mid_stages,
     plan_base,
+    plan_flywheel,
     plan_post_train,
     with_objective,
     without_contaminated,
@@ -62,11 +62,7 @@ def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
     Args:
         chat: use the chat template; None: use it if the stage that made the model does.
     """
-    if not has_questions(config):
-        raise UserError(
-            f"eval: the recipe '{config.name}' enables no task and no benchmark of eval, and has "
-            "no eval.bits_per_byte, so there is nothing to measure."
-        )
+    _check_questions(config, "eval", "measure")
     found = find_checkpoint(model, "--model")
     if chat is None:
         made_by = stage_kind(found) or ""
@@ -80,11 +76,7 @@ def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
 
 def contamination(config: Config) -> list[Stage]:
     """`contamination`: check every source of the recipe's training stages."""
-    if not has_questions(config):
-        raise UserError(
-            f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
-            "and has no eval.bits_per_byte, so there is nothing to look for."
-        )
+    _check_questions(config, "contamination", "look for")
     return [contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))]
 
 
@@ -97,7 +89,15 @@ def whole_flywheel(
             raise UserError(f"--iterations {iterations}: must not be negative.")
         config = replace(config, flywheel=replace(config.flywheel, iterations=iterations))
     config, found = _with_base(config, base)
-    return flywheel.plan_flywheel(config, found, _reference(ref))
+    return plan_flywheel(config, found, _reference(ref))
+
+
+def _check_questions(config: Config, command: str, aim: str) -> None:
+    if not has_questions(config):
+        raise UserError(
+            f"{command}: the recipe '{config.name}' enables no task and no benchmark of eval, and "
+            f"has no eval.bits_per_byte, so there is nothing to {aim}."
+        )
 
 
 def _with_base(config: Config, base: str | None) -> tuple[Config, ModelRef | None]:
