@@ -12,9 +12,8 @@ from pipelines.recipe.schema import AnalysisConfig, Config, EvalConfig, TrainCon
 
 def settings_of(stage: Stage) -> TrainConfig | EvalConfig | AnalysisConfig:
     """The section of the recipe that a stage takes its settings from."""
-    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(
-        stage.config, kind_of(stage.kind).section
-    )
+    name = kind_of(stage.kind).section
+    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(stage.config, name)
     return section
 
 
@@ -48,7 +47,7 @@ def _sources_of_recipe(config: Config) -> dict[str, Any]:
 
 def is_offline(stage: Stage) -> bool:
     """Whether all inputs of a stage are local, so that libraries are kept from asking a hub."""
-    hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
-    config = stage.config
+    if any(source.kind == "hub" for source in sources_of(stage).values()):
+        return False
     asks = kind_of(stage.kind).asks
-    return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
+    return not (asks and needs_hub(stage.config.eval, stage.config.data_root))
