@@ -59,8 +59,7 @@ def rl_tune(config: Config, base: str) -> list[Stage]:
 def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
     """`eval`, after a contamination check if contaminated questions are left out.
 
-    Args:
-        chat: use the chat template; None: use it if the stage that made the model does.
+    `chat` uses the chat template; None uses it if the stage that made the model does.
     """
     _check_questions(config, "eval", "measure")
     found = find_checkpoint(model, "--model")

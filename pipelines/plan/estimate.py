@@ -1,8 +1,7 @@
 """Estimate what a plan will cost before it starts: tokens, FLOPs, bytes on disk and time.
 
-FLOPs: 2 N per token forward, 6 N forward and backward (N parameters); the reference's forward
-adds 2 N. Time: FLOPs over a rate, plus a startup time per stage. The rate is measured in finished
-stages of the run, else assumed; `Estimate.rate_source` says which.
+Time: FLOPs over a rate, plus a startup time per stage. The rate is measured in finished stages of
+the run, else assumed; `Estimate.rate_source` says which.
 """
 
 from __future__ import annotations
@@ -80,11 +79,9 @@ def base_parameters(config: Config, base: ModelRef | None) -> int:
         stored = described.get("dtype") or described.get("torch_dtype") or "float32"
         size = sum(path.stat().st_size for path in weight_files(base.folder))
         return size // (4 if "32" in str(stored) else 2)
-    vocab = config.model.vocab_size
-    if not vocab:
-        kind = config.tokenizer.kind
-        vocab = world_vocab_size() if kind == "world" else config.tokenizer.vocab_size
-    return num_parameters(config.model, vocab)
+    tokenizer = config.tokenizer
+    made = world_vocab_size() if tokenizer.kind == "world" else tokenizer.vocab_size
+    return num_parameters(config.model, config.model.vocab_size or made)
 
 
 def estimate(stages: list[Stage], run: RunDir, base: ModelRef | None) -> Estimate:

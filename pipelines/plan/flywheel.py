@@ -191,8 +191,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
             "finished mid-training. Repeat the `remit flywheel` command to resume it."
         )
     inputs: dict[str, str | ModelRef] = {name: name for name in models}
-    for stage in stages:
-        given = stage.inputs.get("ref")
+    for given in (stage.inputs.get("ref") for stage in stages):
         if isinstance(given, ModelRef):
             inputs["ref"] = given
     if any(stage.kind == "mid_train" and "ref" in stage.inputs for stage in stages):
