@@ -97,10 +97,13 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     except OmegaConfBaseException as error:
         why, key = _first_line(error), error.full_key
         if unset := UNSET.search(str(error)):
-            why = f"the environment variable {unset[1]} is not set. Set it"
+            how = f"Set it, or give the value with {key}=VALUE."
             if key == "data_root":
-                why += " to the folder of the data (docs/guides/data.md lists its files)"
-            why += f", or give the {'folder' if key == 'data_root' else 'value'} with {key}=VALUE."
+                how = (
+                    f"Set {unset[1]} to the folder of the data (docs/guides/data.md lists its "
+                    "files), or give the folder with data_root=FOLDER."
+                )
+            why = f"the environment variable {unset[1]} is not set. {how}"
         raise UserError(f"{path}: key '{key}': {why}") from error
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
