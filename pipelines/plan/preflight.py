@@ -282,15 +282,15 @@ def _check_reference(stages: list[Stage], run: RunDir) -> None:
     if first.kind != "pretrain":
         return
     imported, made = first.inputs.get("base"), run.stage(first.name)
+    base = imported.folder if isinstance(imported, ModelRef) else None
+    if not base and made.is_complete():
+        base = made.model
     for ref in (stage.inputs.get("ref") for stage in stages):
-        if not isinstance(ref, ModelRef) or not ref.folder:
-            continue
-        if isinstance(imported, ModelRef) and imported.folder:
-            check_tokenizers(imported.folder, ref.folder)
-        elif made.is_complete():
-            check_tokenizers(made.model, ref.folder)
-        else:
-            check_made_tokenizer(first.config, ref.folder)
+        if isinstance(ref, ModelRef) and ref.folder:
+            if base:
+                check_tokenizers(base, ref.folder)
+            else:
+                check_made_tokenizer(first.config, ref.folder)
 
 
 def _check_separation(config: Config, stages: list[Stage]) -> None:
