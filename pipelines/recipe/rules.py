@@ -152,7 +152,9 @@ def _check_tasks(config: Config, refuse: Refuse) -> None:
 def _check_rlvr(config: Config, refuse: Refuse) -> None:
     rlvr = config.rlvr
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
-        refuse("rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs use_vllm=true")
+        refuse(
+            "rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true"
+        )
     by_sequence = rlvr.enabled and not rlvr.max_prompt_length
     if by_sequence and rlvr.max_completion_length + LEAST_LENGTH >= config.sequence_length:
         refuse(
