@@ -10,15 +10,8 @@ from typing import Any
 
 from pipelines.evals.benchmarks import files_sha256
 from pipelines.plan.placement import num_ranks
-from pipelines.recipe.schema import (
-    Config,
-    max_length,
-    max_prompt_length,
-    micro_batch_rows,
-    post_training_sections,
-    sees_micro_batches,
-    trained_sections,
-)
+from pipelines.recipe import schema
+from pipelines.recipe.schema import Config
 
 Fields = dict[str, Any]
 # Keys of mid_train that determine the sequences and how they are scored.
@@ -43,25 +36,25 @@ def _picked(values: Fields, keys: tuple[str, ...]) -> Fields:
 
 
 def mid_train(config: Config, everything: Fields) -> Fields:
-    if not sees_micro_batches(config.mid_train):
+    if not schema.sees_micro_batches(config.mid_train):
         return {}
-    rows = micro_batch_rows(config.mid_train, num_ranks(config.launch))
+    rows = schema.micro_batch_rows(config.mid_train, num_ranks(config.launch))
     return {"sequences of a micro-batch (mid_train.scope=step: of no effect)": rows}
 
 
 def sft(config: Config, everything: Fields) -> Fields:
     """The length that counts, however it was set."""
-    length = max_length(config.sft, config.sequence_length)
+    length = schema.max_length(config.sft, config.sequence_length)
     return {"sft": everything["sft"] | {"max_length": length}}
 
 
 def dpo(config: Config, everything: Fields) -> Fields:
-    length = max_length(config.dpo, config.sequence_length)
+    length = schema.max_length(config.dpo, config.sequence_length)
     return {"dpo": everything["dpo"] | {"max_length": length}}
 
 
 def rlvr(config: Config, everything: Fields) -> Fields:
-    length = max_prompt_length(config.rlvr, config.sequence_length)
+    length = schema.max_prompt_length(config.rlvr, config.sequence_length)
     return {"rlvr": everything["rlvr"] | {"max_prompt_length": length}}
 
 
@@ -78,9 +71,10 @@ def evaluate(config: Config, everything: Fields) -> Fields:
 
 
 def analyze(config: Config, everything: Fields) -> Fields:
+    steps = schema.post_training_sections()
     fields: Fields = {
         # They determine which model of a round is the next reference.
-        "post_steps": [kind for kind in post_training_sections() if everything[kind]["enabled"]],
+        "post_steps": [kind for kind in steps if everything[kind]["enabled"]],
         "heldout": everything["eval"]["bits_per_byte"],
         # They do not change a training, but they change what an analysis may show.
         "shown": {
@@ -116,7 +110,7 @@ def contamination(config: Config, everything: Fields) -> Fields:
         "tokenizer.kind": config.tokenizer.kind,
         **{
             section: {key: given[key] for key in READ_KEYS if key in given}
-            for section, given in _picked(everything, trained_sections()).items()
+            for section, given in _picked(everything, schema.trained_sections()).items()
         },
         **_benchmark_files(config),
     }
