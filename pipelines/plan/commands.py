@@ -7,15 +7,6 @@ from dataclasses import replace
 from pipelines.errors import UserError
 from pipelines.models.checkpoint import ModelRef, find_checkpoint, stage_kind
 from pipelines.plan import flywheel
-from pipelines.plan.flywheel import (
-    contamination_check,
-    has_questions,
-    mid_stages,
-    plan_base,
-    plan_post_train,
-    with_objective,
-    without_contaminated,
-)
 from pipelines.plan.kinds import is_kind, kind_of
 from pipelines.plan.stage import CONTAMINATION, Stage
 from pipelines.recipe.schema import Config
@@ -23,14 +14,14 @@ from pipelines.recipe.schema import Config
 
 def pretrain_ckpt(config: Config, base: str | None) -> list[Stage]:
     """`pretrain-ckpt`: train the base, or import `base` (else the `base` of the recipe)."""
-    return plan_base(*_with_base(config, base))
+    return flywheel.plan_base(*_with_base(config, base))
 
 
 def mid_train(config: Config, base: str, ref: str | None) -> list[Stage]:
     """`mid-train`."""
-    decided = with_objective(config, bool(ref))
+    decided = flywheel.with_objective(config, bool(ref))
     found = find_checkpoint(base, "--base")
-    return mid_stages(decided, _named("mid-train", config), found, _reference(ref))
+    return flywheel.mid_stages(decided, _named("mid-train", config), found, _reference(ref))
 
 
 def score(config: Config, model: str, base: str | None) -> list[Stage]:
@@ -44,7 +35,7 @@ def score(config: Config, model: str, base: str | None) -> list[Stage]:
 def post_train(config: Config, base: str) -> list[Stage]:
     """`post-train`: the enabled steps, each from the model of the step before."""
     found = find_checkpoint(base, "--base")
-    stages = plan_post_train(config, found, _named("post-train", config))
+    stages = flywheel.plan_post_train(config, found, _named("post-train", config))
     if not stages:
         raise UserError("post-train: sft, dpo and rlvr are all disabled; enable one of them.")
     return stages
@@ -59,14 +50,9 @@ def rl_tune(config: Config, base: str) -> list[Stage]:
 def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
     """`eval`, after a contamination check if contaminated questions are left out.
 
-    Args:
-        chat: use the chat template; None: use it if the stage that made the model does.
+    `chat` uses the chat template; None uses it if the stage that made the model does.
     """
-    if not has_questions(config):
-        raise UserError(
-            f"eval: the recipe '{config.name}' enables no task and no benchmark of eval, and has "
-            "no eval.bits_per_byte, so there is nothing to measure."
-        )
+    _check_questions(config, "eval", "measure")
     found = find_checkpoint(model, "--model")
     if chat is None:
         made_by = stage_kind(found) or ""
@@ -74,18 +60,14 @@ def evaluate(config: Config, model: str, chat: bool | None) -> list[Stage]:
     evaluation = Stage("evaluate", _named("eval", config), config, {"model": found}, chat=chat)
     if config.eval.contamination != "leave_out":
         return [evaluation]
-    check = contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))
-    return [check, without_contaminated(evaluation, check.name)]
+    check = flywheel.contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))
+    return [check, flywheel.without_contaminated(evaluation, check.name)]
 
 
 def contamination(config: Config) -> list[Stage]:
     """`contamination`: check every source of the recipe's training stages."""
-    if not has_questions(config):
-        raise UserError(
-            f"contamination: the recipe '{config.name}' enables no task and no benchmark of eval, "
-            "and has no eval.bits_per_byte, so there is nothing to look for."
-        )
-    return [contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))]
+    _check_questions(config, "contamination", "look for")
+    return [flywheel.contamination_check(config, _pipeline(config), _named(CONTAMINATION, config))]
 
 
 def whole_flywheel(
@@ -98,6 +80,14 @@ def whole_flywheel(
         config = replace(config, flywheel=replace(config.flywheel, iterations=iterations))
     config, found = _with_base(config, base)
     return flywheel.plan_flywheel(config, found, _reference(ref))
+
+
+def _check_questions(config: Config, command: str, aim: str) -> None:
+    if not flywheel.has_questions(config):
+        raise UserError(
+            f"{command}: the recipe '{config.name}' enables no task and no benchmark of eval, and "
+            f"has no eval.bits_per_byte, so there is nothing to {aim}."
+        )
 
 
 def _with_base(config: Config, base: str | None) -> tuple[Config, ModelRef | None]:
@@ -114,10 +104,10 @@ def _reference(ref: str | None) -> ModelRef | None:
 
 def _pipeline(config: Config) -> list[Stage]:
     """The plain pipeline of a recipe, without the base stage if the recipe imports its base."""
-    base: list[Stage] = [] if config.base else plan_base(config, None)
+    base: list[Stage] = [] if config.base else flywheel.plan_base(config, None)
     mid = Stage("mid_train", "mid-train", config)
     evaluation = Stage("evaluate", "eval", config)
-    return [*base, mid, *plan_post_train(config, mid.name, ""), evaluation]
+    return [*base, mid, *flywheel.plan_post_train(config, mid.name, ""), evaluation]
 
 
 def _named(command: str, config: Config) -> str:

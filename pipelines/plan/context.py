@@ -12,23 +12,24 @@ from pipelines.recipe.schema import DpoConfig, RlvrConfig, SftConfig, longest_se
 def longest_context(stage: Stage, stages: list[Stage]) -> int | None:
     """The tokens that the model of a stage takes; None where the plan alone does not tell it.
 
-    A base that the plan trains takes its sequence_length, and what is trained from it too; a given
-    model what its config.json says.
+    A given model takes what its config.json says; a base that the plan trains takes its
+    sequence_length, and so does what is trained from it.
     """
-    by_name = {one.name: one for one in stages}
-    while True:
-        given = stage.inputs.get("model") or stage.inputs.get("base")
-        if isinstance(given, ModelRef):
-            if given.folder is None:
-                return None
-            found = read_model_config(given.folder, "--model").get("max_position_embeddings")
-            return found if isinstance(found, int) else None
-        if given is None:
-            return stage.config.sequence_length if stage.kind == "pretrain" else None
-        before = by_name.get(given.partition("@")[0])
-        if before is None:
-            return None
-        stage = before
+    given = stage.inputs.get("model") or stage.inputs.get("base")
+    if isinstance(given, ModelRef):
+        return _positions(given, "--model")
+    if given is None:
+        return stage.config.sequence_length if stage.kind == "pretrain" else None
+    name = given.partition("@")[0]
+    before = next((one for one in stages if one.name == name), None)
+    return longest_context(before, stages) if before else None
+
+
+def _positions(model: ModelRef, option: str) -> int | None:
+    if model.folder is None:
+        return None
+    found = read_model_config(model.folder, option).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def check_context(stage: Stage, stages: list[Stage]) -> None:
@@ -40,21 +41,16 @@ def check_context(stage: Stage, stages: list[Stage]) -> None:
     key, needed = _needed(stage)
     for role, given in stage.inputs.items():
         if isinstance(given, ModelRef) and given.folder:
-            longest = read_model_config(given.folder, f"--{role}").get("max_position_embeddings")
-            named = f"the model in {given.folder}"
+            longest, named = _positions(given, f"--{role}"), f"the model in {given.folder}"
         elif role == "model" and key != "sequence_length":
             longest, named = longest_context(stage, stages), "the base"
         else:
             continue
-        if isinstance(longest, int) and needed > longest:
-            raise UserError(
-                f"{key} = {needed} is above the {longest} positions of {named}. "
-                + (
-                    f"Set {key}={longest} or less."
-                    if " " not in key
-                    else f"Together they may be at most {longest}."
-                )
-            )
+        if longest is not None and needed > longest:
+            most = f"Set {key}={longest} or less."
+            if " " in key:
+                most = f"Together they may be at most {longest}."
+            raise UserError(f"{key} = {needed} is above the {longest} positions of {named}. {most}")
 
 
 def _needed(stage: Stage) -> tuple[str, int]:

@@ -23,8 +23,7 @@ def counted(stages: list[Stage], run: RunDir) -> list[Stage]:
     """The stages, with the steps of those that train by epochs where all their records are counted.
 
     Local files are read for it once; a hub is not asked, and files that are missing or wrong count
-    as unknown. Of pairs it is the most there can be: those with two equal answers are left out in
-    training.
+    as unknown. Of pairs it is the most there can be: training leaves out those with equal answers.
     """
     cache = run.data / "inspected.json" if run.root.is_dir() else None
     return [_with_steps(stage, cache) if trains_by_epochs(stage) else stage for stage in stages]
@@ -33,19 +32,17 @@ def counted(stages: list[Stage], run: RunDir) -> list[Stage]:
 def _with_steps(stage: Stage, cache: Path | None) -> Stage:
     settings = settings_of(stage)
     assert isinstance(settings, (SftConfig, DpoConfig))
+    sources = {key: source for key, source in sources_of(stage).items() if source.weight > 0}
     total = 0
-    for key, source in sources_of(stage).items():
-        if source.weight == 0:
-            continue
-        if source.kind == "hub":
-            return stage
+    for key, source in sources.items():
         try:
-            facts = inspect_source(key, source, stage.config.data_root, settings.RECORDS, cache)
+            hub, root = source.kind == "hub", stage.config.data_root
+            kept = 0 if hub else inspect_source(key, source, root, settings.RECORDS, cache).kept
         except UserError:
+            kept = 0
+        if not kept:
             return stage
-        if not facts.kept:
-            return stage
-        total += facts.kept
+        total += kept
     if isinstance(settings, DpoConfig):
         total = max(0, total - settings.heldout_pairs)
     return replace(stage, num_steps=steps_of_epochs(settings, total))

@@ -16,7 +16,7 @@ from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.kinds import POST_STEPS, kind_of
 from pipelines.plan.sources import sources_of
 from pipelines.plan.stage import ANALYSIS, BASE, BASE_EVAL, CONTAMINATION, Stage
-from pipelines.recipe.schema import Config, MidTrainConfig, uses_score_cache
+from pipelines.recipe.schema import Config, uses_score_cache
 
 
 def enabled_post_steps(config: Config) -> list[str]:
@@ -24,15 +24,12 @@ def enabled_post_steps(config: Config) -> list[str]:
     return [kind for _, kind in POST_STEPS if getattr(config, kind).enabled]
 
 
-def reference_kind(config: Config) -> str:
-    """The last enabled step of post-training, whose model is the reference of the next round."""
-    steps = enabled_post_steps(config)
-    if not steps:
+def _check_post_steps(config: Config) -> None:
+    if not enabled_post_steps(config):
         raise UserError(
             "sft, dpo and rlvr are all disabled: the flywheel has no post-trained model to "
             "use as the reference. Set one of sft.enabled, dpo.enabled, rlvr.enabled to true."
         )
-    return steps[-1]
 
 
 def plan_base(config: Config, base: ModelRef | None) -> list[Stage]:
@@ -51,33 +48,32 @@ def with_objective(config: Config, has_ref: bool) -> Config:
     objective = config.mid_train.objective
     if objective == "auto":
         objective = "remit" if has_ref else "ntp"
-    if objective != "ntp" and not has_ref:
-        raise UserError(
+    mid = dataclasses.replace(config.mid_train, objective=objective)
+    for wrong, why in (
+        (
+            objective != "ntp" and not has_ref,
             f"mid_train.objective={objective} needs a reference: give one with --ref RL_CKPT, "
-            "or set mid_train.objective=ntp."
-        )
-    if objective == "ntp" and has_ref:
-        raise UserError(
+            "or set mid_train.objective=ntp.",
+        ),
+        (
+            objective == "ntp" and has_ref,
             "mid_train.objective=ntp uses no reference, but --ref gives one. Leave --ref out, or "
-            "set mid_train.objective=remit (or auto)."
-        )
-    decided = dataclasses.replace(config.mid_train, objective=objective)
-    _check_switches(decided)
-    return dataclasses.replace(config, mid_train=decided)
-
-
-def _check_switches(mid: MidTrainConfig) -> None:
-    """Refuse conflicting options of an objective."""
-    if mid.objective == "remit" and mid.scope == "step" and not mid.remit.detach:
-        raise UserError(
+            "set mid_train.objective=remit (or auto).",
+        ),
+        (
+            objective == "remit" and mid.scope == "step" and not mid.remit.detach,
             "mid_train.remit.detach=false cannot be combined with mid_train.scope=step, which "
-            "computes the weights in a forward without gradient. Change one of them."
-        )
-    if mid.objective == "kd" and mid.reference == "cached":
-        raise UserError(
+            "computes the weights in a forward without gradient. Change one of them.",
+        ),
+        (
+            objective == "kd" and mid.reference == "cached",
             "mid_train.objective=kd needs the reference's whole distribution, and the score cache "
-            "keeps one number per token. Set mid_train.reference=inline."
-        )
+            "keeps one number per token. Set mid_train.reference=inline.",
+        ),
+    ):
+        if wrong:
+            raise UserError(why)
+    return dataclasses.replace(config, mid_train=mid)
 
 
 def mid_stages(
@@ -87,9 +83,9 @@ def mid_stages(
     ref: str | ModelRef | None,
     small: ModelRef | None = None,
 ) -> list[Stage]:
-    """A mid-training, preceded by the score stages that it reads.
+    """A mid-training of a resolved objective, preceded by the score stages that it reads.
 
-    The objective of `config` must be resolved. `small` is MiniPLM's small model; None: the base.
+    `small` is MiniPLM's small model; None: the base.
     """
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
     selects = config.mid_train.objective == "miniplm"
@@ -157,7 +153,7 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
     `ref` replaces round 0's post-trained model as the reference of round 1. Round 0 still runs as
     the baseline unless `flywheel.baseline` is false.
     """
-    reference_kind(config)
+    _check_post_steps(config)
     rounds = config.flywheel.iterations
     if not config.flywheel.baseline and ref is None:
         raise UserError(
@@ -172,14 +168,10 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
     stages = plan_base(config, base)
     stages.append(Stage("evaluate", BASE_EVAL, config, {"model": BASE}))
     reference: str | ModelRef | None = ref
-    for number in range(rounds + 1):
-        if number == 0:
-            if config.flywheel.baseline:
-                stages += _round(config, 0, None)
-            continue
-        if reference is None or number > 1:
-            reference = _last_post_stage(config, number - 1)
-        stages += _round(config, number, reference)
+    for number in range(0 if config.flywheel.baseline else 1, rounds + 1):
+        stages += _round(config, number, reference if number else None)
+        if number or ref is None:
+            reference = stages[-1].inputs["model"]
     if config.analysis.enabled:
         stages.append(plan_analysis(config, stages))
     return with_contamination(config, stages)
@@ -191,7 +183,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
     Raises:
         UserError: fewer than two models, or no base among them.
     """
-    reference_kind(config)
+    _check_post_steps(config)
     models = [stage.name for stage in stages if kind_of(stage.kind).trains]
     if BASE not in models or len(models) < 2:
         raise UserError(
@@ -199,8 +191,7 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
             "finished mid-training. Repeat the `remit flywheel` command to resume it."
         )
     inputs: dict[str, str | ModelRef] = {name: name for name in models}
-    for stage in stages:
-        given = stage.inputs.get("ref")
+    for given in (stage.inputs.get("ref") for stage in stages):
         if isinstance(given, ModelRef):
             inputs["ref"] = given
     if any(stage.kind == "mid_train" and "ref" in stage.inputs for stage in stages):
@@ -213,23 +204,13 @@ def plan_analysis(config: Config, stages: Sequence[Stage]) -> Stage:
 def _round(config: Config, number: int, reference: str | ModelRef | None) -> list[Stage]:
     folder = f"round-{number}"
     # Round 0 is the standard pipeline, whatever the objective of the other rounds.
-    objective = "auto" if reference is None else config.mid_train.objective
-    mid_config = with_objective(
-        dataclasses.replace(
-            config, mid_train=dataclasses.replace(config.mid_train, objective=objective)
-        ),
-        reference is not None,
-    )
-    mids = mid_stages(mid_config, f"{folder}/10-mid-train", BASE, reference)
-    mid = mids[-1]
-    post = plan_post_train(config, mid.name, folder)
-    return [
-        *mids,
-        Stage("evaluate", f"{folder}/15-eval", config, {"model": mid.name}),
-        *post,
-        Stage("evaluate", f"{folder}/50-eval", config, {"model": post[-1].name}, chat=True),
-    ]
-
-
-def _last_post_stage(config: Config, number: int) -> str:
-    return plan_post_train(config, BASE, f"round-{number}")[-1].name
+    mid = config.mid_train
+    if reference is None:
+        mid = dataclasses.replace(mid, objective="auto")
+    mid_config = with_objective(dataclasses.replace(config, mid_train=mid), reference is not None)
+    stages = mid_stages(mid_config, f"{folder}/10-mid-train", BASE, reference)
+    model = stages[-1].name
+    stages.append(Stage("evaluate", f"{folder}/15-eval", config, {"model": model}))
+    stages += plan_post_train(config, model, folder)
+    model = stages[-1].name
+    return [*stages, Stage("evaluate", f"{folder}/50-eval", config, {"model": model}, chat=True)]

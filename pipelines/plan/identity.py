@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,15 @@ def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[s
         kept = {key: everything[key] for key in SHARED_KEYS + row.identity}
         if row.identity:
             kept["model.attn_implementation"] = config.model.attn_implementation
-        kept |= row.depends(config, everything, inputs)
-    fields = dict(_flatten(kept))
-    fields.update({f"input {name}": digest for name, digest in inputs.items()})
-    fields["numerics version"] = row.numerics_version
-    return fields
+        kept |= row.depends(config, everything)
+    fields = dict(_flatten(kept)) | {f"input {name}": value for name, value in inputs.items()}
+    return fields | {"numerics version": row.numerics_version}
 
 
 def stage_fields(stage: Stage, inputs: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
     """The fields of the identity of a stage, including its inputs and data."""
     fields = identity_fields(stage.kind, stage.config, inputs)
-    fields.update({f"data {key}": value for key, value in data.items()})
+    fields |= {f"data {key}": value for key, value in data.items()}
     if stage.kind == "evaluate":
         fields["chat"] = stage.chat
     return fields
@@ -64,12 +63,11 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
         made = None if is_remade(stage) else made_with(stage_dir)
         if made is None:
             continue
-        old = {key: value for key, value in made.items() if not key.startswith(("input ", "data "))}
-        new = {
-            key: value
-            for key, value in stage_fields(stage, dict.fromkeys(stage.inputs, ""), {}).items()
-            if not key.startswith("input ")
-        }
+        now = stage_fields(stage, dict.fromkeys(stage.inputs, ""), {})
+        old, new = (
+            {key: value for key, value in fields.items() if not key.startswith(("input ", "data "))}
+            for fields in (made, now)
+        )
         if old != new:
             raise refusal(stage_dir, old, new)
 
@@ -87,22 +85,19 @@ def is_made(stage_dir: StageDir) -> bool:
     """Whether a stage is complete and, for a score stage, its scores still exist."""
     if not stage_dir.is_complete() or not stage_dir.config.is_file():
         return False
-    result = stage_dir.read_result()
-    if "scores" not in result:
+    scores = stage_dir.read_result().get("scores")
+    if scores is None:
         return True
     try:
-        read_marker(Path(result["scores"]) / "complete.json", {})
+        read_marker(Path(scores) / "complete.json", {})
     except (FileNotFoundError, DamagedFile):
         return False
     return True
 
 
 def is_remade(stage: Stage) -> bool:
-    """Whether a stage is repeated when its inputs have changed, since no other stage builds on it.
-
-    The contamination check of a comparison is one: later comparisons in the same run directory
-    read more sources.
-    """
+    """Whether a stage, on which no other builds, is repeated when its inputs have changed."""
+    # A later comparison in the same run directory reads more sources.
     of_comparison = stage.name == f"{COMPARISON}/{CONTAMINATION}"
     counts = of_comparison and stage.config.eval.contamination == "report"
     return kind_of(stage.kind).derived or counts
@@ -115,12 +110,12 @@ def digest(fields: dict[str, Any]) -> str:
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every field that differs, in a stable order."""
-    missing = "(not set)"
-    return [
-        f"{key}: {_short(old.get(key, missing))} -> {_short(new.get(key, missing))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
-    ]
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (fields.get(key, "(not set)") for fields in (old, new))
+        if before != after:
+            found.append(f"{key}: {_short(before)} -> {_short(after)}")
+    return found
 
 
 def _short(value: Any) -> str:
@@ -128,11 +123,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat += _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
+            yield f"{prefix}{key}", value

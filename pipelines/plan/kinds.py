@@ -19,60 +19,35 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """A small chart of the report.
-
-    Attributes:
-        unit: values in `percent` are logged as shares from 0 to 1.
-        keys: keys of a log line; the values of several are summed.
-    """
+    """A small chart of the report."""
 
     title: str
-    unit: str
-    keys: tuple[str, ...]
+    unit: str  # values in `percent` are logged as shares from 0 to 1
+    keys: tuple[str, ...]  # of a log line; the values of several are summed
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the launcher needs to know about a kind of stage; a rank needs only its module.
-
-    Attributes:
-        title: label in the report's drawing of the flywheel; empty: not drawn.
-        section: section of the recipe with its settings.
-        identity: keys of the recipe that its result depends on, including all keys below them.
-        depends: returns further fields of the identity.
-        numerics_version: raise it when the mathematics of the stage changes.
-        cost: tokens and FLOPs of a stage, given the number of parameters of the model.
-        headline: describes a finished stage in one line.
-        facts: keys of the result that `--json` and the report show.
-        curves: charts of its log in the report.
-        launch_key: key in the recipe's `stages` that configures its launch; empty: always one rank.
-        trains: it runs optimizer steps, writes checkpoints and produces a model.
-        chat: its model is evaluated through the chat template.
-        post_step: number of its folder in post-training, which orders the steps; empty: not a step
-            of post-training.
-        asks: it reads evaluation questions, so tasks and benchmarks must be available.
-        derived: it only reads other stages, and is run again when they change.
-    """
+    """What the launcher needs to know about a kind of stage; a rank needs only its module."""
 
     name: str
     module: str
-    section: str
-    identity: tuple[str, ...]
-    cost: Callable[[Stage, int], cost.Work]
-    headline: Callable[[Result], str]
-    depends: Callable[[Config, dict[str, Any], dict[str, str]], dict[str, Any]] = (
-        dependencies.nothing_more
-    )
-    numerics_version: int = 1
-    title: str = ""
-    facts: tuple[str, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    launch_key: str = ""
-    trains: bool = False
-    chat: bool = False
-    post_step: str = ""
-    asks: bool = False
-    derived: bool = False
+    section: str  # of the recipe, with its settings
+    identity: tuple[str, ...]  # keys of the recipe that its result depends on, with all below them
+    cost: Callable[[Stage, int], cost.Work]  # of a stage, given the parameters of the model
+    headline: Callable[[Result], str]  # describes a finished stage in one line
+    # Further fields of the identity.
+    depends: Callable[[Config, dict[str, Any]], dict[str, Any]] = dependencies.nothing_more
+    numerics_version: int = 1  # raise it when the mathematics of the stage changes
+    title: str = ""  # label in the report's drawing of the flywheel; empty: not drawn
+    facts: tuple[str, ...] = ()  # keys of the result that `--json` and the report show
+    curves: tuple[Curve, ...] = ()  # charts of its log in the report
+    launch_key: str = ""  # key in the recipe's `stages`; empty: always one rank
+    trains: bool = False  # it runs optimizer steps, writes checkpoints and produces a model
+    chat: bool = False  # its model is evaluated through the chat template
+    post_step: str = ""  # number of its folder in post-training, which orders the steps
+    asks: bool = False  # it reads evaluation questions, which must be available
+    derived: bool = False  # it only reads other stages, and is run again when they change
 
 
 KINDS = (

@@ -60,9 +60,7 @@ def hosts(hostfile: str) -> dict[str, int]:
 
 def num_nodes(launch: LaunchConfig) -> int:
     """Number of nodes of a stage."""
-    if launch.hostfile:
-        return len(hosts(launch.hostfile))
-    return launch.nodes or slurm.num_nodes()
+    return len(hosts(launch.hostfile)) if launch.hostfile else launch.nodes or slurm.num_nodes()
 
 
 def num_ranks(launch: LaunchConfig) -> int:
@@ -77,31 +75,28 @@ def through_srun(launch: LaunchConfig) -> bool:
     return not launch.hostfile and num_nodes(launch) > 1
 
 
-def is_spread(launch: LaunchConfig) -> bool:
-    """Whether ranks run, or may run, on nodes other than this one."""
-    return bool(launch.hostfile) or through_srun(launch)
+def needs_launch_spec(launch: LaunchConfig) -> bool:
+    """Whether ranks start through `pipelines.worker.rank`: on other nodes or after a prologue."""
+    return bool(launch.hostfile or launch.prologue) or through_srun(launch)
 
 
 def can_fork(launch: LaunchConfig) -> bool:
-    """Whether ranks may be forked: all run on this node, without a prologue and without GPUs, since
-    CUDA does not survive a fork."""
-    return not is_spread(launch) and not launch.prologue and not num_gpus()
+    """Whether ranks may be forked: not with GPUs, since CUDA does not survive a fork."""
+    return not needs_launch_spec(launch) and not num_gpus()
 
 
 def check_variables(launch: LaunchConfig) -> None:
-    """Check the variables of `launch.env`.
-
-    Raises:
-        UserError: the launcher sets a variable itself; a name or value is invalid; MASTER_PORT is
-            not a port. The message says what to write instead.
     """
-    for name in RANK_VARIABLES:
-        if name in launch.env:
+    Raises:
+        UserError: a variable of `launch.env` is set by the launcher itself, has an invalid name or
+            value, or is a MASTER_PORT that is not a port.
+    """
+    for name, value in launch.env.items():
+        if name in RANK_VARIABLES:
             raise UserError(
                 f"launch.env.{name}: the launcher sets it for each rank. Remove it; --gpus, "
                 "launch.nodes and --hostfile set the number of ranks."
             )
-    for name, value in launch.env.items():
         if not name or "=" in name or "\0" in name:
             raise UserError(
                 f"launch.env: invalid variable name {name!r}; it must not be empty or contain '='."
@@ -110,9 +105,7 @@ def check_variables(launch: LaunchConfig) -> None:
             raise UserError(f"launch.env.{name}: the value contains a NUL character. Remove it.")
     port = launch.env.get("MASTER_PORT", "29500")
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(
-            f"launch.env.MASTER_PORT = {port}: a port must be a number from 1 to 65535."
-        )
+        raise UserError(f"launch.env.MASTER_PORT = {port}: a port is a number from 1 to 65535.")
 
 
 def check_prologue(launch: LaunchConfig) -> None:
@@ -125,9 +118,8 @@ def check_prologue(launch: LaunchConfig) -> None:
         if "\0" in line:
             raise UserError(f"launch.prologue: {line!r} contains a NUL character. Remove it.")
         try:
-            read = subprocess.run(
-                ["bash", "-n", "-c", line], capture_output=True, text=True, check=False
-            )
+            command = ["bash", "-n", "-c", line]
+            read = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise UserError("launch.prologue needs bash, which is not on the PATH.") from error
         if read.returncode:
@@ -151,19 +143,10 @@ def visible_devices(launch: LaunchConfig) -> list[int | str]:
     return [int(name) if name.isdigit() else name for name in named[: launch.gpus]]
 
 
-def needs_launch_spec(launch: LaunchConfig) -> bool:
-    """Whether ranks start through `pipelines.worker.rank`: on other nodes or after a prologue."""
-    return is_spread(launch) or bool(launch.prologue)
-
-
 def command_line(
     launch: LaunchConfig, stage_dir: StageDir, port: int, token: str = ""
 ) -> list[str]:
-    """The command that runs a stage's ranks.
-
-    Args:
-        token: returned by `write_launch_spec`.
-    """
+    """The command that runs a stage's ranks; `write_launch_spec` returns the token."""
     worker = ["pipelines.worker.worker", str(stage_dir.root)]
     if needs_launch_spec(launch):
         worker = ["pipelines.worker.rank", str(stage_dir.root), token]
@@ -180,15 +163,11 @@ def command_line(
         return [*runner, *options, *launch.runner_args, "--module", *worker]
     if launch.gpus == 1:
         return [sys.executable, "-m", *worker]
-    world = base64.urlsafe_b64encode(
-        json.dumps({"localhost": visible_devices(launch)}).encode()
-    ).decode()
+    world = json.dumps({"localhost": visible_devices(launch)}).encode()
     options = [
-        f"--world_info={world}",
-        f"--master_addr={address or '127.0.0.1'}",
-        f"--master_port={port}",
-        "--no_local_rank",
-    ]
+        f"--world_info={base64.urlsafe_b64encode(world).decode()}",
+        f"--master_addr={address or '127.0.0.1'}", f"--master_port={port}", "--no_local_rank",
+    ]  # fmt: skip
     return [sys.executable, "-m", "deepspeed.launcher.launch", *options, "--module", *worker]
 
 
@@ -196,9 +175,6 @@ def write_launch_spec(
     launch: LaunchConfig, stage_dir: StageDir, port: int, env: Mapping[str, str]
 ) -> str:
     """Write the launch spec, which the ranks on all nodes read first; see `pipelines.worker.rank`.
-
-    Args:
-        env: environment of the stage's ranks on this node.
 
     Returns:
         Its token, a new one for every start. A rank that finds another token, or no file, runs on a
@@ -209,13 +185,13 @@ def write_launch_spec(
     token = secrets.token_hex(8)
     rendezvous: dict[str, str] = {}
     if through_srun(launch):
-        given = {"MASTER_ADDR": launch.env.get("MASTER_ADDR", ""), "MASTER_PORT": str(port)}
-        rendezvous = {key: value for key, value in given.items() if value}
-    kept = {key: value for key, value in env.items() if _is_carried(key, launch)}
+        if address := launch.env.get("MASTER_ADDR"):
+            rendezvous["MASTER_ADDR"] = address
+        rendezvous["MASTER_PORT"] = str(port)
     spec = {
         "token": token,
         "port": port,
-        "env": kept,
+        "env": {key: value for key, value in env.items() if _is_carried(key, launch)},
         "rendezvous": rendezvous,
         "prologue": launch.prologue,
         "command": this_process(),
@@ -228,10 +204,9 @@ def write_launch_spec(
 def _is_carried(name: str, launch: LaunchConfig) -> bool:
     if name.startswith("MASTER_"):
         return False
-    by_runner = launch.hostfile and "--no_ssh" not in launch.runner_args
-    if by_runner and (name.startswith(CARRIED) or name in COMPUTED):
-        return True
-    return name in launch.env or name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    by_runner = bool(launch.hostfile) and "--no_ssh" not in launch.runner_args
+    carried = by_runner and (name.startswith(CARRIED) or name in COMPUTED)
+    return carried or name in launch.env or name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 CPU_ENVIRONMENT = {
@@ -250,17 +225,14 @@ COMPUTED = (
 
 
 def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str]:
-    """The environment of a stage's ranks.
-
-    On CPU, the cores are divided among the ranks, and freed memory stays with the process.
-    """
+    """The environment of a stage's ranks; on CPU, they share the cores and keep freed memory."""
     env = dict(os.environ)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     if not num_gpus():
         env["DS_ACCELERATOR"] = "cpu"
         here = max(hosts(launch.hostfile).values()) if launch.hostfile else launch.gpus
-        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // here)))
-        for name, value in CPU_ENVIRONMENT.items():
+        threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // here))}
+        for name, value in (threads | CPU_ENVIRONMENT).items():
             env.setdefault(name, value)
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.access(sys.prefix, os.W_OK):
@@ -279,14 +251,11 @@ def environment(launch: LaunchConfig, port: int, offline: bool) -> dict[str, str
 
 def rank_environments(launch: LaunchConfig, port: int) -> list[dict[str, str]]:
     """The variables that DeepSpeed's per-node launcher sets for each rank of this node."""
-    return [
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(launch.gpus),
-            "LOCAL_SIZE": str(launch.gpus),
-            "MASTER_ADDR": launch.env.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": str(port),
-        }
-        for rank in range(launch.gpus)
-    ]
+    shared = {
+        "WORLD_SIZE": str(launch.gpus),
+        "LOCAL_SIZE": str(launch.gpus),
+        "MASTER_ADDR": launch.env.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": str(port),
+    }
+    ranks = map(str, range(launch.gpus))
+    return [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in ranks]

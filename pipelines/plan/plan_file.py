@@ -25,44 +25,20 @@ OF_ANALYSIS = re.compile(
 def write_plan(path: Path, config: Config, stages: list[Stage]) -> None:
     """Write a plan file: the resolved config and every stage with its inputs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_yaml(
-        {
-            "config": to_dict(config),
-            "stages": [
-                {
-                    "name": stage.name,
-                    "kind": stage.kind,
-                    "inputs": {
-                        role: given if isinstance(given, str) else given.location
-                        for role, given in stage.inputs.items()
-                    },
-                }
-                for stage in stages
-            ],
-            # Last: a file that was cut short lacks it.
-            **made_by(),
-        },
-        path,
-    )
-
-
-def _check_analysis_keys(overrides: list[str], run: RunDir) -> None:
-    """Refuse overrides of settings that a finished training has used."""
-    fixed = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
-    if fixed:
-        raise UserError(
-            f"analyze {run.root}: {', '.join(fixed)} is a setting of what was trained or "
-            "evaluated, which is finished. Only these keys may be changed: analysis.*, launch.*, "
-            "eval.tasks.*, eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and "
-            "licence and publish of mid_train.sources."
-        )
+    entries = []
+    for stage in stages:
+        given = stage.inputs.items()
+        inputs = {role: one if isinstance(one, str) else one.location for role, one in given}
+        entries.append({"name": stage.name, "kind": stage.kind, "inputs": inputs})
+    # Last: a file that was cut short lacks it.
+    write_yaml({"config": to_dict(config), "stages": entries, **made_by()}, path)
 
 
 def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[Stage]]:
     """The config of a finished flywheel, with overrides, and its complete stages.
 
     Raises:
-        UserError: the folder is not the run directory of a flywheel, or an override is wrong.
+        UserError: the folder is not the run directory of a flywheel, or an override is refused.
     """
     if not run.flywheel_plan.is_file():
         raise UserError(
@@ -73,7 +49,14 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
     # The plan file already contains the tasks and benchmarks of the suite.
     written["config"]["eval"]["suite"] = ""
     config = resolved(written["config"], overrides, run.flywheel_plan)
-    _check_analysis_keys(overrides, run)
+    fixed = [key for key in override_keys(overrides) if not OF_ANALYSIS.fullmatch(key)]
+    if fixed:
+        raise UserError(
+            f"analyze {run.root}: {', '.join(fixed)} is a setting of what was trained or "
+            "evaluated, which is finished. Only these keys may be changed: analysis.*, launch.*, "
+            "eval.tasks.*, eval.bits_per_byte*, eval.batch_size, chunk_bytes, data_root, and "
+            "licence and publish of mid_train.sources."
+        )
     names = {entry["name"] for entry in written["stages"]}
     stages = [
         Stage(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import shutil
 from itertools import product
-from typing import Any
+from pathlib import Path
 
 from pipelines.data.inspection import SourceFacts, inspect_source
 from pipelines.data.new_tokenizer import check_made_tokenizer
@@ -13,21 +14,13 @@ from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_available, check_lengths
 from pipelines.machine import slurm
 from pipelines.machine.process import cpp_compiler, num_cores, num_gpus
-from pipelines.machine.slurm import seconds_of_job
 from pipelines.models.checkpoint import ModelRef, has_chat_template, own_code, read_model_config
 from pipelines.models.tokenizer import check_tokenizers, num_tokens
+from pipelines.plan import placement
 from pipelines.plan.context import check_context, longest_context
 from pipelines.plan.estimate import bytes_to_write, estimate
 from pipelines.plan.identity import check_unchanged
 from pipelines.plan.kinds import kind_of
-from pipelines.plan.placement import (
-    check_prologue,
-    check_variables,
-    hosts,
-    num_nodes,
-    num_ranks,
-    through_srun,
-)
 from pipelines.plan.sources import settings_of, sources_of
 from pipelines.plan.stage import Stage
 from pipelines.quantities import quantity
@@ -55,7 +48,7 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
         Facts about each data source, by config key; their hashes are part of the identities.
 
     Raises:
-        UserError: the first problem found.
+        UserError: the first problem.
     """
     config = stages[0].config
     _check_launches(stages)
@@ -71,31 +64,34 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
             check_lengths(asked, stage.config.eval.max_length or longest_context(stage, stages))
     _check_separation(config, stages)
     _check_sandbox(stages)
-    facts: dict[str, SourceFacts] = {}
+    facts = _inspect_sources(stages, run)
+    check_unchanged(stages, run)
+    _check_reference(stages, run)
+    check_splits(stages, run)
+    check_disk(stages, run)
+    return facts
+
+
+def _inspect_sources(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
+    config, facts = stages[0].config, {}
+    cache = run.data / "inspected.json" if run.root.is_dir() else None
     for stage in stages:
-        sources = {key: s for key, s in sources_of(stage).items() if s.weight > 0}
-        if not sources and _needs_sources(stage):
+        sources = {key: source for key, source in sources_of(stage).items() if source.weight > 0}
+        imports = stage.kind == "pretrain" and "base" in stage.inputs
+        if not (sources or imports or kind_of(stage.kind).asks):
             raise UserError(
                 f"{stage.name} has no data: the recipe '{config.name}' sets no "
                 f"{stage.kind}.sources with a weight above 0."
             )
         for key, source in sources.items():
             if key not in facts:
-                cache = run.data / "inspected.json" if run.root.is_dir() else None
+                task = config.eval.tasks.get(key.removeprefix("eval.tasks."))
                 facts[key] = inspect_source(
-                    key,
-                    source,
-                    config.data_root,
-                    _use(config, key),
-                    cache,
-                    needs=_split_field(config, key),
-                )
+                    key, source, config.data_root, _records(config, key), cache,
+                    needs=task.split_by if task else "",
+                )  # fmt: skip
     for key in (key for stage in stages for key in sources_of(stage)):
         facts.setdefault(key, SourceFacts([], 0, "weight 0", 0))
-    check_unchanged(stages, run)
-    _check_reference(stages, run)
-    check_splits(stages, run)
-    check_disk(stages, run)
     return facts
 
 
@@ -105,16 +101,15 @@ def check_splits(stages: list[Stage], run: RunDir) -> None:
         stage_dir, settings = run.stage(stage.name), settings_of(stage)
         if stage_dir.is_complete() or not isinstance(settings, TrainConfig):
             continue
-        newest = newest_marker(stage_dir.checkpoints)
-        if newest:
-            ranks = num_ranks(stage.config.launch)
+        if newest := newest_marker(stage_dir.checkpoints):
+            ranks = placement.num_ranks(stage.config.launch)
             check_split(newest[0], ranks, settings.zero_stage, stage.kind)
 
 
 def check_disk(stages: list[Stage], run: RunDir) -> None:
     """Check that the disk of the run directory has space for what the plan still writes."""
-    given = [given for given in stages[0].inputs.values() if isinstance(given, ModelRef)]
-    predicted = estimate(stages, run, given[0] if given else None)
+    given = (given for given in stages[0].inputs.values() if isinstance(given, ModelRef))
+    predicted = estimate(stages, run, next(given, None))
     needed, free = bytes_to_write(predicted, stages, run), free_bytes(run.root)
     if needed > free:
         raise UserError(
@@ -139,19 +134,7 @@ def version_warnings(stages: list[Stage], run: RunDir) -> list[str]:
     ]
 
 
-def _needs_sources(stage: Stage) -> bool:
-    return not kind_of(stage.kind).asks and not (
-        stage.kind == "pretrain" and "base" in stage.inputs
-    )
-
-
-def _split_field(config: Config, key: str) -> str:
-    """The record field by which an eval task is split into families."""
-    task = config.eval.tasks.get(key.removeprefix("eval.tasks."))
-    return task.split_by if task is not None else ""
-
-
-def _use(config: Config, key: str) -> Records:
+def _records(config: Config, key: str) -> Records:
     """The type of records of the source at a config key."""
     section = key.split(".")[0]
     if section != "eval":
@@ -164,33 +147,31 @@ def _check_launches(stages: list[Stage]) -> None:
     """Check each distinct launch of a plan; a message names the stage if `stages` overrides it."""
     checked: list[LaunchConfig] = []
     for stage in stages:
-        launch = stage.config.launch
+        key, launch = kind_of(stage.kind).launch_key, stage.config.launch
         if launch in checked:
             continue
         checked.append(launch)
-        own = [name for name in stage.config.stages if name == kind_of(stage.kind).launch_key]
         try:
             check_launch(launch)
         except UserError as error:
-            if not own:
+            if key not in stage.config.stages:
                 raise
-            raise UserError(f"{stage.name} (stages.{own[0]}.launch): {error}") from error
+            raise UserError(f"{stage.name} (stages.{key}.launch): {error}") from error
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Check that the launch settings can work here: number of ranks and nodes, time of the job, and
-    a compiler if DeepSpeed needs one.
+    """Check ranks, nodes, variables, prologue, time of the job, and the compiler of DeepSpeed.
 
     Raises:
-        UserError: one of them does not fit.
+        UserError: one of them does not fit this machine or job.
     """
     if launch.gpus < 1:
         raise UserError(f"--gpus {launch.gpus}: must be at least 1.")
-    check_variables(launch)
-    check_prologue(launch)
-    seconds_of_job(launch.stop_before_walltime)
+    placement.check_variables(launch)
+    placement.check_prologue(launch)
+    slurm.seconds_of_job(launch.stop_before_walltime)
     if launch.hostfile:
-        hosts(launch.hostfile)
+        placement.hosts(launch.hostfile)
         if launch.nodes:
             raise UserError(
                 f"launch.nodes = {launch.nodes} is for srun, but --hostfile {launch.hostfile} "
@@ -198,10 +179,9 @@ def check_launch(launch: LaunchConfig) -> None:
             )
     else:
         _check_nodes(launch)
-        gpus = num_gpus()
-        available = gpus or num_cores()
+        available = num_gpus() or num_cores()
         if launch.gpus > available:
-            what = f"{gpus} GPUs" if gpus else f"no GPU and {available} CPU cores"
+            what = f"{available} GPUs" if num_gpus() else f"no GPU and {available} CPU cores"
             raise UserError(
                 f"--gpus {launch.gpus}: this machine has {what}, enough for {available} ranks."
             )
@@ -223,27 +203,24 @@ def _check_nodes(launch: LaunchConfig) -> None:
             f"launch.nodes = {launch.nodes}: this SLURM job has {slurm.num_nodes()} nodes. "
             "Request more (#SBATCH --nodes), or set launch.nodes lower."
         )
-    if through_srun(launch) and shutil.which("srun") is None:
+    if placement.through_srun(launch) and shutil.which("srun") is None:
         raise UserError(
-            f"This SLURM job has {num_nodes(launch)} nodes, but srun, which starts their ranks, is "
-            "not on the PATH. Add its folder to PATH, or set launch.nodes=1."
+            f"This SLURM job has {placement.num_nodes(launch)} nodes, but srun, which starts their "
+            "ranks, is not on the PATH. Add its folder to PATH, or set launch.nodes=1."
         )
 
 
 def _check_batches(stage: Stage) -> None:
-    settings = settings_of(stage)
-    ranks = num_ranks(stage.config.launch)
+    settings, trains = settings_of(stage), kind_of(stage.kind).trains
+    ranks = placement.num_ranks(stage.config.launch)
     imports = stage.kind == "pretrain" and stage.inputs
     if not isinstance(settings, TrainConfig) or imports:
         return
-    trains = kind_of(stage.kind).trains
     if isinstance(settings, (PretrainConfig, MidTrainConfig)):
         check_one_step(settings, stage.config.sequence_length)
         if trains:
             check_points(settings, stage.config.sequence_length)
-    if not trains:
-        return
-    if settings.global_batch_size % ranks:
+    if trains and settings.global_batch_size % ranks:
         raise UserError(
             f"{stage.kind}.global_batch_size = {settings.global_batch_size} cannot be divided by "
             f"{ranks} ranks. Choose a multiple of {ranks}, or another --gpus."
@@ -270,39 +247,31 @@ def _check_packages(stage: Stage) -> None:
 def _check_models(stage: Stage) -> None:
     for role, given in stage.inputs.items():
         if isinstance(given, ModelRef) and given.folder:
-            model_config = read_model_config(given.folder, f"--{role}")
-            if kind_of(stage.kind).chat and not has_chat_template(given.folder):
-                raise UserError(
-                    f"{given.folder}: its tokenizer has no chat template. Import it first (remit "
-                    "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
-                )
-            _check_code(given, role, stage.config)
-            _check_embeddings(given, model_config)
+            _check_model(given, given.folder, role, stage)
     base, ref = stage.inputs.get("base"), stage.inputs.get("ref") or stage.inputs.get("model")
     if isinstance(base, ModelRef) and isinstance(ref, ModelRef) and base.folder and ref.folder:
         check_tokenizers(base.folder, ref.folder)
 
 
-def _check_code(model: ModelRef, role: str, config: Config) -> None:
-    """Refuse custom code of a model that trust_remote_code does not name."""
-    assert model.folder is not None
-    code = own_code(model.folder)
-    if code and model.name not in config.trust_remote_code:
+def _check_model(model: ModelRef, folder: Path, role: str, stage: Stage) -> None:
+    """Check chat template, custom code and embedding of an external model."""
+    rows = read_model_config(folder, f"--{role}").get("vocab_size")
+    if kind_of(stage.kind).chat and not has_chat_template(folder):
+        raise UserError(
+            f"{folder}: its tokenizer has no chat template. Import it first (remit "
+            "pretrain-ckpt --base ...), which adds one, and give the folder of that stage."
+        )
+    code = own_code(folder)
+    if code and model.name not in stage.config.trust_remote_code:
         raise UserError(
             f"--{role} {model.name}: this model runs custom code ({', '.join(code[:3])}) with all "
             "your rights. Read the code first; then allow it for this model with "
             f"trust_remote_code=[{model.name}]."
         )
-
-
-def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:
-    """Check that the embedding has a row for every token of the tokenizer."""
-    assert model.folder is not None
-    rows = model_config.get("vocab_size")
-    tokens = num_tokens(model.folder)
+    tokens = num_tokens(folder)
     if isinstance(rows, int) and tokens > rows:
         raise UserError(
-            f"{model.folder}: its tokenizer has {tokens} tokens, but its model only {rows} "
+            f"{folder}: its tokenizer has {tokens} tokens, but its model only {rows} "
             "(vocab_size in config.json). They do not belong together."
         )
 
@@ -310,27 +279,26 @@ def _check_embeddings(model: ModelRef, model_config: dict[str, Any]) -> None:
 def _check_reference(stages: list[Stage], run: RunDir) -> None:
     """Check the tokenizer of an external reference against that of the base, before it is made."""
     first = stages[0]
-    imported = first.inputs.get("base")
-    made = run.stage(first.name)
+    if first.kind != "pretrain":
+        return
+    imported, made = first.inputs.get("base"), run.stage(first.name)
+    base = imported.folder if isinstance(imported, ModelRef) else None
+    if not base and made.is_complete():
+        base = made.model
     for ref in (stage.inputs.get("ref") for stage in stages):
-        if first.kind != "pretrain" or not isinstance(ref, ModelRef) or not ref.folder:
-            continue
-        if isinstance(imported, ModelRef) and imported.folder:
-            check_tokenizers(imported.folder, ref.folder)
-        elif made.is_complete():
-            check_tokenizers(made.model, ref.folder)
-        else:
-            check_made_tokenizer(first.config, ref.folder)
+        if isinstance(ref, ModelRef) and ref.folder:
+            if base:
+                check_tokenizers(base, ref.folder)
+            else:
+                check_made_tokenizer(first.config, ref.folder)
 
 
 def _check_separation(config: Config, stages: list[Stage]) -> None:
     """Keep RL prompts out of SFT: sources that read the same file need disjoint hash ranges."""
-    kinds = {stage.kind for stage in stages}
-    if not {"sft", "rlvr"} <= kinds:
+    if not {"sft", "rlvr"} <= {stage.kind for stage in stages}:
         return
-    for (sft_name, sft), (rl_name, rl) in product(
-        config.sft.sources.items(), config.rlvr.sources.items()
-    ):
+    pairs = product(config.sft.sources.items(), config.rlvr.sources.items())
+    for (sft_name, sft), (rl_name, rl) in pairs:
         if _overlap(sft, rl):
             raise UserError(
                 f"sft.sources.{sft_name} and rlvr.sources.{rl_name} read the same questions from "
@@ -346,21 +314,17 @@ def _check_sandbox(stages: list[Stage]) -> None:
         if isinstance(settings, TrainConfig) and settings.RECORDS != "problems":
             continue
         for key, source in sources_of(stage).items():
-            reason = sandbox.unavailable() if source.reward == "code" and source.weight > 0 else ""
-            if reason:
+            runs_code = source.reward == "code" and source.weight > 0
+            if runs_code and (reason := sandbox.unavailable()):
                 raise UserError(
-                    f"{key}: reward code needs the sandbox, and {reason}. "
-                    "docs/guides/evaluation.md says "
-                    "what the kernel has to allow. Choose another machine, or leave the source out."
+                    f"{key}: reward code needs the sandbox, and {reason}. Use another machine, or "
+                    "leave the source out; docs/guides/evaluation.md says what it needs."
                 )
 
 
 def _overlap(first: SourceConfig, second: SourceConfig) -> bool:
-    same: list[Any] = [first.kind, first.path, first.name, first.split]
     if first.kind == "world" or not (first.weight and second.weight):
         return False
-    if same != [second.kind, second.path, second.name, second.split]:
-        return False
-    return max(first.hash_range[0], second.hash_range[0]) < min(
-        first.hash_range[1], second.hash_range[1]
-    )
+    same = operator.attrgetter("kind", "path", "name", "split")
+    starts, ends = zip(first.hash_range, second.hash_range, strict=True)
+    return bool(same(first) == same(second)) and max(starts) < min(ends)

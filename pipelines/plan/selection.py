@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.stage import Stage
 from pipelines.run_dir.paths import RunDir
@@ -15,9 +12,8 @@ def select(stages: list[Stage], until: str | None, only: str | None) -> list[Sta
     """The stages of a plan that a command runs.
 
     Args:
-        until: name of a stage in the ledger, or its first part (`round-1`). Selects everything up
-            to the last stage that matches.
-        only: the same, but selects only the stages that match.
+        until: a stage, or the first part of its name (`round-1`): all up to the last that matches.
+        only: the same: the stages that match.
 
     Raises:
         UserError: both are given, or no stage matches; the message lists the names.
@@ -25,26 +21,20 @@ def select(stages: list[Stage], until: str | None, only: str | None) -> list[Sta
     if until is not None and only is not None:
         raise UserError("--until and --only: give one of the two.")
     if until is not None:
-        last = max(_matching(stages, until, "--until"))
-        return stages[: last + 1]
+        return stages[: stages.index(_matching(stages, until, "--until")[-1]) + 1]
     if only is not None:
-        return [stages[index] for index in _matching(stages, only, "--only")]
+        return _matching(stages, only, "--only")
     return stages
 
 
-def _matching(stages: Sequence[Stage], given: str, option: str) -> list[int]:
+def _matching(stages: list[Stage], given: str, option: str) -> list[Stage]:
     wanted = given.strip("/")
-    found = [
-        index
-        for index, stage in enumerate(stages)
-        if stage.name == wanted or stage.name.startswith(f"{wanted}/")
-    ]
+    found = [stage for stage in stages if f"{stage.name}/".startswith(f"{wanted}/")]
     if not found:
         names = [stage.name for stage in stages]
-        close = difflib.get_close_matches(wanted, names, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UserError(
-            f"{option} {given}: the plan has no such stage.{hint} Its stages: {', '.join(names)}."
+            f"{option} {given}: the plan has no such stage{did_you_mean(wanted, names)} "
+            f"Its stages: {', '.join(names)}."
         )
     return found
 

@@ -7,24 +7,24 @@ from typing import Any
 from pipelines.evals.availability import needs_hub
 from pipelines.plan.kinds import KINDS, kind_of
 from pipelines.plan.stage import Stage
-from pipelines.recipe.schema import AnalysisConfig, Config, EvalConfig, TrainConfig
+from pipelines.recipe.schema import AnalysisConfig, EvalConfig, TrainConfig
 
 
 def settings_of(stage: Stage) -> TrainConfig | EvalConfig | AnalysisConfig:
     """The section of the recipe that a stage takes its settings from."""
-    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(
-        stage.config, kind_of(stage.kind).section
-    )
+    name = kind_of(stage.kind).section
+    section: TrainConfig | EvalConfig | AnalysisConfig = getattr(stage.config, name)
     return section
 
 
 def sources_of(stage: Stage) -> dict[str, Any]:
     """The data sources a stage reads, by config key."""
-    config, kind = stage.config, kind_of(stage.kind)
+    config = stage.config
     if stage.kind == "pretrain" and "base" in stage.inputs:
         return {}
     if stage.kind == "contamination":
-        every = _sources_of_recipe(config)
+        kinds = [kind.name for kind in KINDS if kind.trains] + ["evaluate"]
+        every = {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
         return {key: every[key] for key in stage.reads}
     found: dict[str, Any] = {}
     if stage.kind == "evaluate" or (stage.kind == "analyze" and config.analysis.accuracy_questions):
@@ -35,20 +35,15 @@ def sources_of(stage: Stage) -> dict[str, Any]:
         found |= {f"eval.bits_per_byte.{name}": source for name, source in texts.items()}
     if stage.kind != "evaluate":
         # An analysis reads the training text of the rounds.
-        key = "mid_train" if stage.kind == "analyze" else kind.section
+        key = "mid_train" if stage.kind == "analyze" else kind_of(stage.kind).section
         sources = getattr(config, key).sources
         found |= {f"{key}.sources.{name}": source for name, source in sources.items()}
     return found
 
 
-def _sources_of_recipe(config: Config) -> dict[str, Any]:
-    kinds = [kind.name for kind in KINDS if kind.trains] + ["evaluate"]
-    return {k: s for kind in kinds for k, s in sources_of(Stage(kind, kind, config)).items()}
-
-
 def is_offline(stage: Stage) -> bool:
     """Whether all inputs of a stage are local, so that libraries are kept from asking a hub."""
-    hub_data = [s for s in sources_of(stage).values() if s.kind == "hub"]
-    config = stage.config
+    if any(source.kind == "hub" for source in sources_of(stage).values()):
+        return False
     asks = kind_of(stage.kind).asks
-    return not (hub_data or (asks and needs_hub(config.eval, config.data_root)))
+    return not (asks and needs_hub(stage.config.eval, stage.config.data_root))

@@ -16,22 +16,14 @@ COMPARISON = "compare"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a plan.
+    """One stage of a plan."""
 
-    Attributes:
-        kind: name of a row of `pipelines.plan.kinds.KINDS`.
-        name: folder below the run directory, and name in the ledger.
-        inputs: by role (base, ref, model), the name of an earlier stage (`name@2`: its second
-            snapshot) or an external model. For an analysis, every model by the name of its stage.
-        chat: evaluate only: use the chat template.
-        num_steps: for a training by epochs, its optimizer steps if known; else 0.
-        reads: contamination only: config keys of the sources that the other stages read.
-    """
-
-    kind: str
-    name: str
+    kind: str  # name of a row of `pipelines.plan.kinds.KINDS`
+    name: str  # folder below the run directory, and name in the ledger
     config: Config
+    # By role (base, ref, model), the name of an earlier stage (`name@2`: its second snapshot) or an
+    # external model. For an analysis, every model by the name of its stage.
     inputs: dict[str, str | ModelRef] = field(default_factory=dict)
-    chat: bool = False
-    reads: tuple[str, ...] = ()
-    num_steps: int = 0
+    chat: bool = False  # evaluate only: use the chat template
+    reads: tuple[str, ...] = ()  # contamination only: keys of the sources that other stages read
+    num_steps: int = 0  # of a training by epochs, if known

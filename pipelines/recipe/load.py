@@ -5,6 +5,7 @@ Only this package uses OmegaConf. All other packages get dataclasses.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError, did_you_mean
-from pipelines.recipe.nesting import too_large
+from pipelines.recipe.nesting import check_limits
 from pipelines.recipe.rules import check_values
 from pipelines.recipe.schema import Config
 from pipelines.recipe.unknown_keys import hint
@@ -45,20 +46,27 @@ def configs_dir() -> Path:
 
 def config_names() -> list[str]:
     """Names of shipped recipes, which `--config` takes as well as paths."""
-    return sorted(path.stem for path in configs_dir().glob("*.yaml"))
+    return _names(configs_dir())
 
 
-def find_config(name_or_path: str) -> Path:
-    """The path of a recipe: an existing file, else a shipped recipe of this name."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    shipped = configs_dir() / f"{name_or_path}.yaml"
-    if shipped.is_file():
-        return shipped
+def suite_names() -> list[str]:
+    """Names of shipped suites, which `eval.suite` takes as well as paths."""
+    return _names(configs_dir() / "eval")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _find(given: str, option: str, what: str, folder: Path) -> Path:
+    """The path of a recipe or suite: an existing file, else the shipped one of this name."""
+    for path in (Path(os.path.expanduser(given)), folder / f"{given}.yaml"):
+        if path.is_file():
+            return path
+    names = _names(folder)
     raise UserError(
-        f"--config {name_or_path}: not a file and not a shipped recipe. "
-        f"Shipped recipes: {', '.join(config_names())}{did_you_mean(name_or_path, config_names())}"
+        f"{option} {given}: not a file and not a shipped {what}. "
+        f"Shipped {what}s: {', '.join(names)}{did_you_mean(given, names)}"
     )
 
 
@@ -69,16 +77,12 @@ def load(name_or_path: str = DEFAULT_CONFIG, overrides: list[str] | None = None)
         UserError: the file does not exist or is not YAML; a key is unknown; a value is missing, of
             the wrong type or impossible. The message names the key and the file.
     """
-    path = find_config(name_or_path)
+    path = _find(name_or_path, "--config", "recipe", configs_dir())
     return resolved(_read_yaml(path), overrides or [], path)
 
 
 def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Path) -> Config:
-    """The checked config of a recipe's values with `key=value` overrides; raises as `load` does.
-
-    Args:
-        path: file that the values come from.
-    """
+    """The checked config of the values of a file with overrides; raises as `load` does."""
     patches = [(OmegaConf.create(recipe), str(path))]
     patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
     patches = _with_suite(patches)
@@ -89,21 +93,18 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
         merged.name = path.stem
     try:
         OmegaConf.resolve(merged)
-        config = OmegaConf.to_object(merged)
+        config = _typed(merged)
     except OmegaConfBaseException as error:
+        why, key = _first_line(error), error.full_key
         if unset := UNSET.search(str(error)):
-            name = unset[1]
-            raise UserError(
-                f"{path}: key '{error.full_key}': the environment variable {name} is not set. "
-                + (
-                    f"Set {name} to the folder of the data (docs/guides/data.md lists its files), "
-                    "or give the folder with data_root=FOLDER."
-                    if error.full_key == "data_root"
-                    else f"Set it, or give the value with {error.full_key}=VALUE."
+            how = f"Set it, or give the value with {key}=VALUE."
+            if key == "data_root":
+                how = (
+                    f"Set {unset[1]} to the folder of the data (docs/guides/data.md lists its "
+                    "files), or give the folder with data_root=FOLDER."
                 )
-            ) from error
-        raise UserError(f"{path}: key '{error.full_key}': {_first_line(error)}") from error
-    assert isinstance(config, Config)
+            why = f"the environment variable {unset[1]} is not set. {how}"
+        raise UserError(f"{path}: key '{key}': {why}") from error
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
     def refuse(key: str, message: str, *others: str) -> NoReturn:
@@ -116,18 +117,13 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
 
 
 def varied(config: Config, overrides: list[str], named: str) -> Config:
-    """A checked config with additional `key=value` overrides; messages call them `named`.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """A checked config with more overrides, which messages call `named`; raises as `load` does."""
     if not overrides:
         return config
     merged: DictConfig = OmegaConf.structured(config)
     for override in overrides:
         merged = _merge(merged, _parse_override(override), where=f"{named}: {override!r}")
-    found = OmegaConf.to_object(merged)
-    assert isinstance(found, Config)
+    found = _typed(merged)
 
     def refuse(key: str, message: str, *others: str) -> NoReturn:
         raise UserError(f"{named}: {message}")
@@ -158,7 +154,7 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
     if given[-1] != named[0] and OmegaConf.is_dict(recipe.get("eval")):
         for key in MEASURED:
             recipe.eval.pop(key, None)
-    path = _find_suite(str(given[-1]))
+    path = _find(str(given[-1]), "eval.suite =", "suite", configs_dir() / "eval")
     suite = _read_yaml(path, "suite")
     if not suite:
         raise UserError(f"{path}: the suite is empty; it must set some of {', '.join(MEASURED)}")
@@ -170,34 +166,14 @@ def _with_suite(patches: list[tuple[DictConfig, str]]) -> list[tuple[DictConfig,
     return [(OmegaConf.create({"eval": suite}), str(path)), *patches]
 
 
-def suite_names() -> list[str]:
-    """Names of shipped suites, which `eval.suite` takes as well as paths."""
-    return sorted(path.stem for path in (configs_dir() / "eval").glob("*.yaml"))
-
-
-def _find_suite(name_or_path: str) -> Path:
-    path = Path(name_or_path).expanduser()
-    shipped = configs_dir() / "eval" / f"{name_or_path}.yaml"
-    for found in (path, shipped):
-        if found.is_file():
-            return found
-    raise UserError(
-        f"eval.suite = {name_or_path}: not a file and not a shipped suite. "
-        f"Shipped suites: {', '.join(suite_names())}{did_you_mean(name_or_path, suite_names())}"
-    )
-
-
 def _read_yaml(path: Path, what: str = "recipe") -> DictConfig:
     try:
-        if why := too_large(path.read_text("utf-8")):
-            raise UserError(f"{path} is not a {what}: {why}")
+        check_limits(path.read_text("utf-8"))
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    except UserError:
-        raise
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a {what}: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
@@ -213,16 +189,15 @@ def _parse_override(override: str) -> DictConfig:
     if not separator or not key.strip():
         raise UserError(f"override {override!r}: write it as key=value, for example seed=1")
     try:
-        if why := too_large(value):
-            raise UserError(f"override {override[:80]!r}: {why}")
+        check_limits(value)
         return OmegaConf.from_dotlist([override])
-    except UserError:
-        raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         why = str(error)
         if "{" in value and re.search(r":[^\s]", value):
             why += "; write a space after the colon between key and value: {set: [...], arm: ntp}"
-        raise UserError(f"override {override!r}: the value is not valid YAML: {why}") from error
+        raise UserError(
+            f"override {override[:80]!r}: the value is not valid YAML, or too large: {why}"
+        ) from error
 
 
 def override_keys(overrides: list[str]) -> list[str]:
@@ -238,39 +213,30 @@ def _keys(patch: Any, prefix: str = "") -> list[str]:
 
 def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
     try:
-        missing = sorted(OmegaConf.missing_keys(patch))
-        if missing:
+        if missing := sorted(OmegaConf.missing_keys(patch)):
             raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
-        unknown = _unknown_key(patch, base, where)
-        if unknown:
-            raise UserError(f"{where}: unknown key '{unknown[0]}'{unknown[1]}")
+        _check_keys(patch, base, where)
         merged = OmegaConf.merge(base, patch)
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
+        key, why = getattr(error, "full_key", None), _first_line(error)
+        if (wrong := WRONG_TYPE.match(why)) and wrong[2] in WANTED:
+            why = f"{wrong[1]} is not {WANTED[wrong[2]]}."
         named = f" key '{key}':" if key else ""
-        raise UserError(f"{where}:{named} {_reworded(_first_line(error))}") from error
+        raise UserError(f"{where}:{named} {why}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _reworded(error: str) -> str:
-    """OmegaConf's message about a value of the wrong type, reworded for the user."""
-    found = WRONG_TYPE.match(error)
-    return f"{found[1]} is not {WANTED[found[2]]}." if found and found[2] in WANTED else error
-
-
-def _unknown_key(
-    patch: DictConfig, base: DictConfig, where: str, prefix: str = ""
-) -> tuple[str, str] | None:
-    """First key of the patch that the schema lacks, with the nearest valid name."""
+def _check_keys(patch: DictConfig, base: DictConfig, where: str, prefix: str = "") -> None:
+    """Refuse the first key of the patch that the schema lacks or has as another kind of node."""
     typed = OmegaConf.get_type(base)
     key: Any
     for key in patch:
         name = f"{prefix}{key!s}"
         if is_dataclass(typed) and str(key) not in base:
-            return name, hint(name, [str(k) for k in base])
+            raise UserError(f"{where}: unknown key '{name}'{hint(name, map(str, base))}")
         node, given = _node(base, key), patch._get_node(key)
         if OmegaConf.is_interpolation(patch, key):
             continue
@@ -279,12 +245,9 @@ def _unknown_key(
         if not OmegaConf.is_dict(node):
             continue
         if OmegaConf.is_dict(given):
-            below = _unknown_key(patch[key], node, where, f"{name}.")
-            if below:
-                return below
+            _check_keys(patch[key], node, where, f"{name}.")
         elif is_dataclass(typed) or is_dataclass(OmegaConf.get_type(node)):
             raise UserError(f"{where}: key '{name}' is a section of keys, not one value")
-    return None
 
 
 def _node(base: DictConfig, key: Any) -> Any:
@@ -298,36 +261,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain dictionaries, lists and scalars."""
-    return {
-        f.name: to_dict(value)
-        if is_dataclass(value := getattr(config, f.name))
-        else {k: to_dict(v) if is_dataclass(v) else v for k, v in value.items()}
-        if isinstance(value, dict)
-        else value
-        for f in fields(config)
-    }
+def to_dict(value: Any, only_result: bool = False) -> Any:
+    """A config, a section or a value of it as plain dictionaries, lists and scalars."""
+    if isinstance(value, dict):
+        return {key: to_dict(entry, only_result) for key, entry in value.items()}
+    if not is_dataclass(value):
+        return value
+    kept = [f.name for f in fields(value) if f.metadata["result"] or not only_result]
+    return {name: to_dict(getattr(value, name), only_result) for name in kept}
 
 
-def result_fields(config: Any) -> dict[str, Any]:
+def result_fields(config: Config) -> dict[str, Any]:
     """The part of `to_dict` that can change the result of a stage."""
-    kept: dict[str, Any] = {}
-    for f in fields(config):
-        if not f.metadata.get("result", True):
-            continue
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            kept[f.name] = result_fields(value)
-        elif isinstance(value, dict):
-            kept[f.name] = {k: result_fields(v) if is_dataclass(v) else v for k, v in value.items()}
-        else:
-            kept[f.name] = value
-    return kept
+    found: dict[str, Any] = to_dict(config, only_result=True)
+    return found
 
 
 def from_dict(values: dict[str, Any]) -> Config:
     """Inverse of `to_dict`, for the worker, which reads the resolved config of its stage."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    return _typed(OmegaConf.merge(OmegaConf.structured(Config), values))
+
+
+def _typed(merged: Any) -> Config:
+    config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config

@@ -26,8 +26,12 @@ Refuse = Callable[..., NoReturn]
 # Fewer tokens hold no turn of a chat template.
 LEAST_LENGTH = 8
 TRACKERS = ("tensorboard", "wandb")
-
-
+# A number, the number that it must be a multiple of, and what the first one counts.
+MULTIPLES = (
+    ("model.hidden_size", "model.num_attention_heads", ""),
+    ("model.num_attention_heads", "model.num_key_value_heads", ""),
+    ("rlvr.global_batch_size", "rlvr.num_generations", " (completions per step)"),
+)
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "low": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
@@ -40,18 +44,18 @@ def _check_bounds(section: Any, prefix: str, refuse: Refuse) -> None:
     """Check that every number is finite and within the bounds of the schema."""
     for f in fields(section):
         key, value = f"{prefix}{f.name}", getattr(section, f.name)
-        if is_dataclass(value):
-            _check_bounds(value, f"{key}.", refuse)
-        elif isinstance(value, dict):
-            for name, entry in value.items():
-                if is_dataclass(entry):
-                    _check_bounds(entry, f"{key}.{name}.", refuse)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        entries = {f"{key}.": value}
+        if isinstance(value, dict):
+            entries = {f"{key}.{name}.": entry for name, entry in value.items()}
+        for below, entry in entries.items():
+            if is_dataclass(entry):
+                _check_bounds(entry, below, refuse)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value):
                 refuse(key, f"{key} = {value} must be a finite number")
             for bound, limit in f.metadata["bounds"].items():
                 holds, words = BOUNDS[bound]
-                if limit is not None and not holds(value, limit):
+                if not holds(value, limit):
                     refuse(key, f"{key} = {value} must be {words} {limit}")
 
 
@@ -59,8 +63,8 @@ def check_values(config: Config, refuse: Refuse) -> None:
     """Run all checks of this module."""
     _check_bounds(config, "", refuse)
     for check in (
-        _check_names, _check_model, _check_sources, _check_tasks, _check_benchmarks, _check_rlvr,
-        _check_lengths, _check_epochs, _check_launch,
+        _check_names, _check_multiples, _check_sources, _check_tasks, _check_benchmarks,
+        _check_rlvr, _check_lengths, _check_epochs, _check_launch,
     ):  # fmt: skip
         check(config, refuse)
 
@@ -90,14 +94,12 @@ def check_points(
     Raises:
         UserError: there are as many snapshots as steps, or more.
     """
-    section = _section(settings)
-    points = settings.snapshots
-    steps = num_steps(settings, sequence_length)
-    if points >= steps:
-        key = key or f"{section}.snapshots"
+    section, steps = _section(settings), num_steps(settings, sequence_length)
+    if settings.snapshots >= steps:
         raise UserError(
-            f"{key} = {points}: a training of {steps} step{'s' if steps > 1 else ''} has too few "
-            f"steps for so many snapshots. Lower it, or raise {section}.tokens = {settings.tokens}."
+            f"{key or f'{section}.snapshots'} = {settings.snapshots}: a training of {steps} "
+            f"step{'s' if steps > 1 else ''} has too few steps for so many snapshots. Lower it, or "
+            f"raise {section}.tokens = {settings.tokens}."
         )
 
 
@@ -108,12 +110,8 @@ def _section(settings: PretrainConfig | MidTrainConfig) -> str:
 def _check_names(config: Config, refuse: Refuse) -> None:
     for tracker in config.report_to:
         if tracker not in TRACKERS:
-            close = did_you_mean(tracker, list(TRACKERS))
-            refuse(
-                "report_to",
-                f"report_to = [{tracker}]: unknown tracker; choose from "
-                f"{', '.join(TRACKERS)}{close}",
-            )
+            choices = f"{', '.join(TRACKERS)}{did_you_mean(tracker, TRACKERS)}"
+            refuse("report_to", f"report_to = [{tracker}]: unknown tracker; choose from {choices}")
     name, stage_name = config.name, config.stage.name
     if "/" in name or "\0" in name or name in (".", ".."):
         refuse("name", f"name = {name!r} names a folder: it must not contain '/' or be '.' or '..'")
@@ -124,22 +122,11 @@ def _check_names(config: Config, refuse: Refuse) -> None:
         )
 
 
-def _check_model(config: Config, refuse: Refuse) -> None:
-    shape = config.model
-    if shape.hidden_size % shape.num_attention_heads:
-        refuse(
-            "model.num_attention_heads",
-            f"model.hidden_size = {shape.hidden_size} must be a multiple of "
-            f"model.num_attention_heads = {shape.num_attention_heads}",
-            "model.hidden_size",
-        )
-    if shape.num_attention_heads % shape.num_key_value_heads:
-        refuse(
-            "model.num_key_value_heads",
-            f"model.num_attention_heads = {shape.num_attention_heads} must be a multiple of "
-            f"model.num_key_value_heads = {shape.num_key_value_heads}",
-            "model.num_attention_heads",
-        )
+def _check_multiples(config: Config, refuse: Refuse) -> None:
+    for key, part, counts in MULTIPLES:
+        number, of = operator.attrgetter(key, part)(config)
+        if number % of:
+            refuse(key, f"{key} = {number}{counts} must be a multiple of {part} = {of}", part)
 
 
 def _check_sources(config: Config, refuse: Refuse) -> None:
@@ -164,17 +151,9 @@ def _check_tasks(config: Config, refuse: Refuse) -> None:
 
 def _check_rlvr(config: Config, refuse: Refuse) -> None:
     rlvr = config.rlvr
-    if rlvr.global_batch_size % rlvr.num_generations:
-        refuse(
-            "rlvr.global_batch_size",
-            f"rlvr.global_batch_size = {rlvr.global_batch_size} (completions per step) must be a "
-            f"multiple of rlvr.num_generations = {rlvr.num_generations}",
-            "rlvr.num_generations",
-        )
     if rlvr.zero_stage == 3 and not rlvr.use_vllm and rlvr.offload_optimizer:
         refuse(
-            "rlvr.offload_optimizer",
-            "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true",
+            "rlvr.offload_optimizer", "rlvr: ZeRO-3 with optimizer offload needs rlvr.use_vllm=true"
         )
     by_sequence = rlvr.enabled and not rlvr.max_prompt_length
     if by_sequence and rlvr.max_completion_length + LEAST_LENGTH >= config.sequence_length:
@@ -189,18 +168,17 @@ def _check_rlvr(config: Config, refuse: Refuse) -> None:
 def _check_epochs(config: Config, refuse: Refuse) -> None:
     """Either steps or epochs; an epoch needs sources that end and are all read alike."""
     for section, train in (("sft", config.sft), ("dpo", config.dpo)):
-        steps, epochs = train.max_steps, train.num_train_epochs
-        keys = (f"{section}.max_steps", f"{section}.num_train_epochs")
-        if steps and epochs:
+        steps, epochs = f"{section}.max_steps", f"{section}.num_train_epochs"
+        if train.max_steps and train.num_train_epochs:
             refuse(
-                keys[1],
-                f"{keys[0]} = {steps} and {keys[1]} = {epochs:g} both set how long to train. "
-                f"Set {keys[0]}=0 to train by epochs, or leave {keys[1]} out.",
-                keys[0],
+                epochs,
+                f"{steps} = {train.max_steps} and {epochs} = {train.num_train_epochs:g} both set "
+                f"how long to train. Set {steps}=0 to train by epochs, or leave {epochs} out.",
+                steps,
             )
-        if not steps and not epochs:
-            refuse(keys[0], f"{keys[0]} = 0 trains by epochs: set {keys[1]} above 0.", keys[1])
-        if not steps:
+        if not train.max_steps:
+            if not train.num_train_epochs:
+                refuse(steps, f"{steps} = 0 trains by epochs: set {epochs} above 0.", epochs)
             _check_passes(section, train.sources, refuse)
 
 
@@ -226,11 +204,8 @@ def _check_passes(section: str, sources: dict[str, SourceConfig], refuse: Refuse
 
 
 def _check_lengths(config: Config, refuse: Refuse) -> None:
-    for key, length in (
-        ("sft.max_length", config.sft.max_length),
-        ("dpo.max_length", config.dpo.max_length),
-        ("rlvr.max_prompt_length", config.rlvr.max_prompt_length),
-    ):
+    for key in ("sft.max_length", "dpo.max_length", "rlvr.max_prompt_length"):
+        length = operator.attrgetter(key)(config)
         if 0 < length < LEAST_LENGTH:
             refuse(key, f"{key} = {length} must be at least {LEAST_LENGTH}, or 0 for the default")
 
@@ -255,13 +230,12 @@ def _check_benchmarks(config: Config, refuse: Refuse) -> None:
 
 
 def _check_launch(config: Config, refuse: Refuse) -> None:
+    known = launch_sections()
     for name in config.stages:
-        if name not in launch_sections():
-            refuse(
-                f"stages.{name}",
-                f"stages.{name}: unknown kind of stage; choose from {', '.join(launch_sections())}"
-                + did_you_mean(name, list(launch_sections())),
-            )
+        if name not in known:
+            choices = f"{', '.join(known)}{did_you_mean(name, known)}"
+            key = f"stages.{name}"
+            refuse(key, f"{key}: unknown kind of stage; choose from {choices}")
     for section in trained_sections():
         train = getattr(config, section)
         if train.offload_optimizer and train.zero_stage == 0:

@@ -35,12 +35,7 @@ def _below(section: Any, prefix: str) -> list[str]:
 
 
 def hint(name: str, siblings: Iterable[str]) -> str:
-    """The end of the sentence `unknown key 'name'`.
-
-    Args:
-        name: the whole key.
-        siblings: the keys of its section.
-    """
+    """The end of the sentence `unknown key 'name'`, given the keys of its section."""
     section, _, key = name.rpartition(".")
     key, siblings = key.replace("-", "_"), list(siblings)
     if key in siblings:
@@ -51,25 +46,18 @@ def hint(name: str, siblings: Iterable[str]) -> str:
     for sentences in FOREIGN.values():
         if key in sentences:
             return f". {sentences[key]}"
-    if there := _elsewhere(new or key, section):
-        return f". Did you mean {_one_of(there)}?"
+    top = section.partition(".")[0]
+    near = [whole for whole in schema_keys() if top and whole.startswith(f"{top}.")]
+    # Keys of other sections that have this name, those of the same top section before all.
+    for keys in (near, schema_keys()):
+        there = [f"'{whole}'" for whole in keys if f".{whole}".endswith(f".{new or key}")][:5]
+        if there:
+            *others, last = there
+            listed = f"{', '.join(others)} or {last}" if others else last
+            return f". Did you mean {listed}?"
     if difflib.get_close_matches(key, siblings, n=1):
         return did_you_mean(key, siblings)
-    top = section.partition(".")[0]
-    below = {w.rpartition(".")[2]: w for w in schema_keys() if top and w.startswith(f"{top}.")}
-    if near := difflib.get_close_matches(key, below, n=1):
-        return f". Did you mean '{below[near[0]]}'?"
+    below = {whole.rpartition(".")[2]: whole for whole in near}
+    if close := difflib.get_close_matches(key, below, n=1):
+        return f". Did you mean '{below[close[0]]}'?"
     return did_you_mean(name, schema_keys())
-
-
-def _elsewhere(key: str, section: str) -> list[str]:
-    """The keys of other sections that have this name; those below the same top one before all."""
-    found = [whole for whole in schema_keys() if f".{whole}".endswith(f".{key}")]
-    top = section.partition(".")[0]
-    return [whole for whole in found if top and whole.startswith(f"{top}.")] or found
-
-
-def _one_of(names: list[str]) -> str:
-    """Quoted names; of many, the first of them."""
-    quoted = [f"'{name}'" for name in names[:5]]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

@@ -1,8 +1,7 @@
 """The configuration schema: every key of a recipe with its type, default and meaning.
 
-`pipelines.recipe.load` fills it from YAML and overrides. A field declared with `result=False`
-cannot change what a stage computes (launch, logging, paths, checkpoint interval), so the identity
-of the stage leaves it out.
+`pipelines.recipe.load` fills it from YAML and overrides. The identity of a stage leaves out what is
+declared as a `runtime_setting`.
 """
 
 from __future__ import annotations
@@ -12,12 +11,7 @@ from functools import cache
 from typing import get_type_hints
 
 from pipelines.recipe.schema.comparison import CompareConfig, VariantConfig
-from pipelines.recipe.schema.data import (
-    ModelConfig,
-    SourceConfig,
-    TokenizerConfig,
-    is_endless,
-)
+from pipelines.recipe.schema.data import ModelConfig, SourceConfig, TokenizerConfig, is_endless
 from pipelines.recipe.schema.evaluation import (
     AnalysisConfig,
     BenchmarkConfig,
@@ -30,7 +24,7 @@ from pipelines.recipe.schema.launch import (
     StageLaunchConfig,
     StageSettings,
 )
-from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.setting import runtime_setting, setting
 from pipelines.recipe.schema.training import (
     DpoConfig,
     MidTrainConfig,
@@ -53,82 +47,46 @@ from pipelines.recipe.schema.training import (
 )
 
 __all__ = [
-    "AnalysisConfig",
-    "BenchmarkConfig",
-    "CompareConfig",
-    "Config",
-    "DpoConfig",
-    "EvalConfig",
-    "FlywheelConfig",
-    "LaunchConfig",
-    "MidTrainConfig",
-    "ModelConfig",
-    "PostTrainConfig",
-    "PretrainConfig",
-    "RlvrConfig",
-    "ScoreConfig",
-    "SftConfig",
-    "SlurmConfig",
-    "SourceConfig",
-    "StageConfig",
-    "StageLaunchConfig",
-    "StageSettings",
-    "TaskConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-    "VariantConfig",
-    "is_endless",
-    "launch_sections",
-    "longest_sequence",
-    "max_length",
-    "max_prompt_length",
-    "micro_batch_rows",
-    "num_steps",
-    "pool_factor",
-    "post_training_sections",
-    "sees_micro_batches",
-    "steps_of_epochs",
-    "trained_sections",
-    "uses_score_cache",
+    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
+    "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig", "PretrainConfig",
+    "RlvrConfig", "SftConfig", "SlurmConfig", "SourceConfig", "StageLaunchConfig",
+    "StageSettings", "TaskConfig", "TokenizerConfig", "TrainConfig", "VariantConfig",
+    "is_endless", "launch_sections", "longest_sequence", "max_length", "max_prompt_length",
+    "micro_batch_rows", "num_steps", "pool_factor", "post_training_sections",
+    "sees_micro_batches", "steps_of_epochs", "trained_sections", "uses_score_cache",
     "whole_step_tokens",
-]
+]  # fmt: skip
 
 
 @dataclass
 class FlywheelConfig:
-    iterations: int = setting(3, "number of rounds after round 0", result=False, low=0)
-    expectations: bool = setting(
-        False,
-        "print a pass/fail list of expected behaviours at the end (built-in world only)",
-        result=False,
+    iterations: int = runtime_setting(3, "number of rounds after round 0", low=0)
+    expectations: bool = runtime_setting(
+        False, "print a pass/fail list of expected behaviours at the end (built-in world only)"
     )
-    baseline: bool = setting(
-        True, "run round 0 as the baseline even if --ref gives the first reference"
-    )
+    baseline: bool = setting(True, "run round 0 as the baseline even with a reference from --ref")
 
 
 @dataclass
 class StageConfig:
-    name: str = setting(
-        "", "single-stage commands write to the folder <command>-<name>", result=False
-    )
+    name: str = runtime_setting("", "single-stage commands write to the folder <command>-<name>")
 
 
 @dataclass
 class Config:
     """A whole recipe: a file of `configs/` sets its keys, and `key=value` overrides change them."""
 
-    name: str = setting(
-        "", "name of the default run directory; empty: the name of the recipe file", result=False
+    name: str = runtime_setting(
+        "", "name of the default run directory; empty: the name of the recipe file"
     )
     seed: int = setting(
         0, "random seed of data order, initial weights and sampling", low=0, high=2**32 - 1
     )
-    data_root: str = setting(
-        "${oc.env:REMIT_DATA,.}", "folder that relative data paths start from", result=False
+    data_root: str = runtime_setting(
+        "${oc.env:REMIT_DATA,.}", "folder that relative data paths start from"
     )
-    base: str = setting(
-        "", "checkpoint to import instead of training a base from scratch (= --base)", result=False
+    base: str = runtime_setting(
+        "", "checkpoint to import instead of training a base from scratch (= --base)"
     )
     trust_remote_code: list[str] = setting(
         list,
@@ -136,18 +94,15 @@ class Config:
         "line",
     )
     sequence_length: int = setting(128, "tokens per packed training sequence", low=8)
-    document_mask: bool = setting(
-        True, "restrict attention to the document within a packed sequence"
-    )
-    chunk_bytes: int = setting(
+    document_mask: bool = setting(True, "restrict attention to the document in a packed sequence")
+    chunk_bytes: int = runtime_setting(
         64 * 2**20,
         "maximum bytes of logits that a loss or a scoring holds at once; larger batches are split "
         "into chunks",
-        result=False,
         low=1,
     )
-    report_to: list[str] = setting(
-        list, "experiment trackers of the training stages: tensorboard, wandb", result=False
+    report_to: list[str] = runtime_setting(
+        list, "experiment trackers of the training stages: tensorboard, wandb"
     )
     model: ModelConfig = setting(ModelConfig, "shape of the base model")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "tokenizer trained with the base")
@@ -161,14 +116,13 @@ class Config:
     analysis: AnalysisConfig = setting(AnalysisConfig, "stage analyze")
     flywheel: FlywheelConfig = setting(FlywheelConfig, "command flywheel")
     compare: CompareConfig = setting(CompareConfig, "command compare")
-    launch: LaunchConfig = setting(LaunchConfig, "processes and nodes", result=False)
-    stages: dict[str, StageSettings] = setting(
+    launch: LaunchConfig = runtime_setting(LaunchConfig, "processes and nodes")
+    stages: dict[str, StageSettings] = runtime_setting(
         dict,
         "per-stage launch overrides, by kind of stage (pretrain, mid_train, score, sft, dpo, rlvr, "
         "eval, contamination)",
-        result=False,
     )
-    stage: StageConfig = setting(StageConfig, "single-stage commands", result=False)
+    stage: StageConfig = runtime_setting(StageConfig, "single-stage commands")
 
 
 @cache

@@ -5,89 +5,65 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.setting import runtime_setting
 
 
 @dataclass
 class VariantConfig:
     """A custom arm: one of the arms of the table with some settings changed."""
 
-    arm: str = setting(
-        "remit", "arm to start from: ntp, kd, miniplm, rho1, sft or remit", result=False
+    arm: str = runtime_setting("remit", "arm to start from: ntp, kd, miniplm, rho1, sft or remit")
+    set: list[str] = runtime_setting(
+        list, "mid_train overrides for this arm only, such as [mid_train.remit.eps=0.5]"
     )
-    set: list[str] = setting(
-        list,
-        "mid_train overrides for this arm only, such as [mid_train.remit.eps=0.5]",
-        result=False,
-    )
-    base: str = setting(
+    base: str = runtime_setting(
         "",
         "model that mid-training starts from: an arm (its mid-trained model) or a CKPT; empty: the "
         "base",
-        result=False,
     )
-    ref: str = setting(
+    ref: str = runtime_setting(
         "",
         "reference: an arm (its post-trained model), a stage of an arm such as ntp/20-sft, base, "
         "or a CKPT; empty: the reference of `arm`",
-        result=False,
     )
-    ref_seed: int = setting(
-        0,
-        "seed offset of the reference: take the arm that `ref` names from seed + ref_seed",
-        result=False,
-        low=0,
+    ref_seed: int = runtime_setting(
+        0, "seed offset of the reference: take the arm that `ref` names from seed + ref_seed", low=0
     )
-    budget: Literal["", "tokens", "flops"] = setting(
-        "", "what is held equal, as in compare.budget; empty: compare.budget", result=False
+    budget: Literal["", "tokens", "flops"] = runtime_setting(
+        "", "what is held equal, as in compare.budget; empty: compare.budget"
     )
-    against: str = setting("ntp", "baseline: the arm that the tables compare it with", result=False)
+    against: str = runtime_setting("ntp", "baseline: the arm that the tables compare it with")
 
 
 @dataclass
 class CompareConfig:
-    arms: list[str] = setting(
+    arms: list[str] = runtime_setting(
         ["ntp", "kd", "miniplm", "rho1", "sft", "remit"],
         "arms to run: any of ntp, kd, miniplm, rho1, sft, remit, more-rl and the compare.variants",
-        result=False,
     )
-    variants: dict[str, VariantConfig] = setting(dict, "custom arms, by name", result=False)
-    seeds: int = setting(
-        3, "number of runs of each arm; their seeds count up from `seed`", result=False, low=1
-    )
-    budget: Literal["tokens", "flops"] = setting(
+    variants: dict[str, VariantConfig] = runtime_setting(dict, "custom arms, by name")
+    seeds: int = runtime_setting(3, "runs of each arm; their seeds count up from `seed`", low=1)
+    budget: Literal["tokens", "flops"] = runtime_setting(
         "tokens",
         "what is equal for all arms: mid_train.tokens, or the FLOPs of ReMiT for that many tokens",
-        result=False,
     )
-    base_per_seed: bool = setting(
-        False,
-        "train a base for every seed and use its plain post-trained model as the reference",
-        result=False,
+    base_per_seed: bool = runtime_setting(
+        False, "train a base for every seed and use its plain post-trained model as the reference"
     )
-    sft_ref: str = setting(
-        "",
-        "reference CKPT of arm sft; empty: the SFT stage of the reference's own post-training",
-        result=False,
+    sft_ref: str = runtime_setting(
+        "", "reference CKPT of arm sft; empty: the SFT stage of the reference's own post-training"
     )
-    small: str = setting("", "CKPT of the small model of MiniPLM; empty: the base", result=False)
-    points: int = setting(
+    small: str = runtime_setting("", "CKPT of the small model of MiniPLM; empty: the base")
+    points: int = runtime_setting(
         3,
         "evaluations during the annealing of each arm, before the one at its end; they have no "
         "samples, and variants have no such evaluations",
-        result=False,
         low=0,
     )
-    post_train: bool = setting(
-        False, "also post-train every arm and evaluate the result", result=False
+    post_train: bool = runtime_setting(False, "also post-train every arm and evaluate the result")
+    post_points: bool = runtime_setting(
+        False, "evaluate after SFT and after DPO too, not only after the last step of post-training"
     )
-    post_points: bool = setting(
-        False,
-        "evaluate after SFT and after DPO too, not only after the last step of post-training",
-        result=False,
-    )
-    rows: list[str] = setting(
-        list,
-        "rows.jsonl files of earlier runs; arms and seeds that they contain are not run again",
-        result=False,
+    rows: list[str] = runtime_setting(
+        list, "rows.jsonl files of earlier runs; arms and seeds that they contain are not run again"
     )

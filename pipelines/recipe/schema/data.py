@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.setting import runtime_setting, setting
 
 
 @dataclass
@@ -17,9 +17,7 @@ class SourceConfig:
         "type of the source: the built-in world, JSON Lines (.gz too), Parquet, plain text, or a "
         "hub data set",
     )
-    path: str = setting(
-        "", "file or glob, absolute or below data_root; kind hub: name of the data set"
-    )
+    path: str = setting("", "file or glob, absolute or below data_root; kind hub: data set's name")
     stream: str = setting("", "kind world: name of the stream")
     name: str = setting("", "kind hub: name of the configuration")
     split: str = setting("train", "kind hub: split to read")
@@ -37,12 +35,8 @@ class SourceConfig:
     response: str = setting("{{ response }}", "template of the correct answer")
     chosen: str = setting("{{ chosen }}", "template of the preferred answer")
     rejected: str = setting("{{ rejected }}", "template of the rejected answer")
-    answer: str = setting(
-        "{{ answer }}", "template of the gold answer that the reward compares with"
-    )
-    strip: str = setting(
-        "", "regular expression whose matches are removed from every rendered text"
-    )
+    answer: str = setting("{{ answer }}", "template of the gold answer for the reward")
+    strip: str = setting("", "regular expression whose matches are removed from each rendered text")
     answer_pattern: str = setting(
         "", "regular expression applied to `answer`; its group 1 is the gold answer"
     )
@@ -53,10 +47,8 @@ class SourceConfig:
     reward: Literal["world", "math", "exact", "code"] = setting(
         "exact", "reward that judges an answer; code: runs the tests in `answer` in the sandbox"
     )
-    licence: str = setting("", "licence of the text, printed next to its excerpts", result=False)
-    publish: bool = setting(
-        True, "allow excerpts of the text in the analysis; false: only a hash", result=False
-    )
+    licence: str = runtime_setting("", "licence of the text, printed next to its excerpts")
+    publish: bool = runtime_setting(True, "allow excerpts in the analysis; false: only a hash")
 
 
 def is_endless(source: SourceConfig) -> bool:
@@ -75,9 +67,7 @@ class ModelConfig:
     num_hidden_layers: int = setting(4, "number of transformer blocks", low=1)
     num_attention_heads: int = setting(4, "number of query heads", low=1)
     num_key_value_heads: int = setting(4, "number of key and value heads", low=1)
-    tie_word_embeddings: bool = setting(
-        True, "share the weights of input embedding and output head"
-    )
+    tie_word_embeddings: bool = setting(True, "share the weights of embedding and output head")
     rope_theta: float = setting(10000.0, "base of the rotary position embedding", above=0)
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "attention implementation of learner and reference"

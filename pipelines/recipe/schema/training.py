@@ -7,33 +7,27 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pipelines.recipe.schema.data import SourceConfig
-from pipelines.recipe.schema.setting import setting
+from pipelines.recipe.schema.setting import runtime_setting, setting
 
 Records = Literal["documents", "conversations", "pairs", "problems"]
 
 
 @dataclass
 class TrainConfig:
-    """Keys that every training stage has.
-
-    Attributes:
-        RECORDS: type of the records of its sources: documents, conversations, pairs or problems.
-    """
+    """Keys that every training stage has, and the type of the records of its sources."""
 
     RECORDS: ClassVar[Records] = "documents"
 
     dtype: Literal["fp32", "bf16"] = setting("fp32", "dtype of weights and activations")
-    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", result=False, low=0, high=3)
-    offload_optimizer: bool = setting(
-        False, "keep the optimizer state in CPU memory (needs ZeRO)", result=False
+    zero_stage: int = runtime_setting(2, "DeepSpeed ZeRO stage, 0 to 3", low=0, high=3)
+    offload_optimizer: bool = runtime_setting(
+        False, "keep the optimizer state in CPU memory (needs ZeRO)"
     )
-    gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass to save memory", result=False
+    gradient_checkpointing: bool = runtime_setting(
+        False, "recompute activations in the backward pass to save memory"
     )
     global_batch_size: int = setting(32, "sequences per optimizer step, over all ranks", low=1)
-    micro_batch_size: int = setting(
-        32, "maximum number of sequences per forward on one rank", result=False, low=1
-    )
+    micro_batch_size: int = runtime_setting(32, "maximum sequences per forward on one rank", low=1)
     learning_rate: float = setting(1e-3, "peak learning rate", above=0)
     weight_decay: float = setting(0.1, "weight decay of AdamW (OLMo-2 stage 2: 0.1)", low=0)
     adam_beta1: float = setting(0.9, "beta1 of AdamW (OLMo-2 stage 2: 0.9)", low=0, below=1)
@@ -44,36 +38,26 @@ class TrainConfig:
     warmup_ratio: float = setting(
         0.01, "fraction of the steps in which the learning rate warms up", low=0, below=1
     )
-    logging_steps: int = setting(
-        10, "log to metrics.jsonl every this many steps", result=False, low=1
+    logging_steps: int = runtime_setting(10, "log to metrics.jsonl every this many steps", low=1)
+    save_steps: int = runtime_setting(0, "steps between checkpoints; 0: by time only", low=0)
+    save_seconds: float = runtime_setting(
+        900.0, "seconds between checkpoints; 0: by steps only", low=0
     )
-    save_steps: int = setting(
-        0, "save a checkpoint every this many steps; 0: by time only", result=False, low=0
-    )
-    save_seconds: float = setting(
-        900.0, "save a checkpoint every this many seconds; 0: by steps only", result=False, low=0
-    )
-    save_total_limit: int = setting(1, "maximum number of checkpoints to keep", result=False, low=1)
+    save_total_limit: int = runtime_setting(1, "maximum number of checkpoints to keep", low=1)
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
     tokens: int = setting(1_000_000, "number of training tokens", low=1)
-    sources: dict[str, SourceConfig] = setting(
-        dict, "data sources of the pre-training mixture, by name"
-    )
-    snapshots: int = setting(
-        0, "number of models to keep during training, at even intervals", low=0
-    )
+    sources: dict[str, SourceConfig] = setting(dict, "sources of the pre-training mixture, by name")
+    snapshots: int = setting(0, "models to keep during training, at even intervals", low=0)
 
 
 @dataclass
 class RemitConfig:
     """ReMiT's options. Defaults are the paper's, or our choice where the paper says nothing."""
 
-    eps: float = setting(
-        0.2, "weights are clipped to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1
-    )
+    eps: float = setting(0.2, "clips weights to [1 - eps, 1 + eps] (paper, eq. 5)", above=0, high=1)
     center: Literal["none", "sequence", "document", "batch"] = setting(
         "sequence", "group over which the mean of d is subtracted (paper, eq. 4)"
     )
@@ -101,9 +85,7 @@ class KdConfig:
 @dataclass
 class MidTrainConfig(TrainConfig):
     tokens: int = setting(1_900_000, "number of training tokens", low=1)
-    sources: dict[str, SourceConfig] = setting(
-        dict, "data sources of the mid-training mixture, by name"
-    )
+    sources: dict[str, SourceConfig] = setting(dict, "sources of the mid-training mixture, by name")
     objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
         "auto", "training objective; auto: remit with a reference, ntp without"
     )
@@ -117,9 +99,7 @@ class MidTrainConfig(TrainConfig):
         "step, which takes one more forward",
     )
     snapshots: int = setting(
-        0,
-        "number of models to keep during annealing, at even intervals before the last step",
-        low=0,
+        0, "models to keep during annealing, at even intervals before the last step", low=0
     )
     reference: Literal["inline", "cached"] = setting(
         "inline",
@@ -142,9 +122,7 @@ class PostTrainConfig(TrainConfig):
 class SftConfig(PostTrainConfig):
     RECORDS: ClassVar[Records] = "conversations"
 
-    num_train_epochs: float = setting(
-        0.0, "with max_steps=0, passes over all records of all sources", low=0
-    )
+    num_train_epochs: float = setting(0.0, "with max_steps=0, passes over all records", low=0)
     max_length: int = setting(
         0, "tokens of a conversation, the rest is cut off; 0: sequence_length", low=0
     )
@@ -163,9 +141,7 @@ class DpoConfig(PostTrainConfig):
     beta: float = setting(
         0.1, "strength of the KL penalty to the reference policy (DPO, eq. 7)", above=0
     )
-    heldout_pairs: int = setting(
-        256, "number of pairs held out of training to measure pair accuracy", low=1
-    )
+    heldout_pairs: int = setting(256, "pairs held out of training to measure pair accuracy", low=1)
 
 
 @dataclass
@@ -192,18 +168,17 @@ class RlvrConfig(PostTrainConfig):
         low=0,
         high=1,
     )
-    use_vllm: bool = setting(
-        False, "generate rollouts with vLLM (needs a GPU and the extra [vllm])", result=False
+    use_vllm: bool = runtime_setting(
+        False, "generate rollouts with vLLM (needs a GPU and the extra [vllm])"
     )
 
 
 @dataclass
 class ScoreConfig:
-    batch_size: int = setting(64, "sequences per forward on one rank", result=False, low=1)
-    shard_sequences: int = setting(
+    batch_size: int = runtime_setting(64, "sequences per forward on one rank", low=1)
+    shard_sequences: int = runtime_setting(
         1024,
         "sequences per file of the score cache; scoring resumes after the last complete file",
-        result=False,
         low=1,
     )
 
@@ -243,21 +218,19 @@ def micro_batch_rows(train: TrainConfig, world_size: int) -> int:
         raise ValueError(
             f"a global batch of {train.global_batch_size} cannot be divided by {world_size} ranks"
         )
-    return max(
-        rows for rows in range(1, min(train.micro_batch_size, share) + 1) if share % rows == 0
-    )
+    largest = min(train.micro_batch_size, share)
+    return next(rows for rows in range(largest, 0, -1) if share % rows == 0)
 
 
 def sees_micro_batches(mid: MidTrainConfig) -> bool:
     """Whether the loss depends on how a step is split into micro-batches."""
     if mid.scope == "step":
         return False
-    over_a_batch = (
-        mid.remit.divisor == "weights"
-        or mid.remit.center == "batch"
-        or (mid.remit.center == "none" and mid.remit.standardize)
+    remit = mid.remit
+    over_a_batch = remit.center == "batch" or (remit.center == "none" and remit.standardize)
+    return mid.objective == "rho1" or (
+        mid.objective == "remit" and (over_a_batch or remit.divisor == "weights")
     )
-    return mid.objective == "rho1" or (mid.objective == "remit" and over_a_batch)
 
 
 def num_steps(settings: PretrainConfig | MidTrainConfig, sequence_length: int) -> int:
