@@ -7,16 +7,16 @@ below its share. A finite source that runs out starts again in a new order.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count as counter
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.data import templates
 from pipelines.data.near_miss import near_miss
 from pipelines.data.sources import Record, Records, open_source
+from pipelines.data.templates import filled, source_text
 from pipelines.errors import UserError
 from pipelines.recipe.schema import SourceConfig, is_endless
 
@@ -138,7 +138,7 @@ def pairs(
     Records with two equal answers are skipped and, with `near_miss`, records whose response has no
     number. Raises as `conversations` does.
     """
-    return _take(sources, data_root, seed, count, _pair_view(seed))
+    return _take(sources, data_root, seed, count, _pair)
 
 
 def conversation_passes(
@@ -156,7 +156,7 @@ def pair_passes(
     sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
 ) -> Iterator[list[Pair]]:
     """The same of preference pairs; see `pairs` for what is left out."""
-    return _each_pass(sources, data_root, seed, _pair_view(seed))
+    return _each_pass(sources, data_root, seed, _pair)
 
 
 def problems(
@@ -166,11 +166,12 @@ def problems(
     return _take(sources, data_root, seed, count, _problem)
 
 
+# Makes an item of a record, its source, its index in the source and the pass; None leaves it out.
 _View = Callable[[Record, Records, int, int], Item | None]
 
 
 def _document(record: Record, records: Records, index: int, epoch: int) -> Document:
-    text = templates.source_text(records.source.text, record, records.source)
+    text = source_text(records.source.text, record, records.source)
     domain = record.get("domain")
     return Document(
         text=text if text.strip() else "",
@@ -181,61 +182,27 @@ def _document(record: Record, records: Records, index: int, epoch: int) -> Docum
 
 
 def _conversation(record: Record, records: Records, index: int, epoch: int) -> Conversation:
-    return Conversation(
-        prompt=_filled("prompt", record, records),
-        response=_filled("response", record, records),
-        source=records.name,
-    )
+    prompt, response = (filled(part, record, records.source) for part in ("prompt", "response"))
+    return Conversation(prompt, response, records.name)
 
 
-def _pair_view(seed: int) -> _View[Pair]:
-    """A record's pair: in every pass the same."""
-
-    def pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
-        return _pair(record, records, random.Random(f"{seed}:{records.name}:{index}"))
-
-    return pair
-
-
-def _pair(record: Record, records: Records, rng: random.Random) -> Pair | None:
-    prompt = _filled("prompt", record, records)
+def _pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
+    source = records.source
+    prompt = filled("prompt", record, source)
+    chosen = filled("response" if source.near_miss else "chosen", record, source)
     rejected: str | None
-    if records.source.near_miss:
-        chosen = _filled("response", record, records)
-        rejected = near_miss(chosen, rng)
+    if source.near_miss:
+        # The same mistake in every pass.
+        rejected = near_miss(chosen, random.Random(f"{records.seed}:{records.name}:{index}"))
     else:
-        chosen = _filled("chosen", record, records)
-        rejected = _filled("rejected", record, records)
-    if rejected is None or rejected == chosen:
-        return None
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, source=records.name)
+        rejected = filled("rejected", record, source)
+    return Pair(prompt, chosen, rejected, records.name) if rejected not in (None, chosen) else None
 
 
 def _problem(record: Record, records: Records, index: int, epoch: int) -> Problem:
-    answer = templates.gold_answer(record, records.source)
-    if not answer:
-        raise UserError("the gold answer is empty")
-    return Problem(
-        prompt=_filled("prompt", record, records),
-        answer=answer,
-        reward=records.source.reward,
-        source=records.name,
-        record=record,
-    )
-
-
-def _filled(part: str, record: Record, records: Records) -> str:
     source = records.source
-    template = {
-        "prompt": source.prompt,
-        "response": source.response,
-        "chosen": source.chosen,
-        "rejected": source.rejected,
-    }[part]
-    text = templates.source_text(template, record, source).strip()
-    if not text:
-        raise UserError(f"the {part} is empty")
-    return text
+    prompt, answer = (filled(part, record, source) for part in ("prompt", "answer"))
+    return Problem(prompt, answer, source.reward, records.name, record)
 
 
 def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
@@ -254,14 +221,15 @@ def _streams(
     repeat: bool,
 ) -> dict[str, Iterator[Item]]:
     return {
-        name: _passes(open_source(name, sources[name], data_root, seed), view, repeat=repeat)
+        name: _items(
+            open_source(name, sources[name], data_root, seed), view, counter() if repeat else [0]
+        )
         for name in _weights(sources)
     }
 
 
-def _passes(records: Records, view: _View[Item], *, repeat: bool, first: int = 0) -> Iterator[Item]:
-    epoch = first
-    while epoch == first or repeat:
+def _items(records: Records, view: _View[Item], epochs: Iterable[int]) -> Iterator[Item]:
+    for epoch in epochs:
         useful = False
         for index, record in records.iterate(epoch):
             try:
@@ -274,7 +242,6 @@ def _passes(records: Records, view: _View[Item], *, repeat: bool, first: int = 0
                 yield item
         if not useful:
             raise UserError(f"source '{records.name}': none of its records can be used")
-        epoch += 1
 
 
 def _take(
@@ -299,7 +266,7 @@ def _each_pass(
     for epoch in counter():
         items: list[Item] = []
         for records in opened:
-            items += _passes(records, view, repeat=False, first=epoch)
+            items += _items(records, view, [epoch])
         random.Random(f"{seed}:{epoch}").shuffle(items)
         yield items
 
@@ -311,12 +278,7 @@ def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
 
 
 def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) -> list[Item]:
-    """Items pass by pass, until there are as many as the steps take.
-
-    Args:
-        num_items: how many that is, for the number of items in a pass. If it is not a multiple of
-            that number, the last ones are the first of one more pass.
-    """
+    """The items of whole passes and the first of one more, `num_items(items in a pass)` in all."""
     drawn = list(next(passes))
     wanted = num_items(len(drawn))
     while drawn and len(drawn) < wanted:

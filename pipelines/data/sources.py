@@ -20,12 +20,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipelines import world
 from pipelines.data import templates
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import SourceConfig
 
 Record = dict[str, Any]
 
+# How a message names a record of a kind of source; `record` where nothing is given.
+UNITS = {"jsonl": "line", "text": "paragraph"}
 _BATCH = 256
 _MAX_SKIPPED = 100_000
 
@@ -35,10 +38,11 @@ class Records(Protocol):
 
     name: str
     source: SourceConfig
+    seed: int
 
     def __iter__(self) -> Iterator[Record]:
         """One pass, in the order of epoch 0."""
-        ...
+        return (record for _, record in self.iterate())
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
         """One pass as (index in the source, record); every epoch has a different order."""
@@ -50,13 +54,7 @@ class Records(Protocol):
 
 
 def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: int) -> Records:
-    """Open a source.
-
-    Args:
-        name: key of the source in the mixture; it is part of the seed of the order.
-        source: the configured source.
-        data_root: folder that relative paths start from.
-        seed: seed of the order (files) or of the generator (world).
+    """Open a source. `name` and `seed` determine its order (files) or its content (world).
 
     Raises:
         UserError: a file is missing or unreadable, a world stream is unknown, or no record passes
@@ -107,51 +105,40 @@ def keeps_everything(source: SourceConfig) -> bool:
 
 def is_kept(record: Record, source: SourceConfig) -> bool:
     """Whether a record passes `filter` and `hash_range`."""
-    if source.filter and not templates.matches(record, source.filter):
-        return False
     low, high = source.hash_range
-    if low <= 0 and high >= 1:
-        return True
-    return low <= prompt_hash(templates.source_text(source.prompt, record, source)) < high
+    whole = low <= 0 and high >= 1  # then records need not have a prompt
+    return templates.matches(record, source.filter) and (
+        whole or low <= prompt_hash(templates.source_text(source.prompt, record, source)) < high
+    )
 
 
-class WorldRecords:
+class WorldRecords(Records):
     """Records of a stream of the built-in world; endless unless `limit` or the stream ends it."""
 
     def __init__(self, name: str, source: SourceConfig, seed: int) -> None:
-        from pipelines import world
-
         if source.stream not in world.STREAMS:
             raise UserError(
-                f"source '{name}': the built-in world has no stream '{source.stream}'. "
+                f"source '{name}': the built-in world has no stream '{source.stream}'"
+                f"{did_you_mean(source.stream, world.STREAMS)} "
                 f"Its streams are {', '.join(world.STREAMS)}."
             )
-        self.name = name
-        self.source = source
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for _, record in self.iterate())
+        self.name, self.source, self.seed = name, source, seed
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
-        limit = self.source.limit or None
+        records = islice(self._kept(), self.source.limit or None)
         if epoch == 0:
-            return islice(self._kept(), limit)
-        records = list(islice(self._kept(), limit))
-        random.Random(f"{self.seed}:{self.name}:{epoch}").shuffle(records)
-        return iter(records)
+            return records
+        shuffled = list(records)
+        random.Random(f"{self.seed}:{self.name}:{epoch}").shuffle(shuffled)
+        return iter(shuffled)
 
     def _kept(self) -> Iterator[tuple[int, Record]]:
-        from pipelines import world
-
         skipped = 0
         for index, record in enumerate(world.records(self.source.stream, self.seed)):
             if is_kept(record, self.source):
                 skipped = 0
                 yield index, record
-                continue
-            skipped += 1
-            if skipped >= _MAX_SKIPPED:
+            elif (skipped := skipped + 1) >= _MAX_SKIPPED:
                 raise UserError(
                     f"source '{self.name}': {_MAX_SKIPPED} records in a row of world stream "
                     f"'{self.source.stream}' do not pass filter and hash_range. Relax them."
@@ -161,13 +148,11 @@ class WorldRecords:
         return f"world stream '{self.source.stream}', record {index}"
 
 
-class FileRecords:
+class FileRecords(Records):
     """Records of local files or of a hub data set; each pass is a seeded permutation."""
 
     def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
-        self.name = name
-        self.source = source
-        self.seed = seed
+        self.name, self.source, self.seed = name, source, seed
         is_hub = source.kind == "hub"
         self.files = [] if is_hub else resolve_files(name, source, data_root)
         self._table = _load_hub(name, source) if is_hub else _load_files(name, source, self.files)
@@ -177,12 +162,6 @@ class FileRecords:
             reason = "it has no records" if everything else "no record passes its filters"
             raise UserError(f"source '{name}' ({source.path}): {reason}")
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for _, record in self.iterate())
-
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
         name = int.from_bytes(hashlib.blake2b(self.name.encode(), digest_size=4).digest(), "big")
         order = np.random.default_rng([self.seed, epoch, name]).permutation(self._kept)
@@ -191,8 +170,7 @@ class FileRecords:
     def locate(self, index: int) -> str:
         for path, rows in zip(self.files, self._rows_per_file, strict=True):
             if index < rows:
-                unit = {"jsonl": "line", "text": "paragraph"}.get(self.source.kind, "record")
-                return f"{path}, {unit} {index + 1}"
+                return f"{path}, {UNITS.get(self.source.kind, 'record')} {index + 1}"
             index -= rows
         return f"{self.source.path}, record {index + 1}"
 
@@ -215,8 +193,7 @@ class FileRecords:
         for start in range(0, len(order), _BATCH):
             indices = order[start : start + _BATCH].tolist()
             columns = self._table[indices]
-            rows = zip(*columns.values(), strict=True)
-            for index, row in zip(indices, rows, strict=True):
+            for index, *row in zip(indices, *columns.values(), strict=True):
                 yield index, dict(zip(columns, row, strict=True))
 
     def _parse(self, index: int, line: str) -> Record:

@@ -76,29 +76,25 @@ def as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _environment(**keys: Any) -> _Environment:
-    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, **keys)
-    made.globals.clear()  # no range, and no global in place of a missing field
-    made.filters = {name: made.filters[name] for name in _FILTERS}
-    return made
-
-
-_WHOLE = _environment(finalize=as_text)
-_IN_PIECES = _environment(finalize=lambda value: _Field(as_text(value)))
+_ENVIRONMENT = _Environment(
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    finalize=lambda value: _Field(as_text(value)),
+)
+_ENVIRONMENT.globals.clear()  # no range, and no global in place of a missing field
+_ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 
 
 @lru_cache(maxsize=1024)
-def compiled(template: str, in_pieces: bool = False) -> Template:
+def compiled(template: str) -> Template:
     """A template, compiled once.
 
     Raises:
         UserError: not a template, or one with more than `_check` allows.
     """
-    environment = _IN_PIECES if in_pieces else _WHOLE
     try:
-        parsed = environment.parse(template)
-        _check(parsed)
-        return environment.from_string(template)
+        _check(_ENVIRONMENT.parse(template))
+        return _ENVIRONMENT.from_string(template)
     except (TemplateError, UserError) as error:
         raise UserError(f"template {template!r}: {error}") from error
 
@@ -137,17 +133,17 @@ def render(template: str, record: Mapping[str, Any]) -> str:
         UserError: the record lacks a field, a field is a list or an object, or an expression does
             not fit its values.
     """
-    return "".join(_pieces(template, record, in_pieces=False))
+    return "".join(_pieces(template, record))
 
 
 def rendered_fields(template: str, record: Mapping[str, Any]) -> list[str]:
     """The text of each `{{ ... }}` of a template; empty where the template is one field alone."""
-    pieces = _pieces(template, record, in_pieces=True)
+    pieces = _pieces(template, record)
     return [piece for piece in pieces if isinstance(piece, _Field)] if len(pieces) > 1 else []
 
 
-def _pieces(template: str, record: Mapping[str, Any], in_pieces: bool) -> list[str]:
-    made = compiled(template, in_pieces)
+def _pieces(template: str, record: Mapping[str, Any]) -> list[str]:
+    made = compiled(template)
     context = made.new_context({"record": record, **record}, shared=True)
     try:
         return list(made.root_render_func(context))
@@ -159,8 +155,8 @@ def _pieces(template: str, record: Mapping[str, Any], in_pieces: bool) -> list[s
         raise UserError(f"template {template!r}: {error}") from error
 
 
-def lookup(path: str, record: Any) -> Any:
-    """The value at a dotted path, or a private marker when there is none."""
+def _lookup(path: str, record: Any) -> Any:
+    """The value at a dotted path, or `_MISSING`."""
     if isinstance(record, dict) and path in record:
         return record[path]
     head, dot, rest = path.partition(".")
@@ -170,13 +166,13 @@ def lookup(path: str, record: Any) -> Any:
         below = record[int(head)]
     else:
         return _MISSING
-    return lookup(rest, below) if dot else below
+    return _lookup(rest, below) if dot else below
 
 
 def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:
     """Whether every named field of the record shows the wanted text."""
     for path, wanted in where.items():
-        value = lookup(path, record)
+        value = _lookup(path, record)
         # OmegaConf writes a YAML true into a string field as "True".
         wanted = wanted.lower() if isinstance(value, bool) else wanted
         if value is _MISSING or isinstance(value, (list, dict)) or as_text(value) != wanted:
@@ -185,16 +181,21 @@ def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:
 
 
 @lru_cache(maxsize=256)
-def pattern(expression: str, where: str) -> re.Pattern[str]:
-    """Compile a regular expression of the configuration; `where` names its key.
+def pattern(expression: str, key: str) -> re.Pattern[str]:
+    """Compile the regular expression of a key of the configuration.
 
     Raises:
-        UserError: not a regular expression.
+        UserError: not a regular expression, or an `answer_pattern` without a group.
     """
     try:
-        return re.compile(expression)
+        made = re.compile(expression)
     except re.error as error:
-        raise UserError(f"{where}: {expression!r} is not a regular expression: {error}") from error
+        raise UserError(f"{key}: {expression!r} is not a regular expression: {error}") from error
+    if key == "answer_pattern" and not made.groups:
+        raise UserError(
+            f"{key} {expression!r} has no group. Put the part that matches the answer in ( )."
+        )
+    return made
 
 
 def source_text(template: str, record: Mapping[str, Any], source: SourceConfig) -> str:
@@ -213,14 +214,28 @@ def gold_answer(record: Mapping[str, Any], source: SourceConfig) -> str:
     if not source.answer_pattern:
         return text.strip()
     match = pattern(source.answer_pattern, "answer_pattern").search(text)
-    if match is None or not match.groups():
-        reason = "has no group" if match else f"does not match the answer {_shorten(text)!r}"
+    if match is None:
         raise UserError(
-            f"answer_pattern {source.answer_pattern!r} {reason} "
-            f"of the record {_shorten(str(dict(record)))}"
+            f"answer_pattern {source.answer_pattern!r} does not match the answer "
+            f"{_shorten(text)!r} of the record {_shorten(str(dict(record)))}"
         )
     return (match.group(1) or "").strip()
 
 
-def _shorten(text: str, length: int = 200) -> str:
-    return text if len(text) <= length else text[: length // 2] + " ... " + text[-length // 2 :]
+def filled(part: str, record: Mapping[str, Any], source: SourceConfig) -> str:
+    """The text of a prompt, response, chosen or rejected, or the gold answer for `answer`.
+
+    Raises:
+        UserError: as `render` and `gold_answer` do, or it is empty.
+    """
+    if part == "answer":
+        text, part = gold_answer(record, source), "gold answer"
+    else:
+        text = source_text(getattr(source, part), record, source).strip()
+    if not text:
+        raise UserError(f"the {part} is empty")
+    return text
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
