@@ -19,7 +19,14 @@ from typing import IO, Any
 
 from pipelines import world
 from pipelines.data import templates
-from pipelines.data.sources import UNITS, Record, is_kept, open_source, resolve_files
+from pipelines.data.sources import (
+    UNITS,
+    Record,
+    is_kept,
+    json_record,
+    open_source,
+    resolve_files,
+)
 from pipelines.errors import DamagedFile, UserError
 from pipelines.models.checkpoint import file_sha256
 from pipelines.recipe.schema import SourceConfig
@@ -37,21 +44,13 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Facts about a source.
+    """Facts about a source. For world and hub, there are no files, and 0 bytes and records."""
 
-    Attributes:
-        files: absolute paths in reading order; empty for world and hub.
-        bytes: size of the files on disk.
-        sha256: hash of their content; for world and hub, of the names that identify the data.
-        records: lines or rows before any filter; 0 if not known without reading (world, hub).
-        kept: records that pass the filters and `limit`; 0 if not known: for documents, a hub, and a
-            world stream without limit.
-    """
-
-    files: list[str]
+    files: list[str]  # absolute paths in reading order
     bytes: int
-    sha256: str
-    records: int
+    sha256: str  # of the files' content; for world and hub, of the names that identify the data
+    records: int  # before any filter
+    # That pass the filters and `limit`; 0 for documents, a hub, and a world stream without limit.
     kept: int = 0
 
 
@@ -68,19 +67,21 @@ def inspect_source(
 
     Args:
         key: key of the source in the configuration, for messages.
-        data_root: folder that relative paths start from.
         use: kind of record, which decides the templates that must fit.
         cache_path: JSON file that caches facts about files already read.
         needs: an additional field that every record must have; empty for none.
 
     Raises:
-        UserError: a file is missing, empty or broken (with its line), a world stream is unknown, a
-            regular expression is invalid, a hub data set cannot be loaded, or a record lacks a
-            field or a gold answer.
+        UserError: a file (with its line), world stream, hub data set or regular expression cannot
+            be read, or a record lacks a field or a gold answer.
     """
     name = key.rpartition(".")[2]
     try:
-        _check_expressions(source, use)
+        templates.pattern(source.strip, "strip")
+        if source.answer_pattern:
+            templates.pattern(source.answer_pattern, "answer_pattern")
+        for part in _parts(source, use):
+            templates.compiled(getattr(source, part))
         if source.kind not in ("world", "hub"):
             files = resolve_files(name, source, data_root)
             return _inspect_files(files, source, use, cache_path, needs)
@@ -115,15 +116,16 @@ def _inspect_files(
         scans.append(entries[key])
     content = hashlib.sha256(b"".join(bytes.fromhex(scan["sha256"]) for scan in scans)).hexdigest()
     settings = json.dumps(asdict(source), sort_keys=True)
-    checked = hashlib.sha256(f"{use} {needs} {settings} {content}".encode()).hexdigest()
-    if f"checked:{checked}" not in entries:
+    checks = hashlib.sha256(f"{use} {needs} {settings} {content}".encode()).hexdigest()
+    checked = f"checked:{checks}"
+    if checked not in entries:
         unit = UNITS.get(source.kind, "record")
         found = (
             (f"{path}, {unit} {number}", record)
             for path in files
             for number, record in _records(path, source)
         )
-        entries[f"checked:{checked}"] = {"kept": _check_records(found, source, use, needs)}
+        entries[checked] = {"kept": _check_records(found, source, use, needs)}
     if cache and entries != known:
         write_marker(cache, entries)
     return SourceFacts(
@@ -131,7 +133,7 @@ def _inspect_files(
         bytes=sum(scan["size"] for scan in scans),
         sha256=content,
         records=sum(scan["records"] for scan in scans),
-        kept=0 if use == "documents" else entries[f"checked:{checked}"]["kept"],
+        kept=0 if use == "documents" else entries[checked]["kept"],
     )
 
 
@@ -149,8 +151,7 @@ def _check_records(
             if needs and needs not in record:
                 raise UserError(f"the record has no field '{needs}'; it has {', '.join(record)}")
             if use == "documents":
-                # A pre-training corpus is too large to render twice, and its empty documents are
-                # valid.
+                # A corpus is too large to render twice, and its empty documents are valid.
                 templates.source_text(source.text, record, source)
                 return 1
             for part in _parts(source, use):
@@ -164,14 +165,6 @@ def _check_records(
         hint = f" The first record is {str(first)[:300]}" if source.filter else ""
         raise UserError(f"no record passes filter = {dict(source.filter)} and hash_range.{hint}")
     return passed
-
-
-def _check_expressions(source: SourceConfig, use: RecordKind) -> None:
-    templates.pattern(source.strip, "strip")
-    if source.answer_pattern:
-        templates.pattern(source.answer_pattern, "answer_pattern")
-    for part in _parts(source, use):
-        templates.compiled(getattr(source, part))
 
 
 def _parts(source: SourceConfig, use: RecordKind) -> tuple[str, ...]:
@@ -209,15 +202,9 @@ def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
         if line.isspace():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{path}, line {number}: a record must be a JSON object, but this one is a "
-                f"{type(record).__name__}"
-            )
-        yield number, record
+            yield number, json_record(line)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[int, Record]]:

@@ -1,7 +1,7 @@
 """Typed views of a mixture: documents, conversations, preference pairs and problems.
 
-Sources are mixed deterministically: the next item always comes from the source that is furthest
-below its share. A finite source that runs out starts again in a new order.
+Sources are mixed deterministically (`interleave`). A finite source that runs out starts again in a
+new order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 from pipelines.recipe.schema import SourceConfig, is_endless
 
 Item = TypeVar("Item")
+Mixture = Mapping[str, SourceConfig]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Problem:
     answer: str
     reward: str
     source: str
-    record: Record = field(repr=False, default_factory=dict)
+    record: Record = field(repr=False)
 
 
 def interleave(
@@ -92,7 +93,7 @@ def interleave(
 
 
 def document_streams(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
+    sources: Mixture, data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> dict[str, Iterator[Document]]:
     """One stream of documents per source with a weight above 0; empty documents are included.
 
@@ -106,20 +107,16 @@ def document_streams(
 
 
 def documents(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
+    sources: Mixture, data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> Iterator[Document]:
-    """Non-empty documents of a mixture, mixed by share of characters.
-
-    With `repeat` the stream is endless; without it, each finite source is read once (for held-out
-    text).
-    """
+    """Non-empty documents of a mixture, mixed by share of characters; see `document_streams`."""
     streams = document_streams(sources, data_root, seed, repeat=repeat)
     merged = interleave(streams, _weights(sources), lambda document: len(document.text))
     return (document for document in merged if document.text)
 
 
 def conversations(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
+    sources: Mixture, data_root: str | Path, seed: int, count: int = 0
 ) -> list[Conversation]:
     """Return `count` conversations of a mixture (finite sources repeat); 0 reads each source once.
 
@@ -130,9 +127,7 @@ def conversations(
     return _take(sources, data_root, seed, count, _conversation)
 
 
-def pairs(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
-) -> list[Pair]:
+def pairs(sources: Mixture, data_root: str | Path, seed: int, count: int = 0) -> list[Pair]:
     """Return `count` preference pairs of a mixture; 0 reads each source once.
 
     Records with two equal answers are skipped and, with `near_miss`, records whose response has no
@@ -142,26 +137,21 @@ def pairs(
 
 
 def conversation_passes(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+    sources: Mixture, data_root: str | Path, seed: int
 ) -> Iterator[list[Conversation]]:
     """Pass after pass over all records of all sources, each in a new seeded order.
 
-    Raises:
-        UserError: as `conversations` with `count` = 0.
+    Raises as `conversations` with `count` = 0.
     """
     return _each_pass(sources, data_root, seed, _conversation)
 
 
-def pair_passes(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Iterator[list[Pair]]:
-    """The same of preference pairs; see `pairs` for what is left out."""
+def pair_passes(sources: Mixture, data_root: str | Path, seed: int) -> Iterator[list[Pair]]:
+    """The same for preference pairs; see `pairs` for what is left out."""
     return _each_pass(sources, data_root, seed, _pair)
 
 
-def problems(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
-) -> list[Problem]:
+def problems(sources: Mixture, data_root: str | Path, seed: int, count: int = 0) -> list[Problem]:
     """Return `count` problems of a mixture; 0 reads each source once. Raises as `conversations`."""
     return _take(sources, data_root, seed, count, _problem)
 
@@ -173,12 +163,9 @@ _View = Callable[[Record, Records, int, int], Item | None]
 def _document(record: Record, records: Records, index: int, epoch: int) -> Document:
     text = source_text(records.source.text, record, records.source)
     domain = record.get("domain")
-    return Document(
-        text=text if text.strip() else "",
-        source=records.name,
-        domain=domain if isinstance(domain, str) and domain else records.name,
-        epoch=epoch,
-    )
+    if not (isinstance(domain, str) and domain):
+        domain = records.name
+    return Document(text if text.strip() else "", records.name, domain, epoch)
 
 
 def _conversation(record: Record, records: Records, index: int, epoch: int) -> Conversation:
@@ -205,7 +192,7 @@ def _problem(record: Record, records: Records, index: int, epoch: int) -> Proble
     return Problem(prompt, answer, source.reward, records.name, record)
 
 
-def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
+def _weights(sources: Mixture) -> dict[str, float]:
     weights = {name: source.weight for name, source in sources.items() if source.weight > 0}
     if not weights:
         raise UserError("no data source has a weight above 0. Set the weight of at least one.")
@@ -213,12 +200,7 @@ def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
 
 
 def _streams(
-    sources: Mapping[str, SourceConfig],
-    data_root: str | Path,
-    seed: int,
-    view: _View[Item],
-    *,
-    repeat: bool,
+    sources: Mixture, data_root: str | Path, seed: int, view: _View[Item], *, repeat: bool
 ) -> dict[str, Iterator[Item]]:
     return {
         name: _items(
@@ -245,11 +227,7 @@ def _items(records: Records, view: _View[Item], epochs: Iterable[int]) -> Iterat
 
 
 def _take(
-    sources: Mapping[str, SourceConfig],
-    data_root: str | Path,
-    seed: int,
-    count: int,
-    view: _View[Item],
+    sources: Mixture, data_root: str | Path, seed: int, count: int, view: _View[Item]
 ) -> list[Item]:
     if not count:
         _check_ends(sources)
@@ -259,19 +237,17 @@ def _take(
 
 
 def _each_pass(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, view: _View[Item]
+    sources: Mixture, data_root: str | Path, seed: int, view: _View[Item]
 ) -> Iterator[list[Item]]:
     _check_ends(sources)
     opened = [open_source(name, sources[name], data_root, seed) for name in _weights(sources)]
     for epoch in counter():
-        items: list[Item] = []
-        for records in opened:
-            items += _items(records, view, [epoch])
+        items = [item for records in opened for item in _items(records, view, [epoch])]
         random.Random(f"{seed}:{epoch}").shuffle(items)
         yield items
 
 
-def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
+def _check_ends(sources: Mixture) -> None:
     for name in _weights(sources):
         if is_endless(sources[name]):
             raise UserError(f"source '{name}' is endless. Set its limit.")

@@ -66,13 +66,15 @@ def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: in
 
 
 def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> list[Path]:
-    """The files of a local source, sorted.
+    """The files of a source, sorted; none for a hub data set.
 
     Raises:
         UserError: the path is empty, the file does not exist, or a glob matches nothing.
     """
     if not source.path:
         raise UserError(f"source '{name}': kind {source.kind} needs a path")
+    if source.kind == "hub":
+        return []
     full = Path(data_root).expanduser() / Path(source.path).expanduser()
     hint = (
         f"Relative paths start at data_root = {data_root}. To change it, set the environment "
@@ -89,6 +91,18 @@ def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> lis
     if not found:
         raise UserError(f"source '{name}': no file matches {full}. {hint}")
     return found
+
+
+def json_record(line: str) -> Record:
+    """The record in a line of JSON; raises UserError if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise UserError(f"a record must be a JSON object, but this one is a {kind}")
+    return record
 
 
 def prompt_hash(prompt: str) -> float:
@@ -153,9 +167,8 @@ class FileRecords(Records):
 
     def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
         self.name, self.source, self.seed = name, source, seed
-        is_hub = source.kind == "hub"
-        self.files = [] if is_hub else resolve_files(name, source, data_root)
-        self._table = _load_hub(name, source) if is_hub else _load_files(name, source, self.files)
+        self.files = resolve_files(name, source, data_root)
+        self._table = _load(name, source, self.files)
         self._kept = self._filter()
         if not len(self._kept):
             everything = keeps_everything(source)
@@ -177,9 +190,7 @@ class FileRecords(Records):
     @cached_property
     def _rows_per_file(self) -> list[int]:
         # Only error messages need these counts, so the files are opened again here.
-        if len(self.files) == 1:
-            return [len(self._table)]
-        return [len(_load_files(self.name, self.source, [path])) for path in self.files]
+        return [len(_load(self.name, self.source, [path])) for path in self.files]
 
     def _read(self, order: np.ndarray) -> Iterator[tuple[int, Record]]:
         if self.source.kind in ("jsonl", "text"):
@@ -198,12 +209,9 @@ class FileRecords(Records):
 
     def _parse(self, index: int, line: str) -> Record:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.locate(index)}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{self.locate(index)}: a record must be a JSON object")
-        return record
+            return json_record(line)
+        except UserError as error:
+            raise UserError(f"{self.locate(index)}: {error}") from error
 
     def _filter(self) -> np.ndarray:
         """Indices of the records that pass the filters, int64, in file order."""
@@ -230,33 +238,22 @@ class FileRecords(Records):
         return np.flatnonzero(np.concatenate(filled)) if filled else np.empty(0, np.int64)
 
 
-def _load_files(name: str, source: SourceConfig, files: list[Path]) -> Any:
+def _load(name: str, source: SourceConfig, files: list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     # Escape the names: the builders expand patterns, and a file may be called a[1].jsonl.
     paths = [glob.escape(str(path.resolve())) for path in files]
+    what = ", ".join(map(str, files[:3]))
     try:
+        if source.kind == "hub":
+            subset = source.name or None
+            what = f"hub data set {source.path} (name {subset or 'default'}, split {source.split})"
+            return datasets.load_dataset(source.path, subset, split=source.split)
         if source.kind == "parquet":
             return datasets.Dataset.from_parquet(paths)  # type: ignore[arg-type]
         by = "line" if source.kind == "jsonl" else "paragraph"
         return datasets.Dataset.from_text(paths, sample_by=by)  # type: ignore[arg-type]
-    except Exception as error:  # the builders raise many types for one broken file
+    except Exception as error:  # of many types, for a file, the network, a name or a split
         cause = error.__cause__ or error
-        named = ", ".join(str(path) for path in files[:3])
-        raise UserError(f"source '{name}': {named} cannot be read: {cause}") from error
-
-
-def _load_hub(name: str, source: SourceConfig) -> Any:
-    import datasets
-
-    if not source.path:
-        raise UserError(f"source '{name}': kind hub needs a path, the name of a data set")
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(source.path, source.name or None, split=source.split)
-    except Exception as error:  # network, name, subset, split: many types
-        raise UserError(
-            f"source '{name}': hub data set {source.path} (name {source.name or 'default'}, "
-            f"split {source.split}) cannot be loaded: {error}"
-        ) from error
+        raise UserError(f"source '{name}': {what} cannot be loaded: {cause}") from error

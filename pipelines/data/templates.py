@@ -38,7 +38,6 @@ _ALLOWED = (
     nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Compare, nodes.Operand,
     nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Add, nodes.Sub, nodes.Concat,
 )  # fmt: skip
-_MOST_NESTED_LOOPS = 2
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -56,12 +55,8 @@ class _Field(str):
         return self
 
 
-def as_text(value: Any) -> str:
-    """A scalar as a template shows it: JSON's true and false, nothing for null.
-
-    Raises:
-        UserError: a list or an object.
-    """
+def _as_text(value: Any) -> str:
+    """A scalar as a template shows it: JSON's true and false, nothing for null."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -79,7 +74,7 @@ def as_text(value: Any) -> str:
 _ENVIRONMENT = _Environment(
     undefined=StrictUndefined,
     keep_trailing_newline=True,
-    finalize=lambda value: _Field(as_text(value)),
+    finalize=lambda value: _Field(_as_text(value)),
 )
 _ENVIRONMENT.globals.clear()  # no range, and no global in place of a missing field
 _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
@@ -87,11 +82,7 @@ _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 
 @lru_cache(maxsize=1024)
 def compiled(template: str) -> Template:
-    """A template, compiled once.
-
-    Raises:
-        UserError: not a template, or one with more than `_check` allows.
-    """
+    """A template, compiled once; UserError if it is not one, or has more than `_check` allows."""
     try:
         _check(_ENVIRONMENT.parse(template))
         return _ENVIRONMENT.from_string(template)
@@ -103,17 +94,15 @@ def _check(parsed: nodes.Template) -> None:
     """Refuse what could make the work more than a power of the record's size, and single braces."""
     for node in parsed.find_all(nodes.Node):
         if isinstance(node, nodes.Call):
-            called = node.node
-            if isinstance(called, nodes.Getattr) and called.attr in _METHODS:
-                continue
-            raise UserError(f"a template can call {', '.join(sorted(_METHODS))} alone")
-        if not isinstance(node, _ALLOWED):
+            if not (isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS):
+                raise UserError(f"a template can call {', '.join(sorted(_METHODS))} alone")
+        elif not isinstance(node, _ALLOWED):
             what = type(node).__name__.lower()
             raise UserError(
                 f"line {node.lineno}: a template has fields, filters, if and for, but no {what}"
             )
-    if _loops(parsed) > _MOST_NESTED_LOOPS:
-        raise UserError(f"loops are nested more than {_MOST_NESTED_LOOPS} deep")
+    if _loops(parsed) > 2:
+        raise UserError("loops are nested more than 2 deep")
     texts = [node.data for node in parsed.find_all(nodes.TemplateData)]
     if not parsed.find(nodes.Name) and (old := _SINGLE_BRACES.search("".join(texts))):
         raise UserError(
@@ -157,16 +146,14 @@ def _pieces(template: str, record: Mapping[str, Any]) -> list[str]:
 
 def _lookup(path: str, record: Any) -> Any:
     """The value at a dotted path, or `_MISSING`."""
-    if isinstance(record, dict) and path in record:
-        return record[path]
-    head, dot, rest = path.partition(".")
-    if isinstance(record, dict) and head in record:
-        below = record[head]
-    elif isinstance(record, (list, tuple)) and head.isdecimal() and int(head) < len(record):
-        below = record[int(head)]
-    else:
+    if isinstance(record, (list, tuple)):
+        record = {str(i): value for i, value in enumerate(record)}
+    if not isinstance(record, dict):
         return _MISSING
-    return _lookup(rest, below) if dot else below
+    if path in record:
+        return record[path]
+    head, _, rest = path.partition(".")
+    return _lookup(rest, record[head]) if head in record else _MISSING
 
 
 def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:
@@ -175,7 +162,7 @@ def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:
         value = _lookup(path, record)
         # OmegaConf writes a YAML true into a string field as "True".
         wanted = wanted.lower() if isinstance(value, bool) else wanted
-        if value is _MISSING or isinstance(value, (list, dict)) or as_text(value) != wanted:
+        if value is _MISSING or isinstance(value, (list, dict)) or _as_text(value) != wanted:
             return False
     return True
 
@@ -223,10 +210,9 @@ def gold_answer(record: Mapping[str, Any], source: SourceConfig) -> str:
 
 
 def filled(part: str, record: Mapping[str, Any], source: SourceConfig) -> str:
-    """The text of a prompt, response, chosen or rejected, or the gold answer for `answer`.
+    """The text of a source's template of this name; for `answer`, the gold answer.
 
-    Raises:
-        UserError: as `render` and `gold_answer` do, or it is empty.
+    Raises as `render` and `gold_answer`, and UserError if it is empty.
     """
     if part == "answer":
         text, part = gold_answer(record, source), "gold answer"
