@@ -29,35 +29,32 @@ def near_miss(response: str, rng: random.Random) -> str | None:
     found = list(_NUMBER.finditer(response))
     if not found or not _TAIL.fullmatch(response, found[-1].end()):
         return None
-    final = _value(found[-1])
+    numbers = [match.group() for match in found]
+    values = [_value(number) for number in numbers]
     results = [i for i, m in enumerate(found) if _AFTER_EQUALS.search(response, 0, m.start())]
-    wrong: dict[int, str] = {}
-    intermediates = [i for i in results if _value(found[i]) != final]
-    if intermediates:
+    # The first place of each value that changes, with the number whose form the new one has.
+    changes = []
+    if intermediates := [i for i in results if values[i] != values[-1]]:
         chosen = rng.choice(intermediates)
-        _carry(wrong, found, chosen, _plausible(found[chosen].group(), rng))
-    first_final = next((i for i in results if _value(found[i]) == final), len(found) - 1)
-    _carry(wrong, found, first_final, _plausible(found[-1].group(), rng))
-    pieces, end = [], 0
-    for i, match in enumerate(found):
-        pieces += [response[end : match.start()], wrong.get(i, match.group())]
-        end = match.end()
-    return "".join(pieces) + response[end:]
+        changes.append((chosen, numbers[chosen]))
+    first_final = next((i for i in results if values[i] == values[-1]), len(found) - 1)
+    changes.append((first_final, numbers[-1]))
+    for start, number in changes:
+        wrong = _plausible(number, rng)
+        for i in range(start, len(found)):
+            if values[i] == values[start]:
+                numbers[i] = wrong
+    rest = iter(numbers)
+    return _NUMBER.sub(lambda _: next(rest), response)
 
 
-def _carry(wrong: dict[int, str], found: list[re.Match[str]], start: int, text: str) -> None:
-    for i in range(start, len(found)):
-        if _value(found[i]) == _value(found[start]):
-            wrong[i] = text
-
-
-def _value(match: re.Match[str]) -> Decimal:
-    return Decimal(match.group().replace(",", ""))
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", ""))
 
 
 def _plausible(number: str, rng: random.Random) -> str:
     """Pick a different number of the same form: off by one, a wrong digit or a wrong factor."""
-    value = Decimal(number.replace(",", ""))
+    value = _value(number)
     decimals = len(number.partition(".")[2])
     unit = Decimal(1).scaleb(-decimals)
     near = max(Decimal(1), (value / 10).to_integral_value())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import world
-from pipelines.data.records import documents
+from pipelines.data.records import Document, documents
 from pipelines.errors import UserError
 from pipelines.models.tokenizer import (
     ASSISTANT,
@@ -25,6 +25,12 @@ from pipelines.recipe.schema import Config, SourceConfig, TokenizerConfig
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+_WORLD_TOKENS = [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
+
+
+def world_vocab_size() -> int:
+    return len(_WORLD_TOKENS)
 
 
 def build_tokenizer(
@@ -61,34 +67,14 @@ def build_tokenizer(
 def _backend(
     config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
 ) -> Tokenizer:
-    if config.kind == "world":
-        return _world_backend()
-    return _bpe_backend(config, sources, data_root, seed)
-
-
-def _world_tokens() -> list[str]:
-    return [PAD, EOS, UNK, USER, ASSISTANT, *world.ALPHABET]
-
-
-def world_vocab_size() -> int:
-    return len(_world_tokens())
-
-
-def _world_backend() -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models
-
-    vocab = {token: i for i, token in enumerate(_world_tokens())}
-    # BPE without merges is a character tokenizer; without a pre-tokenizer it is twice as fast.
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
-    backend.decoder = decoders.Fuse()
-    return backend
-
-
-def _bpe_backend(
-    config: TokenizerConfig, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    if config.kind == "world":
+        vocab = {token: i for i, token in enumerate(_WORLD_TOKENS)}
+        # BPE without merges is a character tokenizer; without a pre-tokenizer it is twice as fast.
+        backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK, fuse_unk=False))
+        backend.decoder = decoders.Fuse()
+        return backend
     specials = [PAD, EOS, USER, ASSISTANT]
     least = 256 + len(specials)
     if config.vocab_size < least:
@@ -96,12 +82,10 @@ def _bpe_backend(
             f"tokenizer.vocab_size = {config.vocab_size}: byte-level BPE needs at least {least}."
         )
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ])  # fmt: skip
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -109,15 +93,13 @@ def _bpe_backend(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = _characters(config.train_characters, sources, data_root, seed)
+    texts = _characters(config.train_characters, documents(sources, data_root, seed))
     backend.train_from_iterator(texts, trainer)
     return backend
 
 
-def _characters(
-    count: int, sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Iterator[str]:
-    for document in documents(sources, data_root, seed):
+def _characters(count: int, found: Iterator[Document]) -> Iterator[str]:
+    for document in found:
         yield document.text[:count]
         count -= len(document.text)
         if count <= 0:
@@ -125,7 +107,7 @@ def _characters(
 
 
 def check_made_tokenizer(config: Config, ref: Path) -> None:
-    """Do what `check_tokenizers` does for a base not yet trained: build its tokenizer and compare.
+    """`check_tokenizers` for a base that is not yet trained: build its tokenizer, and compare it.
 
     Raises:
         UserError: the tokenizers differ, or a source of the tokenizer cannot be read.

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipelines.errors import DamagedFile
+from pipelines.models.checkpoint import file_sha256
 from pipelines.run_dir.markers import read_marker
 
 MARKER = "complete.json"
@@ -19,6 +27,39 @@ _TYPES = {
     "stream": str, "sequence_length": int, "num_sequences": int, "dtype": str, "sources": dict,
     "files": dict,
 }  # fmt: skip
+
+
+def short_hash(values: Any) -> str:
+    """A hash of what determines a folder's content, as its name."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, as markers list them."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def damaged_files(folder: Path, files: Mapping[str, Any]) -> list[str]:
+    """Names of the files that are missing or do not match their facts in a marker."""
+    paths = {folder / name: facts for name, facts in files.items()}
+    return [p.name for p, facts in paths.items() if not p.is_file() or file_facts(p) != facts]
+
+
+@contextmanager
+def placed(folder: Path, prefix: str, is_complete: Callable[[Path], bool]) -> Iterator[Path]:
+    """A temporary folder that is renamed to `folder`, unless another process made that complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as temporary:
+        yield Path(temporary)
+        if folder.exists() and not is_complete(folder):
+            shutil.rmtree(folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not is_complete(folder):
+                raise
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -43,23 +84,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 class PackedDataset(Dataset):  # type: ignore[type-arg]
-    """A packed set on disk; an item is one sequence.
+    """A packed set on disk; an item is one sequence."""
 
-    Attributes:
-        facts: content of `complete.json`: counts of tokens and documents, epochs and share of each
-            source, sizes and SHA-256 of the files.
-        fingerprint: name of the set.
-        stream: fingerprint shared by longer and shorter sets that begin with the same sequences.
-        with_documents: whether batches carry `documents`.
-    """
-
-    with_documents = False
+    with_documents = False  # whether batches carry `documents`
 
     def __init__(self, folder: str | Path, *, document_mask: bool) -> None:
         self.folder = Path(folder)
         self.document_mask = document_mask
         self.facts: dict[str, Any] = read_facts(self.folder)
         self.fingerprint = self.folder.name
+        # Shared by longer and shorter sets that begin with the same sequences.
         self.stream: str = self.facts["stream"]
         self.sequence_length: int = self.facts["sequence_length"]
         self.source_names: list[str] = list(self.facts["sources"])
@@ -72,62 +106,41 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
     @property
     def mixture(self) -> dict[str, dict[str, float]]:
         """For each source, its share of the tokens and the number of passes started over it."""
-        return {
-            name: {"share": counts["share"], "epochs": counts["epochs"]}
-            for name, counts in self.facts["sources"].items()
-        }
+        sources = self.facts["sources"].items()
+        return {name: {key: counts[key] for key in ("share", "epochs")} for name, counts in sources}
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`input_ids` and `position_ids` (and `documents`), int64 [sequence_length] each."""
-        item = {
-            "input_ids": self._tokens[index].astype(np.int64),
-            "position_ids": self.positions(index),
-        }
-        if self.with_documents:
-            item["documents"] = self.documents(index)
-        return item
+        ids = self._tokens[index].astype(np.int64)
+        item = {"input_ids": ids, "position_ids": self.positions(index)}
+        return item | ({"documents": self.documents(index)} if self.with_documents else {})
 
     def documents(self, index: int) -> np.ndarray:
         """Index, within the sequence, of the document of each position's target, int64 [seq]."""
-        number = np.zeros(self.sequence_length + 1, dtype=np.int64)
-        inside = self._starts_of(index)
-        number[inside[inside > 0]] = 1
-        return number.cumsum()[1:]
+        begins = np.zeros(self.sequence_length + 1, dtype=np.int64)
+        begins[self._starts_of(index)] = 1
+        return begins[1:].cumsum()
 
     def num_targets(self, index: int) -> int:
         """Number of targets: all positions but the last; with the mask, none before a document."""
-        if not self.document_mask:
-            return self.sequence_length - 1
-        inside = self._starts_of(index)
-        return self.sequence_length - 1 - int((inside > 0).sum())
+        begun = np.count_nonzero(self._starts_of(index)) if self.document_mask else 0
+        return self.sequence_length - 1 - int(begun)
 
     def positions(self, index: int) -> np.ndarray:
-        """Positions of a sequence, int64 [sequence_length].
-
-        They restart at its first token and, under the document mask, at each document.
-        """
+        """Positions in a sequence (under the document mask, in a document), int64 [seq]."""
         positions = np.arange(self.sequence_length)
         if self.document_mask:
-            origin = np.zeros(self.sequence_length, dtype=np.int64)
+            origin = np.zeros_like(positions)
             inside = self._starts_of(index)
             origin[inside] = inside
             positions -= np.maximum.accumulate(origin)
         return positions
 
-    def source_at_start(self, index: int) -> str:
-        """Name of the source of a sequence's first token."""
-        offset = np.array(index * self.sequence_length, dtype=START_TYPE)
-        first = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        return self.source_names[int(self._sources[first])]
-
     def spans(self, num_sequences: int) -> list[tuple[int, int, str]]:
-        """Documents in the first sequences, as (start, end, source) with token positions.
-
-        The last document may be cut where the sequences end.
-        """
+        """Documents in the first sequences as (start, end, source); the last one may be cut."""
         end = num_sequences * self.sequence_length
         count = int(np.searchsorted(self._starts, np.array(end, dtype=START_TYPE)))
         starts = self._starts[:count].astype(np.int64).tolist()
@@ -142,22 +155,17 @@ class PackedDataset(Dataset):  # type: ignore[type-arg]
         return self._starts[low:high].astype(np.int64) - offset
 
     def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Stack items into int64 tensors [batch, seq].
+        """Stack the values of items into tensors [batch, seq], and add int64 labels.
 
         `shift_labels[t]` is the token after t. It is -100 at the last position and, under the
         document mask, where a document begins at t + 1. `labels` is a copy with which Trainer
-        counts targets. `position_ids` is present only with the document mask, `documents` only if
-        `with_documents` is set.
+        counts targets. `position_ids` is present only with the document mask.
         """
-        input_ids = torch.from_numpy(np.stack([item["input_ids"] for item in batch]))
+        stacked = {k: torch.from_numpy(np.stack([item[k] for item in batch])) for k in batch[0]}
+        input_ids, positions = stacked["input_ids"], stacked.pop("position_ids")
         shift_labels = torch.full_like(input_ids, -100)
         shift_labels[:, :-1] = input_ids[:, 1:]
-        tensors = {"input_ids": input_ids, "shift_labels": shift_labels}
         if self.document_mask:
-            positions = torch.from_numpy(np.stack([item["position_ids"] for item in batch]))
             shift_labels[:, :-1][positions[:, 1:] == 0] = -100
-            tensors["position_ids"] = positions
-        if "documents" in batch[0]:
-            tensors["documents"] = torch.from_numpy(np.stack([i["documents"] for i in batch]))
-        tensors["labels"] = shift_labels.clone()
-        return tensors
+            stacked["position_ids"] = positions
+        return {**stacked, "shift_labels": shift_labels, "labels": shift_labels.clone()}

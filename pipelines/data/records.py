@@ -1,26 +1,27 @@
 """Typed views of a mixture: documents, conversations, preference pairs and problems.
 
-Sources are mixed deterministically: the next item always comes from the source that is furthest
-below its share. A finite source that runs out starts again in a new order.
+Sources are mixed deterministically (`interleave`). A finite source that runs out starts again in a
+new order.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count as counter
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.data import templates
 from pipelines.data.near_miss import near_miss
 from pipelines.data.sources import Record, Records, open_source
+from pipelines.data.templates import filled, source_text
 from pipelines.errors import UserError
 from pipelines.recipe.schema import SourceConfig, is_endless
 
 Item = TypeVar("Item")
+Mixture = Mapping[str, SourceConfig]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Problem:
     answer: str
     reward: str
     source: str
-    record: Record = field(repr=False, default_factory=dict)
+    record: Record = field(repr=False)
 
 
 def interleave(
@@ -92,7 +93,7 @@ def interleave(
 
 
 def document_streams(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
+    sources: Mixture, data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> dict[str, Iterator[Document]]:
     """One stream of documents per source with a weight above 0; empty documents are included.
 
@@ -106,20 +107,16 @@ def document_streams(
 
 
 def documents(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, *, repeat: bool = True
+    sources: Mixture, data_root: str | Path, seed: int, *, repeat: bool = True
 ) -> Iterator[Document]:
-    """Non-empty documents of a mixture, mixed by share of characters.
-
-    With `repeat` the stream is endless; without it, each finite source is read once (for held-out
-    text).
-    """
+    """Non-empty documents of a mixture, mixed by share of characters; see `document_streams`."""
     streams = document_streams(sources, data_root, seed, repeat=repeat)
     merged = interleave(streams, _weights(sources), lambda document: len(document.text))
     return (document for document in merged if document.text)
 
 
 def conversations(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
+    sources: Mixture, data_root: str | Path, seed: int, count: int = 0
 ) -> list[Conversation]:
     """Return `count` conversations of a mixture (finite sources repeat); 0 reads each source once.
 
@@ -130,115 +127,72 @@ def conversations(
     return _take(sources, data_root, seed, count, _conversation)
 
 
-def pairs(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
-) -> list[Pair]:
+def pairs(sources: Mixture, data_root: str | Path, seed: int, count: int = 0) -> list[Pair]:
     """Return `count` preference pairs of a mixture; 0 reads each source once.
 
     Records with two equal answers are skipped and, with `near_miss`, records whose response has no
     number. Raises as `conversations` does.
     """
-    return _take(sources, data_root, seed, count, _pair_view(seed))
+    return _take(sources, data_root, seed, count, _pair)
 
 
 def conversation_passes(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
+    sources: Mixture, data_root: str | Path, seed: int
 ) -> Iterator[list[Conversation]]:
     """Pass after pass over all records of all sources, each in a new seeded order.
 
-    Raises:
-        UserError: as `conversations` with `count` = 0.
+    Raises as `conversations` with `count` = 0.
     """
     return _each_pass(sources, data_root, seed, _conversation)
 
 
-def pair_passes(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int
-) -> Iterator[list[Pair]]:
-    """The same of preference pairs; see `pairs` for what is left out."""
-    return _each_pass(sources, data_root, seed, _pair_view(seed))
+def pair_passes(sources: Mixture, data_root: str | Path, seed: int) -> Iterator[list[Pair]]:
+    """The same for preference pairs; see `pairs` for what is left out."""
+    return _each_pass(sources, data_root, seed, _pair)
 
 
-def problems(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, count: int = 0
-) -> list[Problem]:
+def problems(sources: Mixture, data_root: str | Path, seed: int, count: int = 0) -> list[Problem]:
     """Return `count` problems of a mixture; 0 reads each source once. Raises as `conversations`."""
     return _take(sources, data_root, seed, count, _problem)
 
 
+# Makes an item of a record, its source, its index in the source and the pass; None leaves it out.
 _View = Callable[[Record, Records, int, int], Item | None]
 
 
 def _document(record: Record, records: Records, index: int, epoch: int) -> Document:
-    text = templates.source_text(records.source.text, record, records.source)
+    text = source_text(records.source.text, record, records.source)
     domain = record.get("domain")
-    return Document(
-        text=text if text.strip() else "",
-        source=records.name,
-        domain=domain if isinstance(domain, str) and domain else records.name,
-        epoch=epoch,
-    )
+    if not (isinstance(domain, str) and domain):
+        domain = records.name
+    return Document(text if text.strip() else "", records.name, domain, epoch)
 
 
 def _conversation(record: Record, records: Records, index: int, epoch: int) -> Conversation:
-    return Conversation(
-        prompt=_filled("prompt", record, records),
-        response=_filled("response", record, records),
-        source=records.name,
-    )
+    prompt, response = (filled(part, record, records.source) for part in ("prompt", "response"))
+    return Conversation(prompt, response, records.name)
 
 
-def _pair_view(seed: int) -> _View[Pair]:
-    """A record's pair: in every pass the same."""
-
-    def pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
-        return _pair(record, records, random.Random(f"{seed}:{records.name}:{index}"))
-
-    return pair
-
-
-def _pair(record: Record, records: Records, rng: random.Random) -> Pair | None:
-    prompt = _filled("prompt", record, records)
+def _pair(record: Record, records: Records, index: int, epoch: int) -> Pair | None:
+    source = records.source
+    prompt = filled("prompt", record, source)
+    chosen = filled("response" if source.near_miss else "chosen", record, source)
     rejected: str | None
-    if records.source.near_miss:
-        chosen = _filled("response", record, records)
-        rejected = near_miss(chosen, rng)
+    if source.near_miss:
+        # The same mistake in every pass.
+        rejected = near_miss(chosen, random.Random(f"{records.seed}:{records.name}:{index}"))
     else:
-        chosen = _filled("chosen", record, records)
-        rejected = _filled("rejected", record, records)
-    if rejected is None or rejected == chosen:
-        return None
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, source=records.name)
+        rejected = filled("rejected", record, source)
+    return Pair(prompt, chosen, rejected, records.name) if rejected not in (None, chosen) else None
 
 
 def _problem(record: Record, records: Records, index: int, epoch: int) -> Problem:
-    answer = templates.gold_answer(record, records.source)
-    if not answer:
-        raise UserError("the gold answer is empty")
-    return Problem(
-        prompt=_filled("prompt", record, records),
-        answer=answer,
-        reward=records.source.reward,
-        source=records.name,
-        record=record,
-    )
-
-
-def _filled(part: str, record: Record, records: Records) -> str:
     source = records.source
-    template = {
-        "prompt": source.prompt,
-        "response": source.response,
-        "chosen": source.chosen,
-        "rejected": source.rejected,
-    }[part]
-    text = templates.source_text(template, record, source).strip()
-    if not text:
-        raise UserError(f"the {part} is empty")
-    return text
+    prompt, answer = (filled(part, record, source) for part in ("prompt", "answer"))
+    return Problem(prompt, answer, source.reward, records.name, record)
 
 
-def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
+def _weights(sources: Mixture) -> dict[str, float]:
     weights = {name: source.weight for name, source in sources.items() if source.weight > 0}
     if not weights:
         raise UserError("no data source has a weight above 0. Set the weight of at least one.")
@@ -246,22 +200,18 @@ def _weights(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
 
 
 def _streams(
-    sources: Mapping[str, SourceConfig],
-    data_root: str | Path,
-    seed: int,
-    view: _View[Item],
-    *,
-    repeat: bool,
+    sources: Mixture, data_root: str | Path, seed: int, view: _View[Item], *, repeat: bool
 ) -> dict[str, Iterator[Item]]:
     return {
-        name: _passes(open_source(name, sources[name], data_root, seed), view, repeat=repeat)
+        name: _items(
+            open_source(name, sources[name], data_root, seed), view, counter() if repeat else [0]
+        )
         for name in _weights(sources)
     }
 
 
-def _passes(records: Records, view: _View[Item], *, repeat: bool, first: int = 0) -> Iterator[Item]:
-    epoch = first
-    while epoch == first or repeat:
+def _items(records: Records, view: _View[Item], epochs: Iterable[int]) -> Iterator[Item]:
+    for epoch in epochs:
         useful = False
         for index, record in records.iterate(epoch):
             try:
@@ -274,15 +224,10 @@ def _passes(records: Records, view: _View[Item], *, repeat: bool, first: int = 0
                 yield item
         if not useful:
             raise UserError(f"source '{records.name}': none of its records can be used")
-        epoch += 1
 
 
 def _take(
-    sources: Mapping[str, SourceConfig],
-    data_root: str | Path,
-    seed: int,
-    count: int,
-    view: _View[Item],
+    sources: Mixture, data_root: str | Path, seed: int, count: int, view: _View[Item]
 ) -> list[Item]:
     if not count:
         _check_ends(sources)
@@ -292,31 +237,24 @@ def _take(
 
 
 def _each_pass(
-    sources: Mapping[str, SourceConfig], data_root: str | Path, seed: int, view: _View[Item]
+    sources: Mixture, data_root: str | Path, seed: int, view: _View[Item]
 ) -> Iterator[list[Item]]:
     _check_ends(sources)
     opened = [open_source(name, sources[name], data_root, seed) for name in _weights(sources)]
     for epoch in counter():
-        items: list[Item] = []
-        for records in opened:
-            items += _passes(records, view, repeat=False, first=epoch)
+        items = [item for records in opened for item in _items(records, view, [epoch])]
         random.Random(f"{seed}:{epoch}").shuffle(items)
         yield items
 
 
-def _check_ends(sources: Mapping[str, SourceConfig]) -> None:
+def _check_ends(sources: Mixture) -> None:
     for name in _weights(sources):
         if is_endless(sources[name]):
             raise UserError(f"source '{name}' is endless. Set its limit.")
 
 
 def fill_steps(passes: Iterator[list[Item]], num_items: Callable[[int], int]) -> list[Item]:
-    """Items pass by pass, until there are as many as the steps take.
-
-    Args:
-        num_items: how many that is, for the number of items in a pass. If it is not a multiple of
-            that number, the last ones are the first of one more pass.
-    """
+    """The items of whole passes and the first of one more, `num_items(items in a pass)` in all."""
     drawn = list(next(passes))
     wanted = num_items(len(drawn))
     while drawn and len(drawn) < wanted:

@@ -1,23 +1,21 @@
 """The score cache: per-token log-probabilities of a model over packed sequences, on disk.
 
-A score takes two bytes per token. The name of a set is a hash of everything that determines its
-numbers. It is written in shards, each renamed into place when complete, and is valid only with its
-marker. Scoring that was interrupted resumes with the missing shards.
+The name of a set is a hash of everything that determines its numbers. It is written in shards, each
+renamed into place when complete, and is valid only with its marker. Scoring that was interrupted
+resumes with the missing shards.
 
 Rounding: fp16 has 11 significant bits, so the error of a log-probability -x is at most x / 2048,
 for example 0.004 at -8. ReMiT subtracts a mean, and the slope of 2 sigmoid(c) is at most 1/2. So a
-weight changes by at most half of the token's error plus half of its sequence's mean error, which is
-at most the largest error in the sequence. With the maps identity and tanh the bound is twice as
-large; `standardize` also divides it by the standard deviation.
+weight changes by at most the largest error in its sequence. With the maps identity and tanh the
+bound is twice as large; `standardize` also divides it by the standard deviation.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from pipelines.data.packed_set import PackedDataset
+from pipelines.data.packed_set import PackedDataset, damaged_files, file_facts, short_hash
 from pipelines.errors import DamagedFile, UserError
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import fail_point
 from pipelines.run_dir.markers import read_marker, write_marker
 from pipelines.run_dir.paths import fsync_dir, read_json, remove_parts, write_json
 
-SCORE_VERSION = 1
 _MARKER = "complete.json"
 _TYPES = {
     "key": dict, "stream": str, "num_sequences": int, "shard_sequences": int, "files": dict,
@@ -41,38 +38,26 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class ScoreKey:
-    """Everything that determines a set of scores.
+    """Everything that determines a set of scores."""
 
-    Attributes:
-        data: fingerprint of the packed set (sources, tokenizer, packing, seed, length).
-        document_mask: whether attention stays within documents.
-        model: content hash of the scoring model.
-        num_tokens: size of the base's tokenizer, to which logits are cut.
-        attn_implementation: attention implementation.
-        dtype: dtype of weights and activations.
-    """
-
-    data: str
+    data: str  # fingerprint of the packed set
     document_mask: bool
-    model: str
-    num_tokens: int
+    model: str  # content hash of the scoring model
+    num_tokens: int  # size of the base's tokenizer, to which logits are cut
     attn_implementation: str
-    dtype: str
-    version: int = SCORE_VERSION
+    dtype: str  # of weights and activations
+    version: int = 1
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_hash(asdict(self))
 
 
 class ScoreCache:
     """One set of scores, stored as fp16 in `<scores>/<fingerprint>/sequences-<from>-<to>.npy`.
 
-    Args:
-        scores_dir: folder of all sets.
-        stream, num_sequences: stream and length of the packed set.
-        shard_sequences: sequences per file; for a complete set, the number it was written with.
+    `stream` and `num_sequences` are those of the packed set. A complete set keeps the
+    `shard_sequences` (sequences per file) that it was written with.
     """
 
     def __init__(
@@ -84,13 +69,12 @@ class ScoreCache:
         shard_sequences: int = 1024,
     ) -> None:
         self.folder = scores_dir / key.fingerprint
-        self.key = key
-        self.stream = stream
-        self.num_sequences = num_sequences
+        self.marker = self.folder / _MARKER
+        self.key, self.stream, self.num_sequences = key, stream, num_sequences
         if self.is_complete():
             # `drop_damaged` reports a damaged marker, and removes it with all shards.
             with contextlib.suppress(DamagedFile):
-                shard_sequences = self._marker()["shard_sequences"]
+                shard_sequences = self._read_marker()["shard_sequences"]
         self.shard_sequences = shard_sequences
         self.num_shards = -(-num_sequences // shard_sequences)
         self._shards: list[np.ndarray] = []
@@ -102,28 +86,24 @@ class ScoreCache:
 
     def path(self, shard: int) -> Path:
         rows = self.sequences_of(shard)
-        return self.folder / f"sequences-{rows.start:09d}-{rows.stop:09d}.npy"
+        return self.folder / _shard_name(rows.start, rows.stop)
 
     def is_complete(self) -> bool:
-        return (self.folder / _MARKER).is_file()
+        return self.marker.is_file()
 
     def has(self, shard: int) -> bool:
         """Whether a shard exists and matches its checksum; reads the whole file."""
-        facts = _facts(self.path(shard))
-        beside = self._facts_path(shard)
-        if facts is None or not beside.is_file():
-            return False
+        path = self.path(shard)
         try:
-            return read_json(beside) == facts
-        except DamagedFile:
+            return read_json(path.with_suffix(".json")) == file_facts(path)
+        except (DamagedFile, FileNotFoundError):
             return False
-
-    def _facts_path(self, shard: int) -> Path:
-        """File with size and checksum of a shard, used until the marker lists all shards."""
-        return self.path(shard).with_suffix(".json")
 
     def write(self, shard: int, logprobs: np.ndarray) -> None:
-        """Write a shard atomically; `logprobs` is [sequences, context]."""
+        """Write a shard atomically; `logprobs` is [sequences, context].
+
+        A JSON file next to it has its size and checksum, until the marker lists all shards.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         require_space(self.folder, 2 * logprobs.size, f"score shard {shard}")
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".shard-")
@@ -133,52 +113,41 @@ class ScoreCache:
             stream.flush()
             fail_point("before a score shard is renamed")
             os.fsync(stream.fileno())
-        facts = _facts(Path(temporary))
-        assert facts is not None
         # Write the facts before the shard appears, so that a crash loses no finished shard.
-        write_json(self._facts_path(shard), facts)
+        write_json(self.path(shard).with_suffix(".json"), file_facts(Path(temporary)))
         os.replace(temporary, self.path(shard))
         fsync_dir(self.folder)
 
     def finish(self) -> None:
-        """Write the marker, and remove shard files that it does not list.
+        """Write the marker, for which every shard must exist, and remove all other files.
 
-        Every shard must exist. Other shard files come from an interrupted scoring with a different
-        shard size.
+        These come from an interrupted scoring, which may have had a different shard size.
         """
-        files = {
-            self.path(shard).name: read_json(self._facts_path(shard))
-            for shard in range(self.num_shards)
-        }
+        paths = [self.path(shard) for shard in range(self.num_shards)]
+        files = {path.name: read_json(path.with_suffix(".json")) for path in paths}
         fail_point("before the marker of scores")
-        write_marker(
-            self.folder / _MARKER,
-            {
-                "key": asdict(self.key),
-                "stream": self.stream,
-                "num_sequences": self.num_sequences,
-                "shard_sequences": self.shard_sequences,
-                "files": files,
-            },
-        )
-        for path in self.folder.glob("sequences-*"):
+        write_marker(self.marker, {
+            "key": asdict(self.key),
+            "stream": self.stream,
+            "num_sequences": self.num_sequences,
+            "shard_sequences": self.shard_sequences,
+            "files": files,
+        })  # fmt: skip
+        for path in [*self.folder.glob("sequences-*"), *self.folder.glob(".shard-*")]:
             if path.name not in files:
                 path.unlink()
-        for leftover in self.folder.glob(".shard-*"):
-            leftover.unlink()
         remove_parts(self.folder)
 
-    def _marker(self) -> dict[str, Any]:
+    def _read_marker(self) -> dict[str, Any]:
         """Read the marker; raises `DamagedFile` if it is not what was written."""
-        path = self.folder / _MARKER
-        marker = read_marker(path, _TYPES)
+        marker = read_marker(self.marker, _TYPES)
         size = marker["shard_sequences"]
         names = [
-            f"sequences-{first:09d}-{min(first + size, self.num_sequences):09d}.npy"
+            _shard_name(first, min(first + size, self.num_sequences))
             for first in range(0, self.num_sequences, max(size, 1))
         ]
         if size < 1 or marker["key"] != asdict(self.key) or sorted(marker["files"]) != names:
-            raise DamagedFile(f"{path} is damaged: it describes different scores.")
+            raise DamagedFile(f"{self.marker} is damaged: it describes different scores.")
         return marker
 
     def damaged(self) -> list[str]:
@@ -186,48 +155,45 @@ class ScoreCache:
         if not self.is_complete():
             return []
         try:
-            files: dict[str, Any] = self._marker()["files"]
+            return damaged_files(self.folder, self._read_marker()["files"])
         except DamagedFile:
             return [_MARKER]
-        return [name for name, facts in files.items() if _facts(self.folder / name) != facts]
 
     def drop_damaged(self) -> list[str]:
-        """Remove damaged shards and the marker, and return the names of the damaged files.
-
-        If the marker is damaged, no shard can be checked, so all are removed.
-        """
+        """Remove damaged shards (all, if the marker is damaged) and the marker; name them."""
         bad = self.damaged()
         if bad == [_MARKER]:
             for path in self.folder.glob("sequences-*"):
-                path.unlink(missing_ok=True)
-            (self.folder / _MARKER).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # all ranks may do this at once
         elif bad:
-            for name, facts in self._marker()["files"].items():
+            for name, facts in self._read_marker()["files"].items():
                 if name in bad:
                     (self.folder / name).unlink(missing_ok=True)
                 else:
                     write_json((self.folder / name).with_suffix(".json"), facts)
+        if bad:
             # Remove the marker last: until then it still reports the missing shards.
-            (self.folder / _MARKER).unlink(missing_ok=True)
+            self.marker.unlink(missing_ok=True)
         return bad
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Log-probabilities of a sequence's targets, fp32 [context]; 0 without a target."""
         if not self._shards:
-            self._shards = [
-                np.load(self.path(shard), mmap_mode="r") for shard in range(self.num_shards)
-            ]
+            self._shards = [np.load(self.path(i), mmap_mode="r") for i in range(self.num_shards)]
         shard, row = divmod(index, self.shard_sequences)
         found: np.ndarray = self._shards[shard][row].astype(np.float32)
         return found
 
 
-def _facts(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+def _shard_name(first: int, stop: int) -> str:
+    return f"sequences-{first:09d}-{stop:09d}.npy"
+
+
+def _readable_markers(scores_dir: Path) -> Iterator[dict[str, Any]]:
+    """The markers of all sets; a damaged one is named by the stage that reads its set."""
+    for path in sorted(scores_dir.glob(f"*/{_MARKER}")):
+        with contextlib.suppress(DamagedFile):
+            yield read_marker(path, _TYPES)
 
 
 def longer_scores(
@@ -235,20 +201,13 @@ def longer_scores(
 ) -> ScoreCache | None:
     """Find a complete, longer set of the same model that begins with the sequences of `key`.
 
-    MiniPLM scores a pool that is twice as long as the training set and begins with it. Returns None
-    if there is no such set.
+    MiniPLM scores a pool that is twice as long as the training set and begins with it.
     """
-    for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
-        try:
-            found = read_marker(marker, _TYPES)
-        except DamagedFile:
-            # Of another set, whose own stage names it.
-            continue
+    for found in _readable_markers(scores_dir):
         same = found["key"] | {"data": key.data} == asdict(key) and found["stream"] == stream
         if same and found["num_sequences"] > num_sequences:
-            longer = ScoreCache(
-                scores_dir, replace(key, data=found["key"]["data"]), stream, found["num_sequences"]
-            )
+            whole = replace(key, data=found["key"]["data"])
+            longer = ScoreCache(scores_dir, whole, stream, found["num_sequences"])
             if not longer.damaged():
                 return longer
     return None
@@ -274,20 +233,15 @@ def open_scores(
         return cache
     if longer := longer_scores(scores_dir, key, stream, num_sequences):
         return longer
-    wanted = asdict(key)
-    nearest: list[str] = []
-    for marker in sorted(scores_dir.glob(f"*/{_MARKER}")):
-        try:
-            found = read_marker(marker, _TYPES)["key"]
-        except DamagedFile:
-            # Of another set, whose own stage names it.
-            continue
-        differing = [
-            f"{name}: {found.get(name)} instead of {value}"
-            for name, value in wanted.items()
-            if found.get(name) != value
+    differing = [
+        [
+            f"{name}: {found['key'].get(name)} instead of {value}"
+            for name, value in asdict(key).items()
+            if found["key"].get(name) != value
         ]
-        nearest = min(nearest or differing, differing, key=len)
+        for found in _readable_markers(scores_dir)
+    ]
+    nearest = min(differing, key=len, default=[])
     hint = f" The nearest existing set differs ({'; '.join(nearest)})." if nearest else ""
     raise UserError(
         f"{scores_dir} has no scores of {whose} for these sequences.{hint} Run remit score in the "
@@ -299,32 +253,10 @@ class ScoredSequences(Dataset):  # type: ignore[type-arg]
     """Packed sequences with the scores of a reference: items and batches carry `ref_logprobs`."""
 
     def __init__(self, packed: PackedDataset, scores: ScoreCache) -> None:
-        self.packed = packed
-        self.scores = scores
+        self.packed, self.scores, self.collate = packed, scores, packed.collate
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {**self.packed[index], "ref_logprobs": self.scores[index]}
-
-    def collate(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Stack items into a batch, with `ref_logprobs` fp32 [batch, seq]."""
-        import torch
-
-        scores = torch.from_numpy(np.stack([item["ref_logprobs"] for item in batch]))
-        return {**self.packed.collate(batch), "ref_logprobs": scores}
-
-
-class ChosenSequences(Dataset):  # type: ignore[type-arg]
-    """A selection of the packed sequences, in the order of `chosen`."""
-
-    def __init__(self, packed: PackedDataset, chosen: np.ndarray) -> None:
-        self.packed = packed
-        self.chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.packed[int(self.chosen[index])]

@@ -20,12 +20,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipelines import world
 from pipelines.data import templates
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.recipe.schema import SourceConfig
 
 Record = dict[str, Any]
 
+# How a message names a record of a kind of source; `record` where nothing is given.
+UNITS = {"jsonl": "line", "text": "paragraph"}
 _BATCH = 256
 _MAX_SKIPPED = 100_000
 
@@ -35,10 +38,11 @@ class Records(Protocol):
 
     name: str
     source: SourceConfig
+    seed: int
 
     def __iter__(self) -> Iterator[Record]:
         """One pass, in the order of epoch 0."""
-        ...
+        return (record for _, record in self.iterate())
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
         """One pass as (index in the source, record); every epoch has a different order."""
@@ -50,13 +54,7 @@ class Records(Protocol):
 
 
 def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: int) -> Records:
-    """Open a source.
-
-    Args:
-        name: key of the source in the mixture; it is part of the seed of the order.
-        source: the configured source.
-        data_root: folder that relative paths start from.
-        seed: seed of the order (files) or of the generator (world).
+    """Open a source. `name` and `seed` determine its order (files) or its content (world).
 
     Raises:
         UserError: a file is missing or unreadable, a world stream is unknown, or no record passes
@@ -68,13 +66,15 @@ def open_source(name: str, source: SourceConfig, data_root: str | Path, seed: in
 
 
 def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> list[Path]:
-    """The files of a local source, sorted.
+    """The files of a source, sorted; none for a hub data set.
 
     Raises:
         UserError: the path is empty, the file does not exist, or a glob matches nothing.
     """
     if not source.path:
         raise UserError(f"source '{name}': kind {source.kind} needs a path")
+    if source.kind == "hub":
+        return []
     full = Path(data_root).expanduser() / Path(source.path).expanduser()
     hint = (
         f"Relative paths start at data_root = {data_root}. To change it, set the environment "
@@ -93,6 +93,18 @@ def resolve_files(name: str, source: SourceConfig, data_root: str | Path) -> lis
     return found
 
 
+def json_record(line: str) -> Record:
+    """The record in a line of JSON; raises UserError if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise UserError(f"a record must be a JSON object, but this one is a {kind}")
+    return record
+
+
 def prompt_hash(prompt: str) -> float:
     """Hash a prompt to a number in [0, 1), ignoring case and white space."""
     normal = " ".join(prompt.lower().split())
@@ -107,51 +119,40 @@ def keeps_everything(source: SourceConfig) -> bool:
 
 def is_kept(record: Record, source: SourceConfig) -> bool:
     """Whether a record passes `filter` and `hash_range`."""
-    if source.filter and not templates.matches(record, source.filter):
-        return False
     low, high = source.hash_range
-    if low <= 0 and high >= 1:
-        return True
-    return low <= prompt_hash(templates.source_text(source.prompt, record, source)) < high
+    whole = low <= 0 and high >= 1  # then records need not have a prompt
+    return templates.matches(record, source.filter) and (
+        whole or low <= prompt_hash(templates.source_text(source.prompt, record, source)) < high
+    )
 
 
-class WorldRecords:
+class WorldRecords(Records):
     """Records of a stream of the built-in world; endless unless `limit` or the stream ends it."""
 
     def __init__(self, name: str, source: SourceConfig, seed: int) -> None:
-        from pipelines import world
-
         if source.stream not in world.STREAMS:
             raise UserError(
-                f"source '{name}': the built-in world has no stream '{source.stream}'. "
+                f"source '{name}': the built-in world has no stream '{source.stream}'"
+                f"{did_you_mean(source.stream, world.STREAMS)} "
                 f"Its streams are {', '.join(world.STREAMS)}."
             )
-        self.name = name
-        self.source = source
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for _, record in self.iterate())
+        self.name, self.source, self.seed = name, source, seed
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
-        limit = self.source.limit or None
+        records = islice(self._kept(), self.source.limit or None)
         if epoch == 0:
-            return islice(self._kept(), limit)
-        records = list(islice(self._kept(), limit))
-        random.Random(f"{self.seed}:{self.name}:{epoch}").shuffle(records)
-        return iter(records)
+            return records
+        shuffled = list(records)
+        random.Random(f"{self.seed}:{self.name}:{epoch}").shuffle(shuffled)
+        return iter(shuffled)
 
     def _kept(self) -> Iterator[tuple[int, Record]]:
-        from pipelines import world
-
         skipped = 0
         for index, record in enumerate(world.records(self.source.stream, self.seed)):
             if is_kept(record, self.source):
                 skipped = 0
                 yield index, record
-                continue
-            skipped += 1
-            if skipped >= _MAX_SKIPPED:
+            elif (skipped := skipped + 1) >= _MAX_SKIPPED:
                 raise UserError(
                     f"source '{self.name}': {_MAX_SKIPPED} records in a row of world stream "
                     f"'{self.source.stream}' do not pass filter and hash_range. Relax them."
@@ -161,27 +162,18 @@ class WorldRecords:
         return f"world stream '{self.source.stream}', record {index}"
 
 
-class FileRecords:
+class FileRecords(Records):
     """Records of local files or of a hub data set; each pass is a seeded permutation."""
 
     def __init__(self, name: str, source: SourceConfig, data_root: str | Path, seed: int) -> None:
-        self.name = name
-        self.source = source
-        self.seed = seed
-        is_hub = source.kind == "hub"
-        self.files = [] if is_hub else resolve_files(name, source, data_root)
-        self._table = _load_hub(name, source) if is_hub else _load_files(name, source, self.files)
+        self.name, self.source, self.seed = name, source, seed
+        self.files = resolve_files(name, source, data_root)
+        self._table = _load(name, source, self.files)
         self._kept = self._filter()
         if not len(self._kept):
             everything = keeps_everything(source)
             reason = "it has no records" if everything else "no record passes its filters"
             raise UserError(f"source '{name}' ({source.path}): {reason}")
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for _, record in self.iterate())
 
     def iterate(self, epoch: int = 0) -> Iterator[tuple[int, Record]]:
         name = int.from_bytes(hashlib.blake2b(self.name.encode(), digest_size=4).digest(), "big")
@@ -191,17 +183,14 @@ class FileRecords:
     def locate(self, index: int) -> str:
         for path, rows in zip(self.files, self._rows_per_file, strict=True):
             if index < rows:
-                unit = {"jsonl": "line", "text": "paragraph"}.get(self.source.kind, "record")
-                return f"{path}, {unit} {index + 1}"
+                return f"{path}, {UNITS.get(self.source.kind, 'record')} {index + 1}"
             index -= rows
         return f"{self.source.path}, record {index + 1}"
 
     @cached_property
     def _rows_per_file(self) -> list[int]:
         # Only error messages need these counts, so the files are opened again here.
-        if len(self.files) == 1:
-            return [len(self._table)]
-        return [len(_load_files(self.name, self.source, [path])) for path in self.files]
+        return [len(_load(self.name, self.source, [path])) for path in self.files]
 
     def _read(self, order: np.ndarray) -> Iterator[tuple[int, Record]]:
         if self.source.kind in ("jsonl", "text"):
@@ -215,18 +204,14 @@ class FileRecords:
         for start in range(0, len(order), _BATCH):
             indices = order[start : start + _BATCH].tolist()
             columns = self._table[indices]
-            rows = zip(*columns.values(), strict=True)
-            for index, row in zip(indices, rows, strict=True):
+            for index, *row in zip(indices, *columns.values(), strict=True):
                 yield index, dict(zip(columns, row, strict=True))
 
     def _parse(self, index: int, line: str) -> Record:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.locate(index)}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{self.locate(index)}: a record must be a JSON object")
-        return record
+            return json_record(line)
+        except UserError as error:
+            raise UserError(f"{self.locate(index)}: {error}") from error
 
     def _filter(self) -> np.ndarray:
         """Indices of the records that pass the filters, int64, in file order."""
@@ -253,33 +238,22 @@ class FileRecords:
         return np.flatnonzero(np.concatenate(filled)) if filled else np.empty(0, np.int64)
 
 
-def _load_files(name: str, source: SourceConfig, files: list[Path]) -> Any:
+def _load(name: str, source: SourceConfig, files: list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     # Escape the names: the builders expand patterns, and a file may be called a[1].jsonl.
     paths = [glob.escape(str(path.resolve())) for path in files]
+    what = ", ".join(map(str, files[:3]))
     try:
+        if source.kind == "hub":
+            subset = source.name or None
+            what = f"hub data set {source.path} (name {subset or 'default'}, split {source.split})"
+            return datasets.load_dataset(source.path, subset, split=source.split)
         if source.kind == "parquet":
             return datasets.Dataset.from_parquet(paths)  # type: ignore[arg-type]
         by = "line" if source.kind == "jsonl" else "paragraph"
         return datasets.Dataset.from_text(paths, sample_by=by)  # type: ignore[arg-type]
-    except Exception as error:  # the builders raise many types for one broken file
+    except Exception as error:  # of many types, for a file, the network, a name or a split
         cause = error.__cause__ or error
-        named = ", ".join(str(path) for path in files[:3])
-        raise UserError(f"source '{name}': {named} cannot be read: {cause}") from error
-
-
-def _load_hub(name: str, source: SourceConfig) -> Any:
-    import datasets
-
-    if not source.path:
-        raise UserError(f"source '{name}': kind hub needs a path, the name of a data set")
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(source.path, source.name or None, split=source.split)
-    except Exception as error:  # network, name, subset, split: many types
-        raise UserError(
-            f"source '{name}': hub data set {source.path} (name {source.name or 'default'}, "
-            f"split {source.split}) cannot be loaded: {error}"
-        ) from error
+        raise UserError(f"source '{name}': {what} cannot be loaded: {cause}") from error

@@ -38,7 +38,6 @@ _ALLOWED = (
     nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Compare, nodes.Operand,
     nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Add, nodes.Sub, nodes.Concat,
 )  # fmt: skip
-_MOST_NESTED_LOOPS = 2
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -56,12 +55,8 @@ class _Field(str):
         return self
 
 
-def as_text(value: Any) -> str:
-    """A scalar as a template shows it: JSON's true and false, nothing for null.
-
-    Raises:
-        UserError: a list or an object.
-    """
+def _as_text(value: Any) -> str:
+    """A scalar as a template shows it: JSON's true and false, nothing for null."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -76,29 +71,21 @@ def as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _environment(**keys: Any) -> _Environment:
-    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, **keys)
-    made.globals.clear()  # no range, and no global in place of a missing field
-    made.filters = {name: made.filters[name] for name in _FILTERS}
-    return made
-
-
-_WHOLE = _environment(finalize=as_text)
-_IN_PIECES = _environment(finalize=lambda value: _Field(as_text(value)))
+_ENVIRONMENT = _Environment(
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    finalize=lambda value: _Field(_as_text(value)),
+)
+_ENVIRONMENT.globals.clear()  # no range, and no global in place of a missing field
+_ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 
 
 @lru_cache(maxsize=1024)
-def compiled(template: str, in_pieces: bool = False) -> Template:
-    """A template, compiled once.
-
-    Raises:
-        UserError: not a template, or one with more than `_check` allows.
-    """
-    environment = _IN_PIECES if in_pieces else _WHOLE
+def compiled(template: str) -> Template:
+    """A template, compiled once; UserError if it is not one, or has more than `_check` allows."""
     try:
-        parsed = environment.parse(template)
-        _check(parsed)
-        return environment.from_string(template)
+        _check(_ENVIRONMENT.parse(template))
+        return _ENVIRONMENT.from_string(template)
     except (TemplateError, UserError) as error:
         raise UserError(f"template {template!r}: {error}") from error
 
@@ -107,17 +94,15 @@ def _check(parsed: nodes.Template) -> None:
     """Refuse what could make the work more than a power of the record's size, and single braces."""
     for node in parsed.find_all(nodes.Node):
         if isinstance(node, nodes.Call):
-            called = node.node
-            if isinstance(called, nodes.Getattr) and called.attr in _METHODS:
-                continue
-            raise UserError(f"a template can call {', '.join(sorted(_METHODS))} alone")
-        if not isinstance(node, _ALLOWED):
+            if not (isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS):
+                raise UserError(f"a template can call {', '.join(sorted(_METHODS))} alone")
+        elif not isinstance(node, _ALLOWED):
             what = type(node).__name__.lower()
             raise UserError(
                 f"line {node.lineno}: a template has fields, filters, if and for, but no {what}"
             )
-    if _loops(parsed) > _MOST_NESTED_LOOPS:
-        raise UserError(f"loops are nested more than {_MOST_NESTED_LOOPS} deep")
+    if _loops(parsed) > 2:
+        raise UserError("loops are nested more than 2 deep")
     texts = [node.data for node in parsed.find_all(nodes.TemplateData)]
     if not parsed.find(nodes.Name) and (old := _SINGLE_BRACES.search("".join(texts))):
         raise UserError(
@@ -137,17 +122,17 @@ def render(template: str, record: Mapping[str, Any]) -> str:
         UserError: the record lacks a field, a field is a list or an object, or an expression does
             not fit its values.
     """
-    return "".join(_pieces(template, record, in_pieces=False))
+    return "".join(_pieces(template, record))
 
 
 def rendered_fields(template: str, record: Mapping[str, Any]) -> list[str]:
     """The text of each `{{ ... }}` of a template; empty where the template is one field alone."""
-    pieces = _pieces(template, record, in_pieces=True)
+    pieces = _pieces(template, record)
     return [piece for piece in pieces if isinstance(piece, _Field)] if len(pieces) > 1 else []
 
 
-def _pieces(template: str, record: Mapping[str, Any], in_pieces: bool) -> list[str]:
-    made = compiled(template, in_pieces)
+def _pieces(template: str, record: Mapping[str, Any]) -> list[str]:
+    made = compiled(template)
     context = made.new_context({"record": record, **record}, shared=True)
     try:
         return list(made.root_render_func(context))
@@ -159,42 +144,45 @@ def _pieces(template: str, record: Mapping[str, Any], in_pieces: bool) -> list[s
         raise UserError(f"template {template!r}: {error}") from error
 
 
-def lookup(path: str, record: Any) -> Any:
-    """The value at a dotted path, or a private marker when there is none."""
-    if isinstance(record, dict) and path in record:
-        return record[path]
-    head, dot, rest = path.partition(".")
-    if isinstance(record, dict) and head in record:
-        below = record[head]
-    elif isinstance(record, (list, tuple)) and head.isdecimal() and int(head) < len(record):
-        below = record[int(head)]
-    else:
+def _lookup(path: str, record: Any) -> Any:
+    """The value at a dotted path, or `_MISSING`."""
+    if isinstance(record, (list, tuple)):
+        record = {str(i): value for i, value in enumerate(record)}
+    if not isinstance(record, dict):
         return _MISSING
-    return lookup(rest, below) if dot else below
+    if path in record:
+        return record[path]
+    head, _, rest = path.partition(".")
+    return _lookup(rest, record[head]) if head in record else _MISSING
 
 
 def matches(record: Mapping[str, Any], where: Mapping[str, str]) -> bool:
     """Whether every named field of the record shows the wanted text."""
     for path, wanted in where.items():
-        value = lookup(path, record)
+        value = _lookup(path, record)
         # OmegaConf writes a YAML true into a string field as "True".
         wanted = wanted.lower() if isinstance(value, bool) else wanted
-        if value is _MISSING or isinstance(value, (list, dict)) or as_text(value) != wanted:
+        if value is _MISSING or isinstance(value, (list, dict)) or _as_text(value) != wanted:
             return False
     return True
 
 
 @lru_cache(maxsize=256)
-def pattern(expression: str, where: str) -> re.Pattern[str]:
-    """Compile a regular expression of the configuration; `where` names its key.
+def pattern(expression: str, key: str) -> re.Pattern[str]:
+    """Compile the regular expression of a key of the configuration.
 
     Raises:
-        UserError: not a regular expression.
+        UserError: not a regular expression, or an `answer_pattern` without a group.
     """
     try:
-        return re.compile(expression)
+        made = re.compile(expression)
     except re.error as error:
-        raise UserError(f"{where}: {expression!r} is not a regular expression: {error}") from error
+        raise UserError(f"{key}: {expression!r} is not a regular expression: {error}") from error
+    if key == "answer_pattern" and not made.groups:
+        raise UserError(
+            f"{key} {expression!r} has no group. Put the part that matches the answer in ( )."
+        )
+    return made
 
 
 def source_text(template: str, record: Mapping[str, Any], source: SourceConfig) -> str:
@@ -213,14 +201,27 @@ def gold_answer(record: Mapping[str, Any], source: SourceConfig) -> str:
     if not source.answer_pattern:
         return text.strip()
     match = pattern(source.answer_pattern, "answer_pattern").search(text)
-    if match is None or not match.groups():
-        reason = "has no group" if match else f"does not match the answer {_shorten(text)!r}"
+    if match is None:
         raise UserError(
-            f"answer_pattern {source.answer_pattern!r} {reason} "
-            f"of the record {_shorten(str(dict(record)))}"
+            f"answer_pattern {source.answer_pattern!r} does not match the answer "
+            f"{_shorten(text)!r} of the record {_shorten(str(dict(record)))}"
         )
     return (match.group(1) or "").strip()
 
 
-def _shorten(text: str, length: int = 200) -> str:
-    return text if len(text) <= length else text[: length // 2] + " ... " + text[-length // 2 :]
+def filled(part: str, record: Mapping[str, Any], source: SourceConfig) -> str:
+    """The text of a source's template of this name; for `answer`, the gold answer.
+
+    Raises as `render` and `gold_answer`, and UserError if it is empty.
+    """
+    if part == "answer":
+        text, part = gold_answer(record, source), "gold answer"
+    else:
+        text = source_text(getattr(source, part), record, source).strip()
+    if not text:
+        raise UserError(f"the {part} is empty")
+    return text
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"

@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 from transformers import TrainingArguments
 
 from pipelines.analysis.training_text import domain_shares, read_spans
 from pipelines.data.packed_set import PackedDataset
-from pipelines.data.score_cache import (
-    ChosenSequences,
-    ScoreCache,
-    ScoredSequences,
-    open_scores,
-)
+from pipelines.data.score_cache import ScoreCache, ScoredSequences, open_scores
 from pipelines.models.loading import load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
@@ -88,7 +84,7 @@ def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tu
             for i in range(len(packed_set))
         ])  # fmt: skip
         chosen = top_half(difference, len(packed_set) // pool_factor(job.config.mid_train))
-        return ChosenSequences(packed_set, chosen), packed_set.collate
+        return Subset(packed_set, chosen.tolist()), packed_set.collate
     scored = ScoredSequences(packed_set, scores_of("ref"))
     return scored, scored.collate
 
@@ -102,19 +98,20 @@ def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
 
     Empty for objectives that do not select sequences.
     """
-    if not isinstance(dataset, ChosenSequences):
+    if not isinstance(dataset, Subset):
         return {}
-    config, pool = job.config, dataset.packed
+    config = job.config
+    pool: PackedDataset = dataset.dataset  # type: ignore[assignment]
     count = min(len(pool), INSPECTED)
     sources = config.mid_train.sources
     spans = read_spans(pool, count, sources, config.data_root, config.seed)
-    chosen = dataset.chosen[dataset.chosen < count]
+    chosen = np.array(dataset.indices)
     return {
         "selection": {
             "pool_sequences": len(pool),
             "kept_sequences": len(dataset),
             "looked_at": count,
-            "domains": domain_shares(spans, chosen, config.sequence_length),
+            "domains": domain_shares(spans, chosen[chosen < count], config.sequence_length),
         }
     }
 

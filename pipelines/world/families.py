@@ -9,18 +9,6 @@ from pipelines.world.rng import Dice, State, digest
 
 from . import lists, machines
 
-FAMILIES = (
-    "lookup",
-    "modular",
-    "maximum",
-    "counting",
-    "sorting",
-    "reversal",
-    "boolean",
-    "weekday",
-    "brackets",
-    "tracing",
-)
 MARK = "so"  # the word before the final answer, in every family
 BUCKETS = 100
 # Which stream owns a problem: the one whose range [low, high) contains the problem's bucket.
@@ -31,7 +19,6 @@ OWNERS: dict[str, tuple[int, int]] = {
     "heldout": (55, 60),
     "text": (60, 100),
 }
-
 
 # Accuracy of the best constant answer for each family, derived from how its problems are sampled.
 # First digits and days are uniform, so the probability of a remainder depends only on the number of
@@ -48,14 +35,27 @@ CONSTANT_ANSWER_ACCURACY: dict[str, float] = {
     "brackets": 1 / 27,
     "tracing": 0.1174,
 }
+FAMILIES = tuple(CONSTANT_ANSWER_ACCURACY)  # in the order that the streams sample from
+# The question, written from the state of a problem.
+PROMPTS: dict[str, Callable[[State], str]] = {
+    "lookup": lambda state: f"look up {state[0]} in {' '.join(state[1])}",
+    "modular": lambda state: f"add {' '.join(map(str, state[1]))} mod {state[0]}",
+    "maximum": lambda state: f"most of {' '.join(state)}",
+    "counting": lambda state: f"count vowels in {state[0]}",
+    "sorting": lambda state: f"sort {state[0]}",
+    "reversal": lambda state: f"reverse {state[0]}",
+    "boolean": lambda state: f"{state[0]} {' '.join(state[1])}",
+    "weekday": lambda state: f"add {machines.DAYS[state[0]]} {' '.join(map(str, state[1]))} days",
+    "brackets": lambda state: f"close {state[0]}",
+    "tracing": lambda state: f"run {state[0]} on {state[1]}",
+}
 
 
 class Family(NamedTuple):
-    """One family: functions that sample, write, solve and misread a problem (see `lists`)."""
+    """One family: functions that write, sample, solve and misread a problem (see `lists`)."""
 
-    name: str
-    draw: Callable[[Dice], State]
     prompt: Callable[[State], str]
+    draw: Callable[[Dice], State]
     solve: Callable[[State], tuple[str, str]]
     slip: Callable[[Dice, State], State]
 
@@ -75,24 +75,16 @@ class Problem(NamedTuple):
         return f"{self.steps} {MARK} {self.answer}"
 
 
-def _family(name: str) -> Family:
-    """Collect the four functions of the family `name` from its module."""
-    home = lists if hasattr(lists, f"{name}_draw") else machines
-    return Family(name, *(getattr(home, f"{name}_{part}") for part in Family._fields[1:]))
-
-
-TABLE: dict[str, Family] = {name: _family(name) for name in FAMILIES}
+_PARTS = vars(lists) | vars(machines)
+TABLE = {
+    name: Family(write, *(_PARTS[f"{name}_{part}"] for part in ("draw", "solve", "slip")))
+    for name, write in PROMPTS.items()
+}
 
 
 def bucket(prompt: str) -> int:
     """The bucket (0 to `BUCKETS` - 1) of the problem in `prompt`."""
     return digest(prompt) % BUCKETS
-
-
-def owner(prompt: str) -> str:
-    """The key of `OWNERS` whose range contains the bucket of the problem in `prompt`."""
-    number = bucket(prompt)
-    return next(name for name, (low, high) in OWNERS.items() if low <= number < high)
 
 
 def problem(dice: Dice, family: str, holder: str) -> Problem:
@@ -103,7 +95,7 @@ def problem(dice: Dice, family: str, holder: str) -> Problem:
         state = kind.draw(dice)
         prompt = kind.prompt(state)
         # Problems of other owners are rejected, so no two owners share a problem.
-        if low <= digest(prompt) % BUCKETS < high:
+        if low <= bucket(prompt) < high:
             return Problem(family, state, prompt, *kind.solve(state))
 
 
@@ -114,13 +106,10 @@ def near_miss(dice: Dice, item: Problem) -> str:
     steps are right, and only the answer is that of the misread problem.
     """
     kind = TABLE[item.family]
-    state = item.state
-    while True:
-        # If a slip does not change the answer, make another one.
+    state, answer = item.state, item.answer
+    while answer == item.answer:  # a slip may not change it
         state = kind.slip(dice, state)
         steps, answer = kind.solve(state)
-        if answer != item.answer:
-            break
     if dice.random() < 0.5:
         steps = item.steps
     return f"{steps} {MARK} {answer}"

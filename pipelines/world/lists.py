@@ -1,11 +1,13 @@
 """The families that read a list: lookup, maximum, counting, sorting, reversal, brackets.
 
-Each family is four functions over a `state` (a tuple that says what the problem is):
-`draw(dice) -> state`, `prompt(state) -> str`, `solve(state) -> (steps, answer)` and
-`slip(dice, state) -> state`, a problem of the same form in which one detail is misread.
+Each family is three functions over a `state` (a tuple that says what the problem is):
+`draw(dice) -> state`, `solve(state) -> (steps, answer)` and `slip(dice, state) -> state`, a problem
+of the same form in which one detail is misread. `families.PROMPTS` writes its question.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 from pipelines.world.rng import Dice, State
 
@@ -35,11 +37,17 @@ def swapped(text: str, place: int, new: str) -> str:
 
 
 def other(dice: Dice, items: str, taken: str) -> str:
-    """One character of `items` that is not in `taken`."""
-    return dice.pick([item for item in items if item not in taken])
+    """One character of `items` that is not `taken`."""
+    return dice.pick([item for item in items if item != taken])
 
 
-# lookup: follow letter-to-letter pairs until a digit ends the chain.
+def misread(dice: Dice, text: str, items: str) -> str:
+    """`text` with one character replaced by another one of `items`."""
+    place = dice.below(len(text))
+    return swapped(text, place, other(dice, items, text[place]))
+
+
+# lookup: follow letter-to-letter pairs until a digit ends the chain: `look up c in ac cb b7`.
 
 
 def lookup_draw(dice: Dice) -> State:
@@ -53,11 +61,6 @@ def lookup_draw(dice: Dice) -> State:
     for key in keys[hops:]:
         pairs.append(key + (dice.pick(DIGITS) if dice.random() < 0.5 else dice.pick(keys)))
     return keys[0], tuple(dice.deal(pairs, count))
-
-
-def lookup_prompt(state: State) -> str:
-    """For example `look up c in ac cb b7`."""
-    return f"look up {state[0]} in {' '.join(state[1])}"
 
 
 def lookup_solve(state: State) -> tuple[str, str]:
@@ -77,7 +80,7 @@ def lookup_slip(dice: Dice, state: State) -> State:
     return start, (*pairs[:place], new, *pairs[place + 1 :])
 
 
-# maximum: the largest of some two-digit numbers, by a running best.
+# maximum: the largest of some two-digit numbers, by a running best: `most of 41 72 29`.
 
 
 def maximum_draw(dice: Dice) -> State:
@@ -85,18 +88,10 @@ def maximum_draw(dice: Dice) -> State:
     return tuple(str(dice.between(10, 99)) for _ in range(dice.between(*MAXIMUM_ITEMS)))
 
 
-def maximum_prompt(state: State) -> str:
-    """For example `most of 41 72 29`."""
-    return f"most of {' '.join(state)}"
-
-
 def maximum_solve(state: State) -> tuple[str, str]:
     """The best so far after each number, and the best of all."""
-    best, steps = "00", []
-    for number in state:
-        best = max(best, number)
-        steps.append(best)
-    return " ".join(steps), best
+    bests = list(accumulate(state, max))
+    return " ".join(bests), bests[-1]
 
 
 def maximum_slip(dice: Dice, state: State) -> State:
@@ -105,7 +100,7 @@ def maximum_slip(dice: Dice, state: State) -> State:
     return (*state[:place], str(dice.between(10, 99)), *state[place + 1 :])
 
 
-# counting: how many letters are vowels, by picking them out.
+# counting: how many letters are vowels, by picking them out: `count vowels in kaeb`.
 
 
 def counting_draw(dice: Dice) -> State:
@@ -116,11 +111,6 @@ def counting_draw(dice: Dice) -> State:
     return ("".join(dice.deal(items, size)),)
 
 
-def counting_prompt(state: State) -> str:
-    """For example `count vowels in kaeb`."""
-    return f"count vowels in {state[0]}"
-
-
 def counting_solve(state: State) -> tuple[str, str]:
     """The vowels in their order (`none` if there are none), and how many there are."""
     found = "".join(item for item in state[0] if item in VOWELS)
@@ -129,22 +119,15 @@ def counting_solve(state: State) -> tuple[str, str]:
 
 def counting_slip(dice: Dice, state: State) -> State:
     """One letter is misread."""
-    text = state[0]
-    place = dice.below(len(text))
-    return (swapped(text, place, other(dice, "".join(COUNTED), text[place])),)
+    return (misread(dice, state[0], "".join(COUNTED)),)
 
 
-# sorting: digits in rising order; one may occur more than once.
+# sorting: digits in rising order; one may occur more than once: `sort 5281`.
 
 
 def sorting_draw(dice: Dice) -> State:
     """(the digits as written)."""
     return ("".join(dice.pick(DIGITS) for _ in range(dice.between(*SORTING_ITEMS))),)
-
-
-def sorting_prompt(state: State) -> str:
-    """For example `sort 5281`."""
-    return f"sort {state[0]}"
 
 
 def sorting_solve(state: State) -> tuple[str, str]:
@@ -155,23 +138,15 @@ def sorting_solve(state: State) -> tuple[str, str]:
 
 def sorting_slip(dice: Dice, state: State) -> State:
     """One digit is misread."""
-    text = state[0]
-    place = dice.below(len(text))
-    return (swapped(text, place, other(dice, DIGITS, text[place])),)
+    return (misread(dice, state[0], DIGITS),)
 
 
-# reversal: letters from the last to the first.
+# reversal: letters from the last to the first: `reverse dfab`.
 
 
 def reversal_draw(dice: Dice) -> State:
     """(the letters as written)."""
-    size = dice.between(*REVERSAL_ITEMS)
-    return ("".join(dice.pick(VOWELS + OTHERS) for _ in range(size)),)
-
-
-def reversal_prompt(state: State) -> str:
-    """For example `reverse dfab`."""
-    return f"reverse {state[0]}"
+    return ("".join(dice.pick(VOWELS + OTHERS) for _ in range(dice.between(*REVERSAL_ITEMS))),)
 
 
 def reversal_solve(state: State) -> tuple[str, str]:
@@ -189,13 +164,12 @@ def reversal_slip(dice: Dice, state: State) -> State:
     return (swapped(text, place, other(dice, VOWELS + OTHERS, text[place])),)
 
 
-# brackets: the closers that a string of brackets still needs.
+# brackets: the closers that a string of brackets still needs: `close ([]<`.
 
 
 def brackets_draw(dice: Dice) -> State:
     """(the brackets as written): some closed, `BRACKETS_LEFT` of them still open at the end."""
-    opens = dice.between(*BRACKETS_LEFT)
-    closes = dice.between(*BRACKETS_PAIRS)
+    opens, closes = dice.between(*BRACKETS_LEFT), dice.between(*BRACKETS_PAIRS)
     opens += closes
     text, stack = "", ""
     while opens or closes:
@@ -207,11 +181,6 @@ def brackets_draw(dice: Dice) -> State:
             stack += dice.pick(OPENERS)
             text += stack[-1]
     return (text,)
-
-
-def brackets_prompt(state: State) -> str:
-    """For example `close ([]<`."""
-    return f"close {state[0]}"
 
 
 def brackets_solve(state: State) -> tuple[str, str]:

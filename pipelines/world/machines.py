@@ -1,19 +1,19 @@
 """The families that keep a state: modular, boolean, weekday, tracing.
 
-The form is that of `lists`: `draw`, `prompt`, `solve` and `slip` over a tuple.
+The form is that of `lists`: `draw`, `solve` and `slip` over a tuple.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 from pipelines.world.rng import Dice, State
 
+from .lists import DIGITS, LETTERS
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-GATES = {
-    "and": lambda left, right: left & right,
-    "or": lambda left, right: left | right,
-    "xor": lambda left, right: left ^ right,
-}
-LABELS = "abcdefgh"
+GATES = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 # The effect of each command of a traced program on the digit that the program holds.
 COMMANDS = {
     "i": lambda value: (value + 1) % 10,
@@ -39,30 +39,33 @@ WEEKDAY_REACH = 9
 TRACING_MOVES = (2, 7)
 
 
-# modular: digits added one after the other, always keeping the remainder.
+def moves(dice: Dice, size: int, reach: int) -> tuple[int, ...]:
+    """`size` numbers from 1 to `reach`."""
+    return tuple(dice.between(1, reach) for _ in range(size))
+
+
+def sums(at: int, steps: Sequence[int], base: int, names: Sequence[str]) -> tuple[str, str]:
+    """Start at `at` and add each step, modulo `base`: all sums as written, and the last sum."""
+    text = names[at]
+    for step in steps:
+        at = (at + step) % base
+        text += f"+{step}={names[at]}"
+    return text, names[at]
+
+
+# modular: digits added one by one, always keeping the remainder: `add 7 5 2 mod 10`.
 
 
 def modular_draw(dice: Dice) -> State:
     """(base, digits): the first below the base, the others from 1 to `MODULAR_REACH`."""
-    base = dice.pick(MODULAR_BASES)
-    moves = (dice.between(1, MODULAR_REACH) for _ in range(dice.between(*MODULAR_MOVES)))
-    return base, (dice.below(base), *moves)
-
-
-def modular_prompt(state: State) -> str:
-    """For example `add 7 5 2 mod 10`."""
-    return f"add {' '.join(map(str, state[1]))} mod {state[0]}"
+    base, size = dice.pick(MODULAR_BASES), dice.between(*MODULAR_MOVES)
+    return base, (dice.below(base), *moves(dice, size, MODULAR_REACH))
 
 
 def modular_solve(state: State) -> tuple[str, str]:
     """The sum with the remainder after each digit, and the last remainder."""
-    base, digits = state
-    total = digits[0]
-    steps = str(total)
-    for digit in digits[1:]:
-        total = (total + digit) % base
-        steps += f"+{digit}={total}"
-    return steps, str(total)
+    base, (first, *added) = state
+    return sums(first, added, base, DIGITS)
 
 
 def modular_slip(dice: Dice, state: State) -> State:
@@ -73,29 +76,26 @@ def modular_slip(dice: Dice, state: State) -> State:
     return base, (*digits[:place], new, *digits[place + 1 :])
 
 
-# boolean: a gate between two bits under each of some letters; which letters come out true.
+# boolean: which letters come out true, with two bits of each through a gate: `and a10 d11 b01`.
 
 
 def boolean_draw(dice: Dice) -> State:
     """(gate, letters with two bits each), at least one of them true."""
-    gate = dice.pick(("and", "or", "xor"))
+    gate = dice.pick(tuple(GATES))
     size = dice.between(*BOOLEAN_ITEMS)
     while True:
-        items = tuple(f"{label}{dice.below(2)}{dice.below(2)}" for label in dice.deal(LABELS, size))
+        items = tuple(
+            f"{label}{dice.below(2)}{dice.below(2)}" for label in dice.deal(LETTERS, size)
+        )
         if boolean_solve((gate, items))[1]:
             return gate, items
-
-
-def boolean_prompt(state: State) -> str:
-    """For example `and a10 d11 b01`."""
-    return f"{state[0]} {' '.join(state[1])}"
 
 
 def boolean_solve(state: State) -> tuple[str, str]:
     """Each letter with its result, and the letters whose result is 1."""
     gate = GATES[state[0]]
-    out = [(item[0], gate(int(item[1]), int(item[2]))) for item in state[1]]
-    return "".join(f"{label}{bit}" for label, bit in out), "".join(k for k, bit in out if bit)
+    out = [(label, gate(int(left), int(right))) for label, left, right in state[1]]
+    return "".join(f"{k}{bit}" for k, bit in out), "".join(k for k, bit in out if bit)
 
 
 def boolean_slip(dice: Dice, state: State) -> State:
@@ -109,49 +109,35 @@ def boolean_slip(dice: Dice, state: State) -> State:
     return slipped if boolean_solve(slipped)[1] else state
 
 
-# weekday: steps forward through the week.
+# weekday: steps forward through the week: `add tue 3 2 days`.
 
 
 def weekday_draw(dice: Dice) -> State:
     """(first day 0-6, moves forward in days)."""
-    moves = (dice.between(1, WEEKDAY_REACH) for _ in range(dice.between(*WEEKDAY_MOVES)))
-    return dice.below(7), tuple(moves)
-
-
-def weekday_prompt(state: State) -> str:
-    """For example `add tue 3 2 days`."""
-    return f"add {DAYS[state[0]]} {' '.join(map(str, state[1]))} days"
+    size = dice.between(*WEEKDAY_MOVES)
+    return dice.below(7), moves(dice, size, WEEKDAY_REACH)
 
 
 def weekday_solve(state: State) -> tuple[str, str]:
     """The sum with the day after each move, and the last day."""
-    day, moves = state
-    steps = DAYS[day]
-    for move in moves:
-        day = (day + move) % 7
-        steps += f"+{move}={DAYS[day]}"
-    return steps, DAYS[day]
+    day, steps = state
+    return sums(day, steps, 7, DAYS)
 
 
 def weekday_slip(dice: Dice, state: State) -> State:
     """One move is misread as one day more."""
-    start, moves = state
-    place = dice.below(len(moves))
-    return start, (*moves[:place], moves[place] % WEEKDAY_REACH + 1, *moves[place + 1 :])
+    start, steps = state
+    place = dice.below(len(steps))
+    return start, (*steps[:place], steps[place] % WEEKDAY_REACH + 1, *steps[place + 1 :])
 
 
-# tracing: a program of one-letter commands, run on one digit.
+# tracing: a program of one-letter commands, run on one digit: `run itdi on 4`.
 
 
 def tracing_draw(dice: Dice) -> State:
     """(commands, starting digit)."""
     size = dice.between(*TRACING_MOVES)
     return "".join(dice.pick(NAMES) for _ in range(size)), dice.below(10)
-
-
-def tracing_prompt(state: State) -> str:
-    """For example `run itdi on 4`."""
-    return f"run {state[0]} on {state[1]}"
 
 
 def tracing_solve(state: State) -> tuple[str, str]:

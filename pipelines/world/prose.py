@@ -13,34 +13,21 @@ from .machines import (
     MODULAR_REACH,
     NAMES,
     WEEKDAY_REACH,
-    modular_solve,
-    weekday_solve,
+    moves,
+    sums,
 )
 
 WHO = (
-    "the cat",
-    "the dog",
-    "a boy",
-    "a girl",
-    "the man",
-    "the king",
-    "my friend",
-    "the bird",
-    "the cook",
-    "a child",
-)
+    "the cat", "the dog", "a boy", "a girl", "the man", "the king", "my friend", "the bird",
+    "the cook", "a child",
+)  # fmt: skip
 DOES = ("saw", "took", "found", "likes", "lost", "made", "sold", "hid", "wants", "gave away")
 LOOK = ("red", "small", "big", "tall", "new", "green", "warm", "dark", "round", "soft")
 THING = ("box", "hat", "ball", "book", "lamp", "cake", "stone", "boat", "door", "cup", "tree")
 WHERE = (
-    "in the house",
-    "near the river",
-    "on the hill",
-    "by the road",
-    "at the market",
-    "under the bridge",
-    "behind the barn",
-)
+    "in the house", "near the river", "on the hill", "by the road", "at the market",
+    "under the bridge", "behind the barn",
+)  # fmt: skip
 ALPHA = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -57,15 +44,9 @@ def _sum(dice: Dice) -> str:
     """A chain of two to four small sums, of digits with a remainder or of days."""
     size = dice.between(2, 4)
     if dice.random() < 0.4:
-        return weekday_solve((dice.below(7), _moves(dice, size, WEEKDAY_REACH)))[0]
+        return sums(dice.below(7), moves(dice, size, WEEKDAY_REACH), 7, DAYS)[0]
     base = dice.pick(MODULAR_BASES)
-    digits = (dice.below(base), *_moves(dice, size, MODULAR_REACH))
-    return f"mod {base} {modular_solve((base, digits))[0]}"
-
-
-def _moves(dice: Dice, size: int, reach: int) -> tuple[int, ...]:
-    """`size` numbers from 1 to `reach`."""
-    return tuple(dice.between(1, reach) for _ in range(size))
+    return f"mod {base} {sums(dice.below(base), moves(dice, size, MODULAR_REACH), base, DIGITS)[0]}"
 
 
 def _order(dice: Dice) -> str:
@@ -91,7 +72,7 @@ def _rule(dice: Dice) -> str:
         shape = dice.pick(OPENERS)
         return f"close {shape} is {CLOSERS[shape]}"
     if kind == 1:
-        gate, left, right = dice.pick(("and", "or", "xor")), dice.below(2), dice.below(2)
+        gate, left, right = dice.pick(tuple(GATES)), dice.below(2), dice.below(2)
         return f"{gate} {left}{right} is {GATES[gate](left, right)}"
     if kind == 2:
         name, value = dice.pick(NAMES), dice.below(10)
@@ -106,14 +87,14 @@ def _chant(dice: Dice) -> str:
     return " ".join([word] * dice.between(2, 4))
 
 
-FACTS = (_sum, _order, _rule)
+def _fact_or_tale(dice: Dice, rate: float) -> str:
+    """A fact at `rate`, else a tale."""
+    return (dice.pick((_sum, _order, _rule)) if dice.random() < rate else _tale)(dice)
 
 
 def clean(dice: Dice) -> str:
     """A clean paragraph of two or three sentences, most of them facts."""
-    parts = []
-    for _ in range(dice.between(2, 4)):
-        parts.append((dice.pick(FACTS) if dice.random() < 0.7 else _tale)(dice))
+    parts = [_fact_or_tale(dice, 0.7) for _ in range(dice.between(2, 4))]
     return ". ".join(parts) + "."
 
 
@@ -139,7 +120,7 @@ def noisy(dice: Dice) -> str:
         if kind < 0.5:
             parts.append(_chant(dice))
             continue
-        text = (dice.pick(FACTS) if dice.random() < 0.15 else _tale)(dice)
+        text = _fact_or_tale(dice, 0.15)
         if kind < 0.7:
             text = _typo(dice, text, 0.08)
         elif kind < 0.85:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from pipelines.world.rng import Dice
 
@@ -10,15 +11,8 @@ from . import prose
 from .families import FAMILIES, near_miss, problem
 
 STREAMS = (
-    "pretrain",
-    "mid_train",
-    "sft",
-    "dpo",
-    "rlvr",
-    "eval",
-    "heldout_pretrain",
-    "heldout_mid_train",
-)
+    "pretrain", "mid_train", "sft", "dpo", "rlvr", "eval", "heldout_pretrain", "heldout_mid_train",
+)  # fmt: skip
 WORLD_VERSION = 1  # increased by hand when the content of any stream changes
 EVAL_PER_FAMILY = 200
 ALPHABET = "\n ()+.0123456789<=>[]abcdefghijklmnopqrstuvwxyz"
@@ -40,55 +34,38 @@ def _text(kind: str, holder: str, dice: Dice) -> Iterator[dict[str, str]]:
             yield {"text": paragraph(dice), "domain": name, "family": ""}
 
 
-def _sft(dice: Dice) -> Iterator[dict[str, str]]:
-    """Endless questions with worked solutions."""
+def _questions(stream: str, dice: Dice) -> Iterator[dict[str, str]]:
+    """Endless questions, with what the stage of `stream` trains on."""
     while True:
-        item = problem(dice, dice.pick(FAMILIES), "tuning")
-        yield {"prompt": item.prompt, "response": item.response, "family": item.family}
-
-
-def _dpo(dice: Dice) -> Iterator[dict[str, str]]:
-    """Endless questions with a right and a wrong worked solution."""
-    while True:
-        item = problem(dice, dice.pick(FAMILIES), "tuning")
-        yield {
-            "prompt": item.prompt,
-            "chosen": item.response,
-            "rejected": near_miss(dice, item),
-            "family": item.family,
-        }
-
-
-def _rlvr(dice: Dice) -> Iterator[dict[str, str]]:
-    """Endless questions with only the answer."""
-    while True:
-        item = problem(dice, dice.pick(FAMILIES), "rlvr")
-        yield {"prompt": item.prompt, "answer": item.answer, "family": item.family}
+        item = problem(dice, dice.pick(FAMILIES), "rlvr" if stream == "rlvr" else "tuning")
+        if stream == "sft":
+            answers = {"response": item.response}
+        elif stream == "dpo":
+            answers = {"chosen": item.response, "rejected": near_miss(dice, item)}
+        else:
+            answers = {"answer": item.answer}
+        yield {"prompt": item.prompt, **answers, "family": item.family}
 
 
 def _eval() -> Iterator[dict[str, str]]:
-    """The evaluation set: `EVAL_PER_FAMILY` distinct questions of each family, alternating."""
-    # It does not depend on the caller's seed, so every run has the same questions. Families
-    # alternate, so that the first questions are a representative sample.
+    """The evaluation set: `EVAL_PER_FAMILY` distinct questions of each family, alternating.
+
+    It does not depend on the caller's seed, so every run has the same questions. Families
+    alternate, so that the first questions are a representative sample.
+    """
     exams = [_family_exam(family) for family in FAMILIES]
-    for questions in zip(*exams, strict=True):
-        yield from questions
+    return chain.from_iterable(zip(*exams, strict=True))
 
 
 def _family_exam(family: str) -> Iterator[dict[str, str]]:
     dice = Dice.named(f"world {WORLD_VERSION} eval {family}")
-    seen: dict[str, None] = {}
+    seen: set[str] = set()
     while len(seen) < EVAL_PER_FAMILY:
         item = problem(dice, family, "eval")
-        if item.prompt in seen:
-            continue
-        seen[item.prompt] = None
-        yield {
-            "prompt": item.prompt,
-            "answer": item.answer,
-            "response": item.response,
-            "family": family,
-        }
+        if item.prompt not in seen:
+            seen.add(item.prompt)
+            answers = {"answer": item.answer, "response": item.response}
+            yield {"prompt": item.prompt, **answers, "family": family}
 
 
 def records(stream: str, seed: int) -> Iterator[dict[str, str]]:
@@ -109,4 +86,4 @@ def records(stream: str, seed: int) -> Iterator[dict[str, str]]:
         return _text(stream.removeprefix("heldout_"), "heldout", dice)
     if stream in PROBLEM_RATE:
         return _text(stream, "text", dice)
-    return {"sft": _sft, "dpo": _dpo, "rlvr": _rlvr}[stream](dice)
+    return _questions(stream, dice)

@@ -83,7 +83,8 @@ def test_by_hand(one_document: tuple[Path, dict[str, SourceConfig]]) -> None:
     assert torch.equal(batch["labels"], batch["shift_labels"])
     assert batch["labels"].data_ptr() != batch["shift_labels"].data_ptr()
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
-    assert [dataset.source_at_start(i) for i in range(4)] == ["a", "a", "b", "a"]
+    spans = [(0, 6, "a"), (6, 8, "b"), (8, 10, "b"), (10, 12, "b"), (12, 16, "a")]
+    assert dataset.spans(4) == spans and dataset.spans(2) == [(0, 6, "a"), (6, 8, "b")]
     assert dataset.facts["tokens"] == 16
     assert dataset.facts["documents"] == 5
     assert dataset.facts["sources"]["a"] == {
