@@ -10,6 +10,7 @@ Run as a program it is the first of the two: `python tests/warm_start.py SOCKET`
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -150,6 +151,7 @@ def main() -> None:
     loaded = {"torch", "transformers", "deepspeed"} & sys.modules.keys()
     assert not loaded, f"the launcher's side has imported {loaded}"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()

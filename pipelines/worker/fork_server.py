@@ -12,7 +12,8 @@ Given the path of a Unix socket, it runs a stage for every command that connects
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import gc
+import importlib
 import json
 import os
 import select
@@ -33,8 +34,12 @@ from pipelines.machine.signals import block_signals, unblock_signals
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
 
-# DeepSpeed imports it, and with it torch's compiler, when it makes the optimizer: 2 s per stage.
-LATE_IMPORT = "deepspeed.runtime.zero.muon.muon_optimizer"
+# Imported by DeepSpeed when it makes the engine and the optimizer (with torch's compiler), and for
+# the first interval of an evaluation: up to 2 s per stage.
+LATE_IMPORTS = (
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops", "torch.utils.cpp_extension", "scipy.stats",
+)  # fmt: skip
 # Variables in which a rank may differ from its shared server: they are read when a stage runs.
 # Libraries read the rest of the environment when they are imported.
 READ_LATE = (
@@ -183,8 +188,12 @@ def main() -> None:
     os.dup2(2, 1)
     for module in ("deepspeed", *words):
         importlib.import_module(module)
-    if importlib.util.find_spec(LATE_IMPORT):
-        importlib.import_module(LATE_IMPORT)
+    for module in LATE_IMPORTS:
+        # Not every version of DeepSpeed has them all.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    # What is there stays: a collection in a rank, which accelerate asks for, need not look at it.
+    gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run after the imports: a fork would lose some")
