@@ -253,9 +253,7 @@ def compare(
 
 @app.command("analyze", rich_help_panel=LOOP)
 def analyze(
-    run: options.FlywheelRun,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
+    run: options.FlywheelRun, json: options.Json = False, overrides: options.Overrides = None
 ) -> None:
     """Measure what mid-training, token weights and RL changed in a flywheel, finished or not.
 

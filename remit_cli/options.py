@@ -21,9 +21,7 @@ Config = Annotated[
 RunDirectory = Annotated[
     Path | None,
     typer.Option(
-        "--run-dir",
-        parser=_path,
-        help="Folder for all results. Default: runs/<config name>.",
+        "--run-dir", parser=_path, help="Folder for all results. Default: runs/<config name>."
     ),
 ]
 Gpus = Annotated[

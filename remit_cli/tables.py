@@ -26,15 +26,12 @@ def score_table(columns: list[summary.Column]) -> Table:
         table.add_column(column.title, justify="right", no_wrap=True)
     tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
     for task in tasks:
-        table.add_row(
-            task,
-            *(f"{100 * c.accuracy(task):.1f}" if task in c.result["tasks"] else "-"
-              for c in columns),
-        )  # fmt: skip
+        of = (c.result["tasks"].get(task, {}) for c in columns)
+        table.add_row(task, *(_percent(score, "accuracy") for score in of))
     if tasks:
         table.add_section()
-        table.add_row("average", *(_percent(c, "average") for c in columns))
-        table.add_row("95% +-", *(_percent(c, "average_half_interval") for c in columns))
+        table.add_row("average", *(_percent(c.result, "average") for c in columns))
+        table.add_row("95% +-", *(_percent(c.result, "average_half_interval") for c in columns))
     for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
         found = (c.result["bits_per_byte"].get(domain) for c in columns)
         table.add_row(
@@ -44,8 +41,8 @@ def score_table(columns: list[summary.Column]) -> Table:
     return table
 
 
-def _percent(column: summary.Column, key: str) -> str:
-    return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
+def _percent(scores: dict[str, float], key: str) -> str:
+    return f"{100 * scores[key]:.1f}" if key in scores else "-"
 
 
 def _notes(columns: list[summary.Column]) -> str | None:
