@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+
+from remit_cli.tables import number_table, with_interval
 
 LISTED = 8
 
@@ -18,48 +19,32 @@ def analysis_tables(found: dict[str, Any]) -> Iterator[Table]:
         yield _gaps(found["dynamics"], found["dynamics_reference"])
     if found["accuracy"]:
         yield _accuracy(found["accuracy"])
-    for entry in found["rounds"]:
-        yield _weights(entry)
+    yield from map(_weights, found["rounds"])
     if found["movement"]:
         yield _movement(found["movement"])
 
 
-def _table(title: str, first: str, *headings: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(first)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _gaps(dynamics: list[dict[str, Any]], reference: str) -> Table:
-    domains = list(dynamics[0]["gap"])
-    table = _table(
-        f"log p({escape(reference)}) - log p(checkpoint), nats per held-out token",
-        "checkpoint", "tokens", *domains,
-    )  # fmt: skip
+    title = f"log p({escape(reference)}) - log p(checkpoint), nats per held-out token"
+    table = number_table(title, "checkpoint", "tokens", *dynamics[0]["gap"])
     for entry in dynamics:
-        cells = (_cell(gap["mean"], gap["half_interval"]) for gap in entry["gap"].values())
-        table.add_row(escape(entry["checkpoint"]), f"{entry['tokens']:,}", *cells)
+        gaps = (_nats(gap["mean"], gap["half_interval"]) for gap in entry["gap"].values())
+        table.add_row(escape(entry["checkpoint"]), f"{entry['tokens']:,}", *gaps)
     return table
 
 
 def _accuracy(along: list[dict[str, Any]]) -> Table:
     questions = sum(task["questions"] for task in along[0]["tasks"].values())
-    table = _table(
-        f"average accuracy in percent on {questions:,} questions", "checkpoint",
-        "mid-training done", "accuracy",
-    )  # fmt: skip
+    title = f"average accuracy in percent on {questions:,} questions"
+    table = number_table(title, "checkpoint", "mid-training done", "accuracy")
     for entry in along:
-        table.add_row(
-            escape(entry["checkpoint"]), f"{entry['done']:.0%}",
-            f"{100 * entry['average']:.1f}+-{100 * entry['average_half_interval']:.1f}",
-        )  # fmt: skip
+        accuracy = with_interval(entry["average"], entry["average_half_interval"])
+        table.add_row(escape(entry["checkpoint"]), f"{entry['done']:.0%}", accuracy)
     return table
 
 
 def _weights(entry: dict[str, Any]) -> Table:
-    table = _table(
+    table = number_table(
         f"weights at the start of {escape(entry['mid'])}, reference {escape(entry['reference'])}",
         "group", "tokens", "mean weight", "at the end", "clipped low", "high",
     )  # fmt: skip
@@ -81,18 +66,14 @@ def _tokens(listed: list[dict[str, Any]]) -> str:
 
 
 def _movement(movement: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "how far each part moved the model, KL in nats per held-out token",
-        "round",
-        "KL(base || mid)",
-        "KL(mid || post)",
-    )
+    title = "how far each part moved the model, KL in nats per held-out token"
+    table = number_table(title, "round", "KL(base || mid)", "KL(mid || post)")
     for entry in movement:
         pairs = (entry.get(key) for key in ("base_to_mid", "mid_to_post"))
-        cells = (_cell(p["kl"], p["half_interval"]) if p else "-" for p in pairs)
+        cells = (_nats(p["kl"], p["half_interval"]) if p else "-" for p in pairs)
         table.add_row(str(entry["round"]), *cells)
     return table
 
 
-def _cell(mean: float, half: float | None) -> str:
-    return f"{mean:.3f}" + (f"+-{half:.3f}" if half is not None else "")
+def _nats(mean: float, half: float | None) -> str:
+    return with_interval(mean, half, digits=3, scale=1)

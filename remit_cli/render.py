@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -37,7 +37,14 @@ from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress
 from remit_cli.analysis_tables import analysis_tables
 from remit_cli.status import status_of
-from remit_cli.tables import comparison_tables, cost_table, curve_table, score_table, task_table
+from remit_cli.tables import (
+    comparison_tables,
+    cost_table,
+    curve_table,
+    narrow_table,
+    score_table,
+    task_table,
+)
 
 MARKS = {
     "done": "[green]done[/]",
@@ -45,8 +52,6 @@ MARKS = {
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
-
-
 # How many characters of a stage's name fit next to the other columns of a plan, of 80 in all.
 MOST_NAME = 38
 
@@ -115,6 +120,15 @@ class Screen:
         self.errors.print(f"[bold red]error:[/] {escape(message)}")
         self._emit({"status": "wrong input", "error": message})
 
+    @contextmanager
+    def exits_on_mistake(self) -> Iterator[None]:
+        """Print a `UserError` and exit with 2."""
+        try:
+            yield
+        except UserError as error:
+            self.user_error(str(error))
+            sys.exit(2)
+
     def warning(self, message: str) -> None:
         self.errors.print(f"[yellow]warning:[/] {escape(message)}")
 
@@ -139,17 +153,18 @@ class Screen:
             "saved_step": interrupted.step,
         })  # fmt: skip
 
-    def view(self, stages: list[Stage], run: RunDir) -> View:
+    @contextmanager
+    def view(self, stages: list[Stage], run: RunDir) -> Iterator[View]:
         """The view of a running plan: a live table on a terminal, otherwise lines."""
-        return View(stages, run, self.console)
+        view = View(stages, run, self.console)
+        live = Live(console=self.console, get_renderable=view.table, refresh_per_second=4)
+        with live if self.console.is_terminal else nullcontext():
+            yield view
 
     def results(
-        self,
-        results: dict[str, dict[str, Any]],
-        checks: list[summary.Expectation],
-        run: RunDir,
+        self, results: dict[str, Any], checks: list[summary.Expectation], run: RunDir,
         values: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         columns = summary.columns(results)
         if len(columns) > 1:
             self.console.print(score_table(columns))
@@ -187,10 +202,7 @@ class Screen:
         })  # fmt: skip
 
     def plan(self, predicted: Estimate, run: RunDir) -> None:
-        table = Table(
-            title=f"plan, {quantity(predicted.parameters)} parameters", box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0), pad_edge=False,
-        )  # fmt: skip
+        table = narrow_table(f"plan, {quantity(predicted.parameters)} parameters")
         for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
             left = heading in ("stage", "state")
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
@@ -201,10 +213,8 @@ class Screen:
                 f"{quantity(s.disk_bytes)}B", duration(s.seconds), s.state,
             )  # fmt: skip
         totals = {
-            "tokens": sum(s.tokens for s in predicted.stages),
-            "flops": sum(s.flops for s in predicted.stages),
-            "disk_bytes": sum(s.disk_bytes for s in predicted.stages),
-            "seconds": sum(s.seconds for s in predicted.stages),
+            key: sum(getattr(stage, key) for stage in predicted.stages)
+            for key in ("tokens", "flops", "disk_bytes", "seconds")
         }
         table.add_section()
         table.add_row(
@@ -268,28 +278,11 @@ class View:
         self.began: dict[str, float] = {}
         self.took: dict[str, float] = {}
         self.start = time.monotonic()
-        self.stack = ExitStack()
-        self.live: Live | None = None
-
-    def __enter__(self) -> View:
-        if self.console.is_terminal:
-            live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
-            self.live = self.stack.enter_context(live)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stack.close()
 
     def started(self, stage: Stage, how: Literal["start", "resume"]) -> None:
         self.states[stage.name] = "run"
         self.began[stage.name] = time.monotonic()
-        if not self.live:
-            self._line(stage, "resumes" if how == "resume" else "starts")
+        self._line(stage, "resumes" if how == "resume" else "starts")
 
     def tick(self, stage: Stage) -> None:
         at = read_progress(self.run.stage(stage.name))
@@ -298,27 +291,32 @@ class View:
 
     def finished(self, stage: Stage, result: dict[str, Any]) -> None:
         state = "no signal" if result.get("status") == "no signal" else "done"
-        self.states[stage.name] = state
-        self.words[stage.name] = headline(result)
-        self.took[stage.name] = result["wall_seconds"]
-        if not self.live:
-            self._line(stage, f"{state} in {duration(result['wall_seconds'])}: {headline(result)}")
+        seconds = result["wall_seconds"]
+        self._ended(stage, result, state, seconds, f"{state} in {duration(seconds)}")
 
     def skipped(self, stage: Stage, result: dict[str, Any]) -> None:
-        self.states[stage.name] = "skip"
+        self._ended(stage, result, "skip", result["seconds"], "is complete, skipped")
+
+    def _ended(
+        self, stage: Stage, result: dict[str, Any], state: str, seconds: float, words: str
+    ) -> None:
+        self.states[stage.name] = state
         self.words[stage.name] = headline(result)
-        self.took[stage.name] = result["seconds"]
-        if not self.live:
-            self._line(stage, f"is complete, skipped: {headline(result)}")
+        self.took[stage.name] = seconds
+        self._line(stage, f"{words}: {headline(result)}")
 
     def _line(self, stage: Stage, words: str) -> None:
+        """Print an event, unless the table shows it."""
+        if self.console.is_terminal:
+            return
         number = 1 + [s.name for s in self.stages].index(stage.name)
         place = f"[{number}/{len(self.stages)}]"
         self.console.print(
             Text(f"{duration(time.monotonic() - self.start):>7} {place} {stage.name} {words}")
         )
 
-    def _table(self) -> Group:
+    def table(self) -> Group:
+        """The stages with their states and results, and a bar."""
         table = Table(box=None, pad_edge=False)
         table.add_column("stage", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -330,11 +328,9 @@ class View:
             if state == "run":
                 took = time.monotonic() - self.began[stage.name]
             table.add_row(
-                stage.name,
-                MARKS.get(state or "", "[dim]to do[/]"),
-                duration(took) if took is not None else "",
-                escape(self.words.get(stage.name, "")),
-            )
+                stage.name, MARKS.get(state or "", "[dim]to do[/]"),
+                duration(took) if took is not None else "", escape(self.words.get(stage.name, "")),
+            )  # fmt: skip
         done = sum(state != "run" for state in self.states.values())
         bar = Table.grid(padding=(0, 1))
         bar.add_row(

@@ -7,10 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from pipelines.comparison.arm_stages import FOLDER, place_of
 from pipelines.plan.kinds import headline
@@ -19,7 +17,7 @@ from pipelines.report import summary
 from pipelines.run_dir import ledger
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress, stage_state
-from remit_cli.tables import arm_table, score_table
+from remit_cli.tables import arm_table, narrow_table, score_table
 
 
 def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
@@ -28,9 +26,7 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     """
     last = {e["stage"]: e for e in ledger.read(run.ledger) if e["event"] != "skip"}
     holder = lock_holder(run)
-    table = Table(
-        title=str(run.root), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )  # fmt: skip
+    table = narrow_table(str(run.root))
     for heading in ("stage", "state", "time", "result"):
         table.add_column(heading, overflow="fold")
     stages: dict[str, Any] = {}
