@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pipelines.plan.stage import Stage
     from remit_cli.session import Session
 
+    Plan = Callable[[], list[Stage]]
+    Planner = Callable[..., Plan]
+
 app = typer.Typer(
     name="remit",
     no_args_is_help=True,
@@ -50,8 +53,6 @@ def remit(
 
 STAGES = "Stages of the loop"
 LOOP = "The loop"
-Plan = Callable[[], "list[Stage]"]
-Planner = Callable[..., Plan]
 
 
 def _planned(name: str, panel: str, *, start: bool = True) -> Callable[[Planner], Planner]:
@@ -89,7 +90,9 @@ def _planned(name: str, panel: str, *, start: bool = True) -> Callable[[Planner]
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     """The parameters of a function, with types instead of their names."""
-    types = get_type_hints(function, localns={"Session": Any}, include_extras=True)
+    # Session and Plan are not imported, so that `remit --help` starts fast.
+    unknown = {"Session": Any, "Plan": Any}
+    types = get_type_hints(function, localns=unknown, include_extras=True)
     found = signature(function).parameters.values()
     return [parameter.replace(annotation=types[parameter.name]) for parameter in found]
 
@@ -143,10 +146,7 @@ def score(session: Session, model: options.ScoredModel, base: options.TokenizerB
 
 @_planned("eval", STAGES)
 def evaluate(
-    session: Session,
-    model: options.Model,
-    suite: options.Suite = None,
-    chat: options.Chat = None,
+    session: Session, model: options.Model, suite: options.Suite = None, chat: options.Chat = None
 ) -> Plan:
     """Measure accuracy per task and benchmark with intervals, and held-out bits per byte.
 

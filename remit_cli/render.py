@@ -23,9 +23,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.comparison import tables as comparison
 from pipelines.comparison.arm_stages import FOLDER
 from pipelines.comparison.row import Row
-from pipelines.comparison.tables import Comparison, curves
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch.doctor import Check
 from pipelines.plan.estimate import Estimate
@@ -35,16 +35,8 @@ from pipelines.quantities import duration, quantity
 from pipelines.report import summary
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress
-from remit_cli.analysis_tables import analysis_tables
+from remit_cli import tables
 from remit_cli.status import status_of
-from remit_cli.tables import (
-    comparison_tables,
-    cost_table,
-    curve_table,
-    narrow_table,
-    score_table,
-    task_table,
-)
 
 MARKS = {
     "done": "[green]done[/]",
@@ -101,10 +93,8 @@ class Screen:
             state = f"[{colours[c.state]}]{c.state}[/]"
             table.add_row(c.name, state, escape(c.found), escape(c.advice))
         self.console.print(table)
-        missing = any(check.state == "missing" for check in checks)
-        self._emit({
-            "status": "missing" if missing else "ok", "checks": [asdict(c) for c in checks],
-        })  # fmt: skip
+        status = "missing" if any(c.state == "missing" for c in checks) else "ok"
+        self._emit({"status": status, "checks": [asdict(c) for c in checks]})
 
     def scripts(self, paths: list[Path], chain: bool) -> None:
         """Print the paths of written batch scripts and how to submit them."""
@@ -167,12 +157,12 @@ class Screen:
     ) -> None:  # fmt: skip
         columns = summary.columns(results)
         if len(columns) > 1:
-            self.console.print(score_table(columns))
+            self.console.print(tables.score_table(columns))
             self.console.print(step_table(results))
         elif columns:
-            self.console.print(task_table(columns[0]))
+            self.console.print(tables.task_table(columns[0]))
         if values["command"] == "analyze":
-            for table in analysis_tables(values["analysis"]):
+            for table in tables.analysis_tables(values["analysis"]):
                 self.console.print(table)
             for sentence in values["analysis"]["missing"]:
                 self.console.print(escape(sentence))
@@ -184,25 +174,24 @@ class Screen:
         self.console.print(f"run directory: {escape(str(run.root))}")
         self._emit(values)
 
-    def comparison(
-        self, tables: list[Comparison], rows: list[Row], path: Path, run: RunDir
-    ) -> None:
-        for drawn_table in (t for table in tables for t in comparison_tables(table)):
-            self.console.print(drawn_table)
-        drawn = curves(rows)
+    def comparison(self, rows: list[Row], path: Path, run: RunDir) -> None:
+        compared, drawn = comparison.tables(rows), comparison.curves(rows)
+        for table in compared:
+            for part in tables.comparison_tables(table):
+                self.console.print(part)
         if drawn:
-            self.console.print(curve_table(drawn))
-        for table in tables:
-            self.console.print(cost_table(rows, table.point, table.arms))
+            self.console.print(tables.curve_table(drawn))
+        for table in compared:
+            self.console.print(tables.cost_table(rows, table.point, table.arms))
         self.console.print(f"rows: {escape(str(path))}")
         self._emit({
             "status": "done", "command": "compare", "run_dir": str(run.root),
-            "tables": [asdict(table) for table in tables],
+            "tables": [asdict(table) for table in compared],
             "curves": [asdict(curve) for curve in drawn], "rows": [asdict(row) for row in rows],
         })  # fmt: skip
 
     def plan(self, predicted: Estimate, run: RunDir) -> None:
-        table = narrow_table(f"plan, {quantity(predicted.parameters)} parameters")
+        table = tables.narrow_table(f"plan, {quantity(predicted.parameters)} parameters")
         for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
             left = heading in ("stage", "state")
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
@@ -270,9 +259,7 @@ class View:
     """Watches a plan: a live table on a terminal, otherwise a line for each event."""
 
     def __init__(self, stages: list[Stage], run: RunDir, console: Console) -> None:
-        self.stages = stages
-        self.run = run
-        self.console = console
+        self.stages, self.run, self.console = stages, run, console
         self.states: dict[str, str] = {}
         self.words: dict[str, str] = {}
         self.began: dict[str, float] = {}
@@ -318,10 +305,9 @@ class View:
     def table(self) -> Group:
         """The stages with their states and results, and a bar."""
         table = Table(box=None, pad_edge=False)
-        table.add_column("stage", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        table.add_column("time", justify="right", no_wrap=True)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for heading in ("stage", "", "time", ""):
+            justify: Literal["right", "left"] = "right" if heading == "time" else "left"
+            table.add_column(heading, justify=justify, overflow="ellipsis", no_wrap=True)
         for stage in self.stages:
             state = self.states.get(stage.name)
             took = self.took.get(stage.name)

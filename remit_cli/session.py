@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison import arm_rules, arm_stages, arms, rows, study
-from pipelines.comparison import tables as comparison
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch import follower
 from pipelines.launch.runner import Observer, Runner
@@ -156,7 +155,7 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
             # Includes rows of earlier comparisons, which may be the baseline of some arms.
             found = rows.existing_rows(run)
     if made:
-        screen.comparison(comparison.tables(found), found, path, run)
+        screen.comparison(found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
     ended = session.command == "flywheel" and all(run.stage(s.name).is_complete() for s in whole)

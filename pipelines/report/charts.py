@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.quantities import quantity
-from pipelines.report.blocks import Dot, DotPlot, LineChart, Point, Series, Wheel, WheelStage
+from pipelines.report.blocks import (
+    Dot,
+    DotPlot,
+    LineChart,
+    Point,
+    Series,
+    Wheel,
+    WheelRound,
+    WheelStage,
+)
 
 WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
@@ -22,16 +31,14 @@ MOST_WHISKERS = 12
 Scale = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """`at` is the position along its axis."""
 
     at: float
     text: str
 
 
-@dataclass(frozen=True)
-class Whisker:
+class Whisker(NamedTuple):
     x: float
     y: float
     low: float
@@ -39,13 +46,8 @@ class Whisker:
     text: str
 
 
-@dataclass(frozen=True)
-class DrawnLine:
-    """Attributes:
-    path: SVG path of the line.
-    band: outline of the intervals; empty without intervals.
-    label_y: y of the name at the right end.
-    """
+class DrawnLine(NamedTuple):
+    """SVG paths of a line and of the band of its intervals, and the y of its name at the right."""
 
     name: str
     colour: int
@@ -55,8 +57,7 @@ class DrawnLine:
     label_y: float
 
 
-@dataclass(frozen=True)
-class DrawnLines:
+class DrawnLines(NamedTuple):
     """`marks` are the x of the vertical lines, `zero` is the y of the horizontal one."""
 
     lines: list[DrawnLine]
@@ -182,8 +183,7 @@ def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
     return placed
 
 
-@dataclass(frozen=True)
-class DrawnDot:
+class DrawnDot(NamedTuple):
     dot: Dot
     x: float
     low: float
@@ -192,8 +192,7 @@ class DrawnDot:
     after: float | None
 
 
-@dataclass(frozen=True)
-class DrawnDots:
+class DrawnDots(NamedTuple):
     """`left` and `right` are the x between which the dots are; the texts are outside."""
 
     left: float
@@ -237,32 +236,24 @@ BASE_WIDTH, FIRST, COLUMN, ROUND_HEIGHT = 84.0, 132.0, 124.0, 132.0
 WHEEL_TOP = 34.0
 
 
-@dataclass(frozen=True)
-class DrawnBox:
+class DrawnBox(NamedTuple):
     x: float
     y: float
     width: float
     stage: WheelStage
 
 
-@dataclass(frozen=True)
-class DrawnRound:
-    """Attributes:
-    y: middle of its boxes.
-    from_reference: path from the previous round's end to this mid-training; empty in the first.
-    """
+class DrawnRound(NamedTuple):
+    """Boxes around `y`, and the paths to them from the base and from the previous round's end."""
 
-    title: str
+    round: WheelRound
     y: float
     boxes: list[DrawnBox]
-    mid: str
-    post: str
     from_base: str
     from_reference: str
 
 
-@dataclass(frozen=True)
-class DrawnWheel:
+class DrawnWheel(NamedTuple):
     width: float
     height: float
     base: DrawnBox | None
@@ -285,12 +276,8 @@ def wheel(wheel: Wheel) -> DrawnWheel:
         ]
         x = BASE_WIDTH + 18
         from_base = f"M{x:g},{first_y:g}V{y:g}" if row else f"M{BASE_WIDTH:g},{y:g}"
-        rounds.append(
-            DrawnRound(
-                f"Round {each.number}" + ("" if each.number else ", plain"), y, boxes, each.mid,
-                each.post, f"{from_base}H{FIRST - 7:g}", _from_reference(last_x, y) if row else "",
-            )
-        )  # fmt: skip
+        from_reference = _from_reference(last_x, y) if row else ""
+        rounds.append(DrawnRound(each, y, boxes, f"{from_base}H{FIRST - 7:g}", from_reference))
         last_x = boxes[-1].x + BOX_WIDTH / 2 if boxes else last_x
     height = WHEEL_TOP + ROUND_HEIGHT * max(1, len(rounds)) - 54
     return DrawnWheel(width, height, base, rounds)

@@ -164,22 +164,19 @@ def expectations(
             f"base {base['average']:.1%}, mid-0 {mid['average']:.1%}",
         ),
         Expectation(
-            "post-0 above mid-0, 95% interval of the difference above 0",
-            gain - half > 0,
+            "post-0 above mid-0, 95% interval of the difference above 0", gain - half > 0,
             f"post-0 {post['average']:.1%}, difference {gain:+.1%} +- {half:.1%}",
         ),
         Expectation(
-            "no family above 95% at mid-0",
-            best["accuracy"] <= 0.95,
+            "no family above 95% at mid-0", best["accuracy"] <= 0.95,
             f"highest {highest} {best['accuracy']:.1%}",
         ),
         Expectation(
-            "post-0 above the best constant answer in at least eight of ten families",
-            above >= 8,
+            "post-0 above the best constant answer in at least eight of ten families", above >= 8,
             f"{above} of {len(post['tasks'])}",
         ),
         *_step_expectations(results),
-    ]
+    ]  # fmt: skip
 
 
 # Expectations of single steps: kind, text, whether a result meets it, how it is shown.

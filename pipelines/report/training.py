@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.plan.kinds import KINDS, Curve
@@ -13,20 +12,25 @@ from pipelines.report.objectives import ARM_COLOURS
 from pipelines.report.record import Record, StageRecord
 
 MOST_POINTS = 150
+# A stage with the name and the colour of its line.
+Line = tuple[StageRecord, str, int]
 
 
 def section(record: Record) -> Section:
     """Small charts with one line per round, and per objective of a comparison."""
-    compared = _first_seed(record)
-    seed = compared[0].name.split("/")[1].replace("-", " ") if compared else ""
-    blocks: list[Block] = [
-        *_charts(record.own, _round_series), *_charts(compared, _arm_series, f", {seed}"),
+    rounds = [
+        (stage, stage.name, 1) if stage.round is None
+        else (stage, f"round {stage.round}", stage.round % 7)
+        for stage in record.own
     ]  # fmt: skip
+    compared = _first_seed(record)
+    seed = compared[0][0].name.split("/")[1].replace("-", " ") if compared else ""
+    blocks: list[Block] = [*_charts(rounds), *_charts(compared, f", {seed}")]
     if record.columns or record.analysis:
         blocks.insert(0, _during_mid_training(record.analysis or {}))
     if not blocks:
         blocks = [Missing("No stage has trained yet.", record.resume_command)]
-    lines = "Each line is a round; round 0 is plain training." if record.own else ""
+    lines = "Each line is a round; round 0 is plain training." if rounds else ""
     if compared:
         lines += f" For the comparison, each line is an objective, {seed}."
     lead = (
@@ -62,40 +66,27 @@ def _during_mid_training(analysis: dict[str, Any]) -> Block:
     )  # fmt: skip
 
 
-def _first_seed(record: Record) -> list[StageRecord]:
+def _first_seed(record: Record) -> list[Line]:
     """The first seed's stages of a comparison, without variants, of which there may be many."""
     compared = [s for s in record.compared if s.name.startswith(f"{FOLDER}/seed-")]
     parts = [stage.name.split("/") for stage in compared]
     return [
-        stage
+        (stage, arm, ARM_COLOURS[arm])
         for stage, (_, seed, arm, *_) in zip(compared, parts, strict=True)
         if seed == parts[0][1] and arm in ARM_COLOURS
     ]
 
 
-def _round_series(stage: StageRecord) -> tuple[str, int]:
-    if stage.round is None:
-        return stage.name, 1
-    return f"round {stage.round}", stage.round % 7
-
-
-def _arm_series(stage: StageRecord) -> tuple[str, int]:
-    arm = stage.name.split("/")[2]
-    return arm, ARM_COLOURS[arm]
-
-
-def _charts(
-    stages: Sequence[StageRecord], named: Callable[[StageRecord], tuple[str, int]], where: str = ""
-) -> list[LineChart]:
-    """The charts of all curves with two points or more; `named`: name and colour of a stage."""
+def _charts(lines: list[Line], where: str = "") -> list[LineChart]:
+    """The charts of all curves with two points or more."""
     found = []
     for kind, curve in [(row.name, curve) for row in KINDS for curve in row.curves]:
-        drawn = []
-        for stage in (stage for stage in stages if stage.kind == kind):
-            name, colour = named(stage)
-            points = thinned(_points(stage, curve))
-            if len(points) > 1:
-                drawn.append(Series(name, points, colour))
+        series = [
+            Series(name, thinned(_points(stage, curve)), colour)
+            for stage, name, colour in lines
+            if stage.kind == kind
+        ]
+        drawn = [each for each in series if len(each.points) > 1]
         if drawn:
             limits = PERCENT if curve.unit.startswith("percent") else None
             found.append(LineChart(curve.title + where, "step", curve.unit, drawn, limits=limits))
