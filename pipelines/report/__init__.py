@@ -70,9 +70,8 @@ def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no rows found.")
     record = record_of_rows(paths, found)
-    sections = [objectives.section(record)]
-    name, headline = record.run.root.name, verdict.headline(record)
-    return _write(Report(name, "", f"{len(found)} rows", headline, [], sections), wanted, path)
+    name, headline, when = record.run.root.name, verdict.headline(record), f"{len(found)} rows"
+    return _write(Report(name, "", when, headline, [], [objectives.section(record)]), wanted, path)
 
 
 def _check_form(wanted: Wanted) -> None:

@@ -19,8 +19,7 @@ def cost_section(record: Record) -> Section:
     )
     done = [stage for stage in record.stages.values() if stage.result]
     if not done:
-        missing = Missing("No stage is complete yet.", "remit plan")
-        return Section("cost", "Cost", lead, [missing])
+        return Section("cost", "Cost", lead, [Missing("No stage is complete yet.", "remit plan")])
     parameters = max(stage.result.get("parameters", 0) for stage in done)
     rows = [_cost_row(stage, parameters) for stage in done]
     totals = [sum(row[column].value or 0.0 for row in rows) for column in (2, 3, 4, 5)]
@@ -74,14 +73,12 @@ def provenance_section(record: Record) -> Section:
         return Section("provenance", "Provenance", lead, [missing])
     rows = [
         [
-            Cell(stage.name),
-            Cell(stage.state),
-            Cell(stage.spec["identity"][:12]),
+            Cell(stage.name), Cell(stage.state), Cell(stage.spec["identity"][:12]),
             Cell(stage.result.get("model_sha256", NO_VALUE.text)[:12]),
             Cell(str(stage.spec["config"]["seed"]), value=stage.spec["config"]["seed"]),
         ]
         for stage in started
-    ]
+    ]  # fmt: skip
     commands = dict.fromkeys(e["command"] for e in record.entries if "command" in e)
     return Section("provenance", "Provenance", lead, [
         Table("Stages", ["stage", "state", "identity", "model sha256", "seed"], rows),

@@ -40,16 +40,15 @@ def section(record: Record) -> Section:
     found, curves = comparison.tables(record.rows), comparison.curves(record.rows)
     done = sum(bool(stage.result) for stage in record.compared)
     state = f"{done} of {len(record.compared)} stages of the comparison are complete."
-    blocks: list[Block] = []
     if not found and not curves:
-        blocks = [Missing(
+        missing = Missing(
             "This run directory has no comparison of objectives.",
             "remit compare --base RUN/base --ref RUN/round-0/40-rlvr --run-dir RUN",
-        )]  # fmt: skip
+        )
         if record.compared:
-            why = f"{state} No model has been evaluated yet."
-            blocks = [Missing(why, record.resume_command)]
-        return Section("objectives", "Objectives side by side", lead, blocks)
+            missing = Missing(f"{state} No model has been evaluated yet.", record.resume_command)
+        return Section("objectives", "Objectives side by side", lead, [missing])
+    blocks: list[Block] = []
     if done < len(record.compared):
         blocks.append(Text(f"{state} Run the same command again to resume."))
     for table in found:
@@ -76,8 +75,7 @@ def _gain_plot(table: Comparison) -> DotPlot:
     several = not _one_baseline(table)
     dots = [
         Dot(
-            f"{arm} - {gain.baseline}" if several else arm,
-            100 * gain.mean, None if gain.half is None else 100 * gain.half,
+            f"{arm} - {gain.baseline}" if several else arm, *_percent(gain),
             _mean(gain, 100, 1, "+").line, ARM_COLOURS.get(arm, VARIANT),
         )
         for arm, gain in zip(table.arms, table.average.gains, strict=True)
@@ -133,6 +131,10 @@ def _mean(
     found: comparison.Cell | comparison.Gain | None, scale: float, digits: int, sign: str = ""
 ) -> Cell:
     return NO_VALUE if found is None else number(found.mean, digits, found.half, scale, sign)
+
+
+def _percent(found: comparison.Cell | comparison.Gain) -> tuple[float, float | None]:
+    return 100 * found.mean, None if found.half is None else 100 * found.half
 
 
 def _p_value(p: float | None) -> Cell:
@@ -193,22 +195,15 @@ def _during_mid_training(found: list[comparison.Curve]) -> Block:
     if not found:
         missing = "Accuracy during mid-training was not measured."
         return Missing(missing, "remit compare ... compare.points=4")
-    series = [
-        Series(
-            curve.arm,
-            [
-                Point(100 * part, 100 * c.mean, None if c.half is None else 100 * c.half)
-                for part, c in zip(curve.parts, curve.averages, strict=True)
-            ],
-            ARM_COLOURS.get(curve.arm, VARIANT),
-        )
-        for curve in found
-    ]
+    series = []
+    for curve in found:
+        averages = zip(curve.parts, curve.averages, strict=True)
+        points = [Point(100 * part, *_percent(average)) for part, average in averages]
+        series.append(Series(curve.arm, points, ARM_COLOURS.get(curve.arm, VARIANT)))
     reached = [
-        f"{c.arm} at step {c.steps_to_ntp:,}"
-        for c in found
+        f"{c.arm} at step {c.steps_to_ntp:,}" for c in found
         if c.steps_to_ntp is not None and c.arm != "ntp"
-    ]
+    ]  # fmt: skip
     notes = []
     if reached:
         notes.append(
@@ -218,9 +213,14 @@ def _during_mid_training(found: list[comparison.Curve]) -> Block:
     if any(c.seeds != found[0].seeds for c in found):
         counts = ", ".join(f"{c.arm} {len(c.seeds)}" for c in found)
         notes.append(f"Number of seeds: {counts}. Lines of different seeds are not comparable.")
+    return accuracy_chart(series, " ".join(notes))
+
+
+def accuracy_chart(series: list[Series], note: str) -> LineChart:
+    """Average accuracy by share of the mid-training, both in percent."""
     return LineChart(
         "Accuracy during mid-training", "percent of the mid-training done",
-        "average accuracy, percent", series, note=" ".join(notes), limits=PERCENT,
+        "average accuracy, percent", series, note=note, limits=PERCENT,
     )  # fmt: skip
 
 

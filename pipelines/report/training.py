@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.plan.kinds import KINDS, Curve
 from pipelines.plan.stage import COMPARISON as FOLDER
 from pipelines.report.blocks import PERCENT, Block, LineChart, Missing, Point, Section, Series, Text
-from pipelines.report.objectives import ARM_COLOURS
+from pipelines.report.objectives import ARM_COLOURS, accuracy_chart
 from pipelines.report.record import Record, StageRecord
 
 MOST_POINTS = 150
@@ -57,13 +57,11 @@ def _during_mid_training(analysis: dict[str, Any]) -> Block:
         if number is not None
     ]
     questions = sum(task["questions"] for task in along[0]["tasks"].values())
-    return LineChart(
-        "Accuracy during mid-training", "percent of the mid-training done",
-        "average accuracy, percent", series,
-        note=f"Greedy answers to the first questions of each task, {questions:,} in all; 0 percent "
-        "is the base. Whiskers are 95% intervals over questions.",
-        limits=PERCENT,
-    )  # fmt: skip
+    return accuracy_chart(
+        series,
+        f"Greedy answers to the first questions of each task, {questions:,} in all; 0 percent is "
+        "the base. Whiskers are 95% intervals over questions.",
+    )
 
 
 def _first_seed(record: Record) -> list[Line]:
