@@ -58,12 +58,9 @@ def _planned_name(stage: str) -> str:
 def failure_facts(failed: StageFailed) -> dict[str, Any]:
     """Facts about a failed stage for the JSON of a command."""
     return {
-        "status": "failed",
-        "stage": failed.stage,
-        "log": failed.log_path,
-        "exit_code": failed.returncode,
-        "reason": failed.reason,
-    }
+        "status": "failed", "stage": failed.stage, "log": failed.log_path,
+        "exit_code": failed.returncode, "reason": failed.reason,
+    }  # fmt: skip
 
 
 class Screen:
@@ -196,11 +193,11 @@ class Screen:
             left = heading in ("stage", "state")
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for s in predicted.stages:
-            table.add_row(
-                _planned_name(s.stage), quantity(s.tokens) if s.steps_known else "unknown",
-                quantity(s.flops) if s.steps_known else "unknown",
-                f"{quantity(s.disk_bytes)}B", duration(s.seconds), s.state,
-            )  # fmt: skip
+            tokens, flops = (
+                quantity(work) if s.steps_known else "unknown" for work in (s.tokens, s.flops)
+            )
+            disk, seconds = f"{quantity(s.disk_bytes)}B", duration(s.seconds)
+            table.add_row(_planned_name(s.stage), tokens, flops, disk, seconds, s.state)
         totals = {
             key: sum(getattr(stage, key) for stage in predicted.stages)
             for key in ("tokens", "flops", "disk_bytes", "seconds")
@@ -223,11 +220,8 @@ class Screen:
             f"Run directory: {escape(str(run.root))}. Nothing was started."
         )
         self._emit({
-            "status": "planned",
-            "run_dir": str(run.root),
-            "parameters": predicted.parameters,
-            "stages": [vars(s) for s in predicted.stages],
-            "total": totals,
+            "status": "planned", "run_dir": str(run.root), "parameters": predicted.parameters,
+            "stages": [vars(s) for s in predicted.stages], "total": totals,
             "seconds_left": predicted.seconds_left,
             "rate": {"flops_per_second": predicted.flops_per_second,
                      "source": predicted.rate_source},

@@ -70,7 +70,7 @@ def _command_job(session: Session, name: str, remit: list[str]) -> Job:
 
 
 def _stage_job(stage: Stage, number: int, remit: list[str]) -> Job:
-    launch = stage.config.launch
-    command = [*remit, "--only", stage.name]
-    name = f"{number:02d}-{stage.name}"
-    return Job(name, command, max(1, launch.nodes), launch.gpus, launch.slurm)
+    launch, command = stage.config.launch, [*remit, "--only", stage.name]
+    return Job(
+        f"{number:02d}-{stage.name}", command, max(1, launch.nodes), launch.gpus, launch.slurm
+    )

@@ -30,8 +30,8 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     for heading in ("stage", "state", "time", "result"):
         table.add_column(heading, overflow="fold")
     stages: dict[str, Any] = {}
-    for name in last:
-        state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
+    for name, entry in last.items():
+        state, seconds, words = _stage_status(run, name, entry, running=bool(holder))
         time_shown = "" if seconds is None else duration(seconds)
         table.add_row(name.removeprefix(f"{FOLDER}/"), state, time_shown, escape(words))
         stages[name] = {"state": state, "seconds": seconds, "result": words}
