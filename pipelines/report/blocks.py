@@ -54,10 +54,7 @@ def count(value: int) -> Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are the headings: the first column holds the names of the rows.
-
-    `strong` are the indices of the rows that summarize the others.
-    """
+    """The first column holds the names of the rows; rows at `strong` summarize the others."""
 
     title: str
     columns: list[str]
@@ -147,9 +144,9 @@ class WheelStage:
 
 @dataclass(frozen=True)
 class WheelRound:
-    """Attributes:
-    reference: stage whose model weights the tokens of its mid-training; empty in a plain round.
-    mid, post: accuracy after mid-training and after post-training, as texts.
+    """`mid` and `post` are the accuracies after mid-training and after post-training, as texts.
+
+    `reference` is the stage whose model weights the tokens; empty in a plain round.
     """
 
     number: int
@@ -228,10 +225,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Attributes:
-    run: name of the run directory.
-    when: date of the last event in the run.
-    headline: the main result in a sentence; `verdict` has a sentence per round.
+    """The main result in a sentence, one sentence per round (`verdict`), and the details.
+
+    `run` is the name of the run directory, `when` the date of its last event.
     """
 
     run: str

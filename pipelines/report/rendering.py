@@ -209,11 +209,10 @@ def _wheel(wheel: blocks.Wheel) -> list[str]:
 
 
 def _heat_map(heat_map: blocks.HeatMap) -> list[str]:
-    rows = [
-        [s.label, s.source, s.domain, s.licence, s.sha256[:12], str(s.num_tokens),
-         _figure(s.mean_weight)]
-        for s in heat_map.sequences
-    ]  # fmt: skip
+    rows = []
+    for s in heat_map.sequences:
+        numbers = [str(s.num_tokens), _figure(s.mean_weight)]
+        rows.append([s.label, s.source, s.domain, s.licence, s.sha256[:12], *numbers])
     columns = ["text", "source", "domain", "licence", "sha256", "tokens", "mean weight"]
     return _grid("Texts of the token map", columns, rows)
 

@@ -81,13 +81,11 @@ def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
     cell = number(found["bits_per_byte"], 3, found.get("half_interval"))
     notes = [cell.interval] if cell.interval else []
     part = model.title.rpartition("-")[0]
-    for plain in models:
-        if part and plain.title == f"{part}-0" != model.title:
-            first, second = (m.result.get("heldout_blocks", {}).get(domain) or {}
-                             for m in (plain, model))  # fmt: skip
-            if difference := bits_difference(first, second):
-                mean, half = difference
-                notes.append(f"{number(mean, 3, half, sign='+').line} vs {plain.title}")
+    for plain in (m for m in models if part and m.title == f"{part}-0" != model.title):
+        pair = (m.result.get("heldout_blocks", {}).get(domain) or {} for m in (plain, model))
+        if difference := bits_difference(*pair):
+            mean, half = difference
+            notes.append(f"{number(mean, 3, half, sign='+').line} vs {plain.title}")
     return replace(cell, interval="; ".join(notes))
 
 

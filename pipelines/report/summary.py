@@ -15,12 +15,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluated model, a column of the score table.
-
-    Attributes:
-        title: base, mid-0, post-0, ...
-        result: result of the evaluation stage.
-    """
+    """One evaluated model, a column of the score table: `title` is base, mid-0, post-0, ..."""
 
     title: str
     stage: str

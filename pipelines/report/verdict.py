@@ -26,12 +26,9 @@ from pipelines.report.record import Record, StageRecord
 
 @dataclass(frozen=True)
 class Gain:
-    """The accuracy of a round minus that of round 0, paired by question.
+    """The accuracy of a round (`ours`) minus that of round 0 (`plain`), paired by question.
 
-    Attributes:
-        part: mid or post.
-        ours, plain: average accuracy of the round and of round 0.
-        half: half the 95% interval of the difference.
+    `part` is mid or post, `half` is half the 95% interval of the difference.
     """
 
     number: int
