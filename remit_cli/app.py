@@ -78,6 +78,7 @@ def _planned(name: str, panel: str, *, start: bool = True) -> Callable[[Planner]
             session = Session(name, config, run_dir, gpus, hostfile, json, overrides or [])
             run_and_exit(session, planner(session, **own), start=start)
 
+        # Typer makes options of the parameters that it finds here.
         shown = [*_parameters(planner)[1:], *_parameters(run)[:-1]]
         run.__dict__["__signature__"] = Signature(shown)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
