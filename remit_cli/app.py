@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, Signature, signature
 from json import dumps
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,6 +14,9 @@ from remit_cli import options
 if TYPE_CHECKING:
     from pipelines.plan.stage import Stage
     from remit_cli.session import Session
+
+    Plan = Callable[[], list[Stage]]
+    Planner = Callable[..., Plan]
 
 app = typer.Typer(
     name="remit",
@@ -52,252 +55,183 @@ STAGES = "Stages of the loop"
 LOOP = "The loop"
 
 
-def _execute(
-    command: str,
-    given: tuple[str, Path | None, int | None, Path | None, bool, list[str] | None],
-    make_plan: Callable[[Session], list[Stage]],
-    *,
-    part: tuple[str | None, str | None] = (None, None),
-    start: bool = True,
-) -> None:
-    """Plan a command and run its plan, or only the `part` (until, only) of it."""
-    # Imported here so that `remit --help` starts fast.
-    from remit_cli.session import Session, run_and_exit
+def _planned(name: str, panel: str, *, start: bool = True) -> Callable[[Planner], Planner]:
+    """Make a function the command `name`, which runs a plan or, without `start`, shows it.
 
-    run_and_exit(Session(command, *given, *part), make_plan, start=start)
+    The function gets a session before its recipe is loaded and the options that only this command
+    has, and returns what plans the stages. All commands share the options of `run`.
+    """
+
+    def register(planner: Planner) -> Planner:
+        def run(
+            config: options.Config = "world",
+            run_dir: options.RunDirectory = None,
+            gpus: options.Gpus = None,
+            hostfile: options.Hostfile = None,
+            json: options.Json = False,
+            overrides: options.Overrides = None,
+            **own: Any,
+        ) -> None:
+            # Imported here so that `remit --help` starts fast.
+            from remit_cli.session import Session, run_and_exit
+
+            session = Session(name, config, run_dir, gpus, hostfile, json, overrides or [])
+            run_and_exit(session, planner(session, **own), start=start)
+
+        # Typer makes options of the parameters that it finds here.
+        shown = [*_parameters(planner)[1:], *_parameters(run)[:-1]]
+        run.__dict__["__signature__"] = Signature(shown)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        run.__doc__ = planner.__doc__
+        app.command(name, rich_help_panel=panel)(run)
+        return planner
+
+    return register
 
 
-@app.command("pretrain-ckpt", rich_help_panel=STAGES)
-def pretrain_ckpt(
-    base: options.OptionalBase = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a function, with types instead of their names."""
+    # Session and Plan are not imported, so that `remit --help` starts fast.
+    unknown = {"Session": Any, "Plan": Any}
+    types = get_type_hints(function, localns=unknown, include_extras=True)
+    found = signature(function).parameters.values()
+    return [parameter.replace(annotation=types[parameter.name]) for parameter in found]
+
+
+@_planned("pretrain-ckpt", STAGES)
+def pretrain_ckpt(session: Session, base: options.OptionalBase = None) -> Plan:
     """Train a base from scratch, or import an existing checkpoint.
 
     Example: remit pretrain-ckpt --run-dir runs/mine --base ~/models/OLMo-2-0425-1B
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("pretrain-ckpt", given, lambda s: s.plans.pretrain_ckpt(s.config, base))
+    return lambda: session.plans.pretrain_ckpt(session.config, base)
 
 
-@app.command("mid-train", rich_help_panel=STAGES)
-def mid_train(
-    base: options.Base,
-    ref: options.OptionalRef = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+@_planned("mid-train", STAGES)
+def mid_train(session: Session, base: options.Base, ref: options.OptionalRef = None) -> Plan:
     """Mid-train a base; with --ref, ReMiT weights the tokens.
 
     Example: remit mid-train --base runs/mine/base --ref runs/mine/rl-tune --run-dir runs/mine
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("mid-train", given, lambda s: s.plans.mid_train(s.config, base, ref))
+    return lambda: session.plans.mid_train(session.config, base, ref)
 
 
-@app.command("rl-tune", rich_help_panel=STAGES)
-def rl_tune(
-    base: options.Base,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+@_planned("rl-tune", STAGES)
+def rl_tune(session: Session, base: options.Base) -> Plan:
     """Run only reinforcement learning with verifiable rewards (GRPO), on any checkpoint.
 
     Example: remit rl-tune --base runs/mine/post-train/20-sft --run-dir runs/mine
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("rl-tune", given, lambda s: s.plans.rl_tune(s.config, base))
+    return lambda: session.plans.rl_tune(session.config, base)
 
 
-@app.command("post-train", rich_help_panel=STAGES)
-def post_train(
-    base: options.Base,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+@_planned("post-train", STAGES)
+def post_train(session: Session, base: options.Base) -> Plan:
     """Run SFT, then DPO, then RLVR; each can be switched off.
 
     Example: remit post-train --base runs/mine/mid-train --run-dir runs/mine dpo.enabled=false
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("post-train", given, lambda s: s.plans.post_train(s.config, base))
+    return lambda: session.plans.post_train(session.config, base)
 
 
-@app.command("score", rich_help_panel=STAGES)
-def score(
-    model: options.ScoredModel,
-    base: options.TokenizerBase = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+@_planned("score", STAGES)
+def score(session: Session, model: options.ScoredModel, base: options.TokenizerBase = None) -> Plan:
     """Precompute per-token log-probabilities of the mid-training data.
 
     `remit mid-train mid_train.reference=cached` reads them.
 
     Example: remit score --model runs/mine/rl-tune --base runs/mine/base --run-dir runs/mine
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("score", given, lambda s: s.plans.score(s.config, model, base))
+    return lambda: session.plans.score(session.config, model, base)
 
 
-@app.command("eval", rich_help_panel=STAGES)
+@_planned("eval", STAGES)
 def evaluate(
-    model: options.Model,
-    suite: options.Suite = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Ask through the chat template. Default: only for post-trained stages.",
-        ),
-    ] = None,
-    overrides: options.Overrides = None,
-) -> None:
+    session: Session, model: options.Model, suite: options.Suite = None, chat: options.Chat = None
+) -> Plan:
     """Measure accuracy per task and benchmark with intervals, and held-out bits per byte.
 
     Example: remit eval --model runs/mine/mid-train --suite quick --run-dir runs/mine
     """
-    named = [] if suite is None else [f"eval.suite={dumps(suite)}"]
-    given = (config, run_dir, gpus, hostfile, json, [*named, *(overrides or [])])
-    _execute("eval", given, lambda s: s.plans.evaluate(s.config, model, chat))
+    if suite is not None:
+        session.overrides = [f"eval.suite={dumps(suite)}", *session.overrides]
+    return lambda: session.plans.evaluate(session.config, model, chat)
 
 
-@app.command("contamination", rich_help_panel=STAGES)
-def contamination(
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+@_planned("contamination", STAGES)
+def contamination(session: Session) -> Plan:
     """Search every training source for the evaluation questions; show counts and examples.
 
     Example: remit contamination --config gsm8k-small --run-dir runs/mine --json
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("contamination", given, lambda s: s.plans.contamination(s.config))
+    return lambda: session.plans.contamination(session.config)
 
 
-@app.command("flywheel", rich_help_panel=LOOP)
+@_planned("flywheel", LOOP)
 def flywheel(
+    session: Session,
     iterations: options.Iterations = None,
     base: options.OptionalBase = None,
     ref: options.OptionalRef = None,
     until: options.Until = None,
     only: options.Only = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+) -> Plan:
     """Run the whole loop: base, the plain round 0, then rounds of ReMiT.
 
     Example: remit flywheel --iterations 3
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-
-    def make_plan(session: Session) -> list[Stage]:
-        stages: list[Stage] = session.plans.whole_flywheel(session.config, iterations, base, ref)
-        return stages
-
-    _execute("flywheel", given, make_plan, part=(until, only))
+    session.until, session.only = until, only
+    return lambda: session.plans.whole_flywheel(session.config, iterations, base, ref)
 
 
-@app.command("compare", rich_help_panel=LOOP)
+@_planned("compare", LOOP)
 def compare(
-    base: options.ComparedBase = None,
-    ref: options.OptionalRef = None,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+    session: Session, base: options.ComparedBase = None, ref: options.OptionalRef = None
+) -> Plan:
     """Mid-train one base with every objective over several seeds, and tabulate the results.
 
     Example: remit compare --base runs/w/base --ref runs/w/round-0/40-rlvr seeds=3
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    _execute("compare", given, lambda s: s.plan_compare(base, ref))
+    return lambda: session.plan_compare(base, ref)
 
 
 @app.command("analyze", rich_help_panel=LOOP)
 def analyze(
-    run: options.FlywheelRun,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
+    run: options.FlywheelRun, json: options.Json = False, overrides: options.Overrides = None
 ) -> None:
     """Measure what mid-training, token weights and RL changed in a flywheel, finished or not.
 
     Example: remit analyze runs/world
     """
-    given = ("", run, None, None, json, overrides)
-    _execute("analyze", given, lambda s: s.plan_analysis())
+    from remit_cli.session import Session, run_and_exit
+
+    session = Session("analyze", "", run, None, None, json, overrides or [])
+    run_and_exit(session, session.plan_analysis)
 
 
-@app.command("plan", rich_help_panel=LOOP)
+@_planned("plan", LOOP, start=False)
 def plan(
+    session: Session,
     iterations: options.Iterations = None,
     base: options.OptionalBase = None,
     ref: options.OptionalRef = None,
     compare: options.Compared = False,
-    config: options.Config = "world",
-    run_dir: options.RunDirectory = None,
-    gpus: options.Gpus = None,
-    hostfile: options.Hostfile = None,
-    json: options.Json = False,
-    overrides: options.Overrides = None,
-) -> None:
+) -> Plan:
     """Show what `flywheel` or `compare` would run: stages, tokens, FLOPs, bytes, time.
 
     It starts nothing.
 
     Example: remit plan --config olmo2-1b --iterations 3
     """
-    given = (config, run_dir, gpus, hostfile, json, overrides)
-    if compare and iterations is not None:
+    if not compare:
+        return lambda: session.plans.whole_flywheel(session.config, iterations, base, ref)
+    if iterations is not None:
         raise typer.BadParameter(
             "a comparison has no rounds: leave --iterations or --compare out",
             param_hint="--iterations",
         )
-
-    def make_plan(session: Session) -> list[Stage]:
-        if compare:
-            return session.plan_compare(base, ref)
-        stages: list[Stage] = session.plans.whole_flywheel(session.config, iterations, base, ref)
-        return stages
-
-    _execute("compare" if compare else "plan", given, make_plan, start=False)
+    session.command = "compare"
+    return lambda: session.plan_compare(base, ref)
 
 
 @app.command(
@@ -337,13 +271,7 @@ def doctor(run_dir: options.RunDirectory = None, json: options.Json = False) -> 
 
 
 @app.command("status", rich_help_panel=LOOP)
-def status(
-    run: options.AnyRun,
-    once: Annotated[
-        bool, typer.Option("--once", help="Print once; do not follow a running run.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
+def status(run: options.AnyRun, once: options.Once = False, json: options.Json = False) -> None:
     """Show what a run has done; on a terminal, follow a running one.
 
     Ctrl-C closes the view, not the run.

@@ -21,9 +21,7 @@ Config = Annotated[
 RunDirectory = Annotated[
     Path | None,
     typer.Option(
-        "--run-dir",
-        parser=_path,
-        help="Folder for all results. Default: runs/<config name>.",
+        "--run-dir", parser=_path, help="Folder for all results. Default: runs/<config name>."
     ),
 ]
 Gpus = Annotated[
@@ -67,6 +65,13 @@ Suite = Annotated[
         "--suite", help="What to measure: paper10, quick, world, or a file. Default: the recipe's."
     ),
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Ask through the chat template. Default: only for post-trained stages.",
+    ),
+]
 ScoredModel = Annotated[
     str, typer.Option("--model", help="CKPT of the model that scores the data.")
 ]
@@ -107,6 +112,7 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Config overrides, such as mid_train.remit.eps=0.1."
     ),
 ]
+Once = Annotated[bool, typer.Option("--once", help="Print once; do not follow a running run.")]
 Format = Annotated[str, typer.Option("--format", help="html, svg (only the charts), md or json.")]
 Output = Annotated[
     Path | None,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -23,9 +23,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.comparison import tables as comparison
 from pipelines.comparison.arm_stages import FOLDER
 from pipelines.comparison.row import Row
-from pipelines.comparison.tables import Comparison, curves
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch.doctor import Check
 from pipelines.plan.estimate import Estimate
@@ -35,9 +35,8 @@ from pipelines.quantities import duration, quantity
 from pipelines.report import summary
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress
-from remit_cli.analysis_tables import analysis_tables
+from remit_cli import tables
 from remit_cli.status import status_of
-from remit_cli.tables import comparison_tables, cost_table, curve_table, score_table, task_table
 
 MARKS = {
     "done": "[green]done[/]",
@@ -45,8 +44,6 @@ MARKS = {
     "run": "[yellow]running[/]",
     "no signal": "[red]no signal[/]",
 }
-
-
 # How many characters of a stage's name fit next to the other columns of a plan, of 80 in all.
 MOST_NAME = 38
 
@@ -61,12 +58,9 @@ def _planned_name(stage: str) -> str:
 def failure_facts(failed: StageFailed) -> dict[str, Any]:
     """Facts about a failed stage for the JSON of a command."""
     return {
-        "status": "failed",
-        "stage": failed.stage,
-        "log": failed.log_path,
-        "exit_code": failed.returncode,
-        "reason": failed.reason,
-    }
+        "status": "failed", "stage": failed.stage, "log": failed.log_path,
+        "exit_code": failed.returncode, "reason": failed.reason,
+    }  # fmt: skip
 
 
 class Screen:
@@ -96,10 +90,8 @@ class Screen:
             state = f"[{colours[c.state]}]{c.state}[/]"
             table.add_row(c.name, state, escape(c.found), escape(c.advice))
         self.console.print(table)
-        missing = any(check.state == "missing" for check in checks)
-        self._emit({
-            "status": "missing" if missing else "ok", "checks": [asdict(c) for c in checks],
-        })  # fmt: skip
+        status = "missing" if any(c.state == "missing" for c in checks) else "ok"
+        self._emit({"status": status, "checks": [asdict(c) for c in checks]})
 
     def scripts(self, paths: list[Path], chain: bool) -> None:
         """Print the paths of written batch scripts and how to submit them."""
@@ -114,6 +106,15 @@ class Screen:
     def user_error(self, message: str) -> None:
         self.errors.print(f"[bold red]error:[/] {escape(message)}")
         self._emit({"status": "wrong input", "error": message})
+
+    @contextmanager
+    def exits_on_mistake(self) -> Iterator[None]:
+        """Print a `UserError` and exit with 2."""
+        try:
+            yield
+        except UserError as error:
+            self.user_error(str(error))
+            sys.exit(2)
 
     def warning(self, message: str) -> None:
         self.errors.print(f"[yellow]warning:[/] {escape(message)}")
@@ -139,25 +140,26 @@ class Screen:
             "saved_step": interrupted.step,
         })  # fmt: skip
 
-    def view(self, stages: list[Stage], run: RunDir) -> View:
+    @contextmanager
+    def view(self, stages: list[Stage], run: RunDir) -> Iterator[View]:
         """The view of a running plan: a live table on a terminal, otherwise lines."""
-        return View(stages, run, self.console)
+        view = View(stages, run, self.console)
+        live = Live(console=self.console, get_renderable=view.table, refresh_per_second=4)
+        with live if self.console.is_terminal else nullcontext():
+            yield view
 
     def results(
-        self,
-        results: dict[str, dict[str, Any]],
-        checks: list[summary.Expectation],
-        run: RunDir,
+        self, results: dict[str, Any], checks: list[summary.Expectation], run: RunDir,
         values: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         columns = summary.columns(results)
         if len(columns) > 1:
-            self.console.print(score_table(columns))
+            self.console.print(tables.score_table(columns))
             self.console.print(step_table(results))
         elif columns:
-            self.console.print(task_table(columns[0]))
+            self.console.print(tables.task_table(columns[0]))
         if values["command"] == "analyze":
-            for table in analysis_tables(values["analysis"]):
+            for table in tables.analysis_tables(values["analysis"]):
                 self.console.print(table)
             for sentence in values["analysis"]["missing"]:
                 self.console.print(escape(sentence))
@@ -169,42 +171,36 @@ class Screen:
         self.console.print(f"run directory: {escape(str(run.root))}")
         self._emit(values)
 
-    def comparison(
-        self, tables: list[Comparison], rows: list[Row], path: Path, run: RunDir
-    ) -> None:
-        for drawn_table in (t for table in tables for t in comparison_tables(table)):
-            self.console.print(drawn_table)
-        drawn = curves(rows)
+    def comparison(self, rows: list[Row], path: Path, run: RunDir) -> None:
+        compared, drawn = comparison.tables(rows), comparison.curves(rows)
+        for table in compared:
+            for part in tables.comparison_tables(table):
+                self.console.print(part)
         if drawn:
-            self.console.print(curve_table(drawn))
-        for table in tables:
-            self.console.print(cost_table(rows, table.point, table.arms))
+            self.console.print(tables.curve_table(drawn))
+        for table in compared:
+            self.console.print(tables.cost_table(rows, table.point, table.arms))
         self.console.print(f"rows: {escape(str(path))}")
         self._emit({
             "status": "done", "command": "compare", "run_dir": str(run.root),
-            "tables": [asdict(table) for table in tables],
+            "tables": [asdict(table) for table in compared],
             "curves": [asdict(curve) for curve in drawn], "rows": [asdict(row) for row in rows],
         })  # fmt: skip
 
     def plan(self, predicted: Estimate, run: RunDir) -> None:
-        table = Table(
-            title=f"plan, {quantity(predicted.parameters)} parameters", box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0), pad_edge=False,
-        )  # fmt: skip
+        table = tables.narrow_table(f"plan, {quantity(predicted.parameters)} parameters")
         for heading in ("stage", "tokens", "FLOPs", "disk", "time", "state"):
             left = heading in ("stage", "state")
             table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for s in predicted.stages:
-            table.add_row(
-                _planned_name(s.stage), quantity(s.tokens) if s.steps_known else "unknown",
-                quantity(s.flops) if s.steps_known else "unknown",
-                f"{quantity(s.disk_bytes)}B", duration(s.seconds), s.state,
-            )  # fmt: skip
+            tokens, flops = (
+                quantity(work) if s.steps_known else "unknown" for work in (s.tokens, s.flops)
+            )
+            disk, seconds = f"{quantity(s.disk_bytes)}B", duration(s.seconds)
+            table.add_row(_planned_name(s.stage), tokens, flops, disk, seconds, s.state)
         totals = {
-            "tokens": sum(s.tokens for s in predicted.stages),
-            "flops": sum(s.flops for s in predicted.stages),
-            "disk_bytes": sum(s.disk_bytes for s in predicted.stages),
-            "seconds": sum(s.seconds for s in predicted.stages),
+            key: sum(getattr(stage, key) for stage in predicted.stages)
+            for key in ("tokens", "flops", "disk_bytes", "seconds")
         }
         table.add_section()
         table.add_row(
@@ -224,11 +220,8 @@ class Screen:
             f"Run directory: {escape(str(run.root))}. Nothing was started."
         )
         self._emit({
-            "status": "planned",
-            "run_dir": str(run.root),
-            "parameters": predicted.parameters,
-            "stages": [vars(s) for s in predicted.stages],
-            "total": totals,
+            "status": "planned", "run_dir": str(run.root), "parameters": predicted.parameters,
+            "stages": [vars(s) for s in predicted.stages], "total": totals,
             "seconds_left": predicted.seconds_left,
             "rate": {"flops_per_second": predicted.flops_per_second,
                      "source": predicted.rate_source},
@@ -260,36 +253,17 @@ class View:
     """Watches a plan: a live table on a terminal, otherwise a line for each event."""
 
     def __init__(self, stages: list[Stage], run: RunDir, console: Console) -> None:
-        self.stages = stages
-        self.run = run
-        self.console = console
+        self.stages, self.run, self.console = stages, run, console
         self.states: dict[str, str] = {}
         self.words: dict[str, str] = {}
         self.began: dict[str, float] = {}
         self.took: dict[str, float] = {}
         self.start = time.monotonic()
-        self.stack = ExitStack()
-        self.live: Live | None = None
-
-    def __enter__(self) -> View:
-        if self.console.is_terminal:
-            live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
-            self.live = self.stack.enter_context(live)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stack.close()
 
     def started(self, stage: Stage, how: Literal["start", "resume"]) -> None:
         self.states[stage.name] = "run"
         self.began[stage.name] = time.monotonic()
-        if not self.live:
-            self._line(stage, "resumes" if how == "resume" else "starts")
+        self._line(stage, "resumes" if how == "resume" else "starts")
 
     def tick(self, stage: Stage) -> None:
         at = read_progress(self.run.stage(stage.name))
@@ -298,43 +272,45 @@ class View:
 
     def finished(self, stage: Stage, result: dict[str, Any]) -> None:
         state = "no signal" if result.get("status") == "no signal" else "done"
-        self.states[stage.name] = state
-        self.words[stage.name] = headline(result)
-        self.took[stage.name] = result["wall_seconds"]
-        if not self.live:
-            self._line(stage, f"{state} in {duration(result['wall_seconds'])}: {headline(result)}")
+        seconds = result["wall_seconds"]
+        self._ended(stage, result, state, seconds, f"{state} in {duration(seconds)}")
 
     def skipped(self, stage: Stage, result: dict[str, Any]) -> None:
-        self.states[stage.name] = "skip"
+        self._ended(stage, result, "skip", result["seconds"], "is complete, skipped")
+
+    def _ended(
+        self, stage: Stage, result: dict[str, Any], state: str, seconds: float, words: str
+    ) -> None:
+        self.states[stage.name] = state
         self.words[stage.name] = headline(result)
-        self.took[stage.name] = result["seconds"]
-        if not self.live:
-            self._line(stage, f"is complete, skipped: {headline(result)}")
+        self.took[stage.name] = seconds
+        self._line(stage, f"{words}: {headline(result)}")
 
     def _line(self, stage: Stage, words: str) -> None:
+        """Print an event, unless the table shows it."""
+        if self.console.is_terminal:
+            return
         number = 1 + [s.name for s in self.stages].index(stage.name)
         place = f"[{number}/{len(self.stages)}]"
         self.console.print(
             Text(f"{duration(time.monotonic() - self.start):>7} {place} {stage.name} {words}")
         )
 
-    def _table(self) -> Group:
+    def table(self) -> Group:
+        """The stages with their states and results, and a bar."""
         table = Table(box=None, pad_edge=False)
-        table.add_column("stage", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        table.add_column("time", justify="right", no_wrap=True)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for heading in ("stage", "", "time", ""):
+            justify: Literal["right", "left"] = "right" if heading == "time" else "left"
+            table.add_column(heading, justify=justify, overflow="ellipsis", no_wrap=True)
         for stage in self.stages:
             state = self.states.get(stage.name)
             took = self.took.get(stage.name)
             if state == "run":
                 took = time.monotonic() - self.began[stage.name]
             table.add_row(
-                stage.name,
-                MARKS.get(state or "", "[dim]to do[/]"),
-                duration(took) if took is not None else "",
-                escape(self.words.get(stage.name, "")),
-            )
+                stage.name, MARKS.get(state or "", "[dim]to do[/]"),
+                duration(took) if took is not None else "", escape(self.words.get(stage.name, "")),
+            )  # fmt: skip
         done = sum(state != "run" for state in self.states.values())
         bar = Table.grid(padding=(0, 1))
         bar.add_row(

@@ -25,13 +25,10 @@ def write_batch_scripts(
 ) -> None:
     """Write the scripts and print their paths; exit with 2 if the command is wrong."""
     screen = render.Screen(json)
-    try:
+    with screen.exits_on_mistake():
         session, jobs = _jobs(group, words, per_stage)
         folder = (output or session.run.root / "slurm").resolve()
         paths = write_scripts(jobs, folder, Path.cwd(), chain=per_stage)
-    except UserError as error:
-        screen.user_error(str(error))
-        sys.exit(2)
     screen.scripts(paths, per_stage)
 
 
@@ -47,7 +44,7 @@ def _jobs(group: Any, words: list[str], per_stage: bool) -> tuple[Session, list[
     given = context.params
     session = Session(
         name, given.get("config", ""), given.get("run_dir") or given.get("run"), given.get("gpus"),
-        given.get("hostfile"), False, given.get("overrides"),
+        given.get("hostfile"), False, given.get("overrides") or [],
     )  # fmt: skip
     session.load()
     if session.config.launch.hostfile:
@@ -67,21 +64,13 @@ def _command_job(session: Session, name: str, remit: list[str]) -> Job:
     """One job, as large as its largest stage."""
     config = session.config
     sizes = [config.launch, *(stage_launch(config, kind.name) for kind in by_launch_key().values())]
-    return Job(
-        f"remit-{session.run.root.name}-{name}",
-        remit,
-        max(1, *(launch.nodes for launch in sizes)),
-        max(launch.gpus for launch in sizes),
-        config.launch.slurm,
-    )
+    nodes, gpus = max(launch.nodes for launch in sizes), max(launch.gpus for launch in sizes)
+    title = f"remit-{session.run.root.name}-{name}"
+    return Job(title, remit, max(1, nodes), gpus, config.launch.slurm)
 
 
 def _stage_job(stage: Stage, number: int, remit: list[str]) -> Job:
-    launch = stage.config.launch
+    launch, command = stage.config.launch, [*remit, "--only", stage.name]
     return Job(
-        f"{number:02d}-{stage.name}",
-        [*remit, "--only", stage.name],
-        max(1, launch.nodes),
-        launch.gpus,
-        launch.slurm,
+        f"{number:02d}-{stage.name}", command, max(1, launch.nodes), launch.gpus, launch.slurm
     )

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison import arm_rules, arm_stages, arms, rows, study
-from pipelines.comparison import tables as comparison
-from pipelines.comparison.row import Row
 from pipelines.errors import Interrupted, StageFailed, UserError
 from pipelines.launch import follower
 from pipelines.launch.runner import Observer, Runner
@@ -46,13 +44,13 @@ class Session:
     gpus: int | None
     hostfile: Path | None
     json: bool
-    overrides: list[str] | None
+    overrides: list[str]
     until: str | None = None
     only: str | None = None
 
     def load(self) -> None:
         """Load the recipe; `--gpus` and `--hostfile` take precedence over it."""
-        overrides = self.overrides or []
+        overrides = self.overrides
         if self.command == "analyze":
             assert self.run_dir is not None
             self.run = RunDir(self.run_dir.resolve())
@@ -83,41 +81,26 @@ class Session:
         """Plan `analyze` for the stages that the run has made."""
         return [flywheel.plan_analysis(self.config, self.made)]
 
-    def study(self, stages: list[Stage], data_sha256: dict[str, str]) -> study.Study:
-        """What the rows of a planned comparison depend on."""
-        base, ref = (
-            given and checkpoint.fetch(given, option)
-            for given, option in ((self.compared, "--base"), (self.guided, "--ref"))
-        )
-        return study.Study(stages, data_sha256, self.config, base, ref)
-
 
 def run_and_exit(
-    session: Session, make_plan: Callable[[Session], list[Stage]], *, start: bool = True
+    session: Session, make_plan: Callable[[], list[Stage]], *, start: bool = True
 ) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 wrong input, 130 or 143 by a signal."""
     if slurm.is_extra_task():
         sys.exit(2)  # the first task prints the reason
     screen = render.Screen(session.json)
     try:
-        slurm.check_single_task()
-        with signals_raise():
+        with screen.exits_on_mistake(), signals_raise():
+            slurm.check_single_task()
             session.load()
-            planned = make_plan(session)
+            planned = make_plan()
             if session.command == "flywheel":
                 # Includes what --base and --iterations set; `analyze` reads it back.
                 session.config = planned[0].config
             stages = [placed(stage) for stage in planned]
-            if start:
-                _run(session, stages, screen)
-            else:
-                _show_plan(session, stages, screen)
-    except UserError as error:
-        screen.user_error(str(error))
-        sys.exit(2)
+            (_run if start else _show_plan)(session, stages, screen)
     except OSError as error:
-        why = disk.explained(error, session.run.root)
-        if why is None:
+        if (why := disk.explained(error, session.run.root)) is None:
             raise
         screen.user_error(str(why))
         sys.exit(2)
@@ -147,37 +130,32 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     data_sha256 = {key: fact.sha256 for key, fact in facts.items()}
     made = None
     if session.command == "compare":
-        made = _Rows.of(session, stages, data_sha256)
+        made = _Rows(session, stages, data_sha256)
         stages = made.stages
         known = {(row.arm, row.seed) for row in [*made.read, *rows.existing_rows(run)]}
         for warning in arm_rules.arms_without_baseline(session.config, known):
             screen.warning(warning)
     with RunLock(run, command) as lock:
-        view = screen.view(stages, run)
+        plans = {"flywheel": (run.flywheel_plan, whole), "compare": (run.compared_plan, stages)}
+        if session.command in plans:
+            file, planned = plans[session.command]
+            write_plan(file, session.config, planned)
+        with screen.view(stages, run) as view:
 
-        def finished(stage: Stage, result: dict[str, Any]) -> None:
-            view.finished(stage, result)
-            if made and stage.kind == "evaluate":
-                made.write()
+            def finished(stage: Stage, result: dict[str, Any]) -> None:
+                view.finished(stage, result)
+                if made and stage.kind == "evaluate":
+                    made.write()
 
-        runner = Runner(
-            run=run,
-            lock=lock,
-            data_sha256=data_sha256,
-            command=command,
-            observer=Observer(view.started, view.tick, finished, view.skipped),
-        )
-        plan = {"flywheel": run.flywheel_plan, "compare": run.compared_plan}.get(session.command)
-        if plan is not None:
-            write_plan(plan, session.config, whole if session.command == "flywheel" else stages)
-        with view:
+            observer = Observer(view.started, view.tick, finished, view.skipped)
+            runner = Runner(run, lock, data_sha256, command, observer)
             results = runner.run_all(stages)
         if made:
             path = made.write()
             # Includes rows of earlier comparisons, which may be the baseline of some arms.
             found = rows.existing_rows(run)
     if made:
-        screen.comparison(comparison.tables(found), found, path, run)
+        screen.comparison(found, path, run)
     else:
         _show_results(session, results, screen, runner.failure)
     ended = session.command == "flywheel" and all(run.stage(s.name).is_complete() for s in whole)
@@ -188,29 +166,27 @@ def _run(session: Session, stages: list[Stage], screen: render.Screen) -> None:
         sys.exit(1)
 
 
-@dataclass
 class _Rows:
     """The rows of a comparison, written after each evaluation, so that a crash loses none.
 
-    Attributes:
-        stages: those still needed, given the rows that were read.
+    `stages` are those still needed, given the rows that were read.
+
+    Raises:
+        UserError: rows in the files or in the run directory belong to another study.
     """
 
-    run: RunDir
-    own: study.Study
-    stages: list[Stage]
-    read: list[Row]
-    parameters: int
-
-    @classmethod
-    def of(cls, session: Session, stages: list[Stage], data_sha256: dict[str, str]) -> _Rows:
-        """Raises UserError: rows in the files or in the run directory belong to another study."""
-        own = session.study(stages, data_sha256)
-        rows.check_kept(session.run, own)
-        read = rows.read_rows(session.config.compare.rows, own)
-        left = arm_stages.needed(stages, {(row.arm, row.seed, row.point) for row in read})
-        parameters = base_parameters(session.config, session.compared)
-        return cls(session.run, own, left, read, parameters)
+    def __init__(self, session: Session, stages: list[Stage], data_sha256: dict[str, str]) -> None:
+        self.run = session.run
+        base, ref = (
+            given and checkpoint.fetch(given, option)
+            for given, option in ((session.compared, "--base"), (session.guided, "--ref"))
+        )
+        self.own = study.Study(stages, data_sha256, session.config, base, ref)
+        rows.check_kept(self.run, self.own)
+        self.read = rows.read_rows(session.config.compare.rows, self.own)
+        known = {(row.arm, row.seed, row.point) for row in self.read}
+        self.stages = arm_stages.needed(stages, known)
+        self.parameters = base_parameters(session.config, session.compared)
 
     def write(self) -> Path:
         found = study.result_rows(self.stages, self.run, self.own, self.parameters)
@@ -227,20 +203,15 @@ def _report_at_the_end(run: RunDir, screen: render.Screen) -> None:
 
 def _fetched(stage: Stage) -> Stage:
     """The stage with its hub models downloaded to local folders."""
-    return replace(
-        stage,
-        inputs={
-            role: given if isinstance(given, str) else checkpoint.fetch(given, f"--{role}")
-            for role, given in stage.inputs.items()
-        },
-    )
+    inputs = {
+        role: given if isinstance(given, str) else checkpoint.fetch(given, f"--{role}")
+        for role, given in stage.inputs.items()
+    }
+    return replace(stage, inputs=inputs)
 
 
 def _show_results(
-    session: Session,
-    results: dict[str, dict[str, Any]],
-    screen: render.Screen,
-    failure: StageFailed | None,
+    session: Session, results: dict[str, Any], screen: render.Screen, failure: StageFailed | None
 ) -> None:
     values = {"status": "done", "command": session.command, **summary.as_json(session.run, results)}
     if ANALYSIS in results:
@@ -262,28 +233,21 @@ def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> 
         stages = arm_stages.needed(stages, rows.places(session.config.compare.rows))
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
-    predicted = estimate(
-        counted(stages, session.run),
-        session.run,
-        base if isinstance(base, checkpoint.ModelRef) else None,
-    )
-    screen.plan(predicted, session.run)
+    given = base if isinstance(base, checkpoint.ModelRef) else None
+    screen.plan(estimate(counted(stages, session.run), session.run, given), session.run)
 
 
 def show_status(folder: Path, json: bool, once: bool) -> None:
     """`remit status`: show what a run has done and is doing, read only from its files."""
     screen = render.Screen(json)
     run = RunDir(folder.resolve())
-    if not run.ledger.is_file():
-        screen.user_error(f"{folder} is not a run directory (it has no ledger.jsonl).")
-        sys.exit(2)
-    _warn_of_ledger(run, screen)
     try:
-        check_layout(run)
-        screen.status(run, once=once or json)
-    except UserError as error:
-        screen.user_error(str(error))
-        sys.exit(2)
+        with screen.exits_on_mistake():
+            if not run.ledger.is_file():
+                raise UserError(f"{folder} is not a run directory (it has no ledger.jsonl).")
+            _warn_of_ledger(run, screen)
+            check_layout(run)
+            screen.status(run, once=once or json)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
 
@@ -311,7 +275,7 @@ def draw_report(
 ) -> None:
     """`remit report`: write a report of a run or of rows of comparisons, from files alone."""
     screen = render.Screen(as_json=False)
-    try:
+    with screen.exits_on_mistake():
         if all(path.is_file() for path in given):
             path = write_rows_report(given, wanted, output)
         elif len(given) > 1:
@@ -325,9 +289,6 @@ def draw_report(
             check_layout(run)
             _warn_of_ledger(run, screen)
             path = write_report(run, wanted, output)
-    except UserError as error:
-        screen.user_error(str(error))
-        sys.exit(2)
     screen.report(path)
     if open_page:
         webbrowser.open(path.resolve().as_uri())

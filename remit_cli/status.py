@@ -7,10 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from pipelines.comparison.arm_stages import FOLDER, place_of
 from pipelines.plan.kinds import headline
@@ -19,7 +17,7 @@ from pipelines.report import summary
 from pipelines.run_dir import ledger
 from pipelines.run_dir.paths import RunDir, lock_holder
 from pipelines.run_dir.progress import read_progress, stage_state
-from remit_cli.tables import arm_table, score_table
+from remit_cli import tables
 
 
 def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
@@ -28,19 +26,16 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     """
     last = {e["stage"]: e for e in ledger.read(run.ledger) if e["event"] != "skip"}
     holder = lock_holder(run)
-    table = Table(
-        title=str(run.root), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )  # fmt: skip
+    table = tables.narrow_table(str(run.root))
     for heading in ("stage", "state", "time", "result"):
         table.add_column(heading, overflow="fold")
     stages: dict[str, Any] = {}
-    for name in last:
-        state, seconds, words = _stage_status(run, name, last[name], running=bool(holder))
+    for name, entry in last.items():
+        state, seconds, words = _stage_status(run, name, entry, running=bool(holder))
         time_shown = "" if seconds is None else duration(seconds)
         table.add_row(name.removeprefix(f"{FOLDER}/"), state, time_shown, escape(words))
         stages[name] = {"state": state, "seconds": seconds, "result": words}
-        at = read_progress(run.stage(name)) if state == "running" else None
-        if at:
+        if state == "running" and (at := read_progress(run.stage(name))):
             stages[name] |= vars(at)
     plans = _plans(run)
     shown: list[RenderableType] = [
@@ -51,22 +46,18 @@ def status_of(run: RunDir) -> tuple[RenderableType, dict[str, Any]]:
     results = summary.read_results(run, list(last))
     columns = summary.columns({n: r for n, r in results.items() if place_of(n) is None})
     if columns:
-        shown.append(score_table(columns))
+        shown.append(tables.score_table(columns))
     averages = {
         place: result["average"]
         for name, result in results.items()
         if (place := place_of(name)) is not None and "average" in result
     }
     if averages:
-        shown.append(arm_table(averages))
-    values = {
-        "status": "running" if holder else "idle",
-        "holder": holder,
-        "run_dir": str(run.root),
-        "plans": plans,
-        "stages": stages,
-    }
-    return Group(*shown), values
+        shown.append(tables.arm_table(averages))
+    return Group(*shown), {
+        "status": "running" if holder else "idle", "holder": holder, "run_dir": str(run.root),
+        "plans": plans, "stages": stages,
+    }  # fmt: skip
 
 
 def _plans(run: RunDir) -> dict[str, dict[str, int]]:
@@ -85,8 +76,7 @@ def _plans(run: RunDir) -> dict[str, dict[str, int]]:
 def _planned(path: Path, written: int) -> list[str]:
     """The names of a plan's stages; cached, since following a run reads them twice a second.
 
-    Args:
-        written: modification time, so that a new plan is read again.
+    `written` is the modification time, so that a new plan is read again.
     """
     names = [stage["name"] for stage in RunDir.read_plan(path)["stages"]]
     return [name for name in names if ledger.is_name(name)]

@@ -1,9 +1,10 @@
-"""Tables of scores: evaluated models side by side, and the arms of a comparison."""
+"""Tables of scores, of the arms of a comparison, and of an analysis."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -11,41 +12,55 @@ from rich.table import Table
 
 from pipelines.comparison.arm_stages import AFTER, POINTS
 from pipelines.comparison.row import Row
-from pipelines.comparison.tables import AVERAGE, Cell, Comparison, Curve, Line, by_seed, p_text
+from pipelines.comparison.tables import AVERAGE, Cell, Comparison, Curve, by_seed, p_text
 from pipelines.report import summary
+
+
+def narrow_table(title: str) -> Table:
+    """A table with little space between its columns, so that many fit into 80 characters."""
+    return Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def number_table(title: str, first: str, *headings: str, min_width: int | None = None) -> Table:
+    """A narrow table of names, at least `min_width` characters wide, and columns of numbers."""
+    table = narrow_table(title)
+    table.add_column(first, min_width=min_width)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def with_interval(
+    mean: float, half: float | None, digits: int = 1, scale: float = 100, sign: str = ""
+) -> str:
+    """`12.3+-0.4`, or `12.3` if the interval is unknown."""
+    around = "" if half is None else f"+-{scale * half:.{digits}f}"
+    return f"{scale * mean:{sign}.{digits}f}{around}"
 
 
 def score_table(columns: list[summary.Column]) -> Table:
     """Rows: task families, their average, bits per byte. Columns: the evaluated models."""
-    # Narrow, so that the base and four rounds fit into 80 characters.
-    table = Table(
-        title="accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("task", min_width=10)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    titles = (column.title for column in columns)
+    table = number_table("accuracy in percent", "task", *titles, min_width=10)
     tasks = list(dict.fromkeys(task for c in columns for task in c.result["tasks"]))
     for task in tasks:
-        table.add_row(
-            task,
-            *(f"{100 * c.accuracy(task):.1f}" if task in c.result["tasks"] else "-"
-              for c in columns),
-        )  # fmt: skip
+        found = (c.result["tasks"].get(task, {}) for c in columns)
+        table.add_row(task, *(_percent(score, "accuracy") for score in found))
     if tasks:
         table.add_section()
-        table.add_row("average", *(_percent(c, "average") for c in columns))
-        table.add_row("95% +-", *(_percent(c, "average_half_interval") for c in columns))
+        table.add_row("average", *(_percent(c.result, "average") for c in columns))
+        table.add_row("95% +-", *(_percent(c.result, "average_half_interval") for c in columns))
     for domain in dict.fromkeys(d for c in columns for d in c.result["bits_per_byte"]):
-        found = (c.result["bits_per_byte"].get(domain) for c in columns)
+        bits = (c.result["bits_per_byte"].get(domain) for c in columns)
         table.add_row(
-            f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in found)
+            f"bits/B {domain}", *(f"{v['bits_per_byte']:.3f}" if v else "-" for v in bits)
         )
     table.caption = _notes(columns)
     return table
 
 
-def _percent(column: summary.Column, key: str) -> str:
-    return f"{100 * column.result[key]:.1f}" if key in column.result else "-"
+def _percent(scores: dict[str, float], key: str) -> str:
+    return f"{100 * scores[key]:.1f}" if key in scores else "-"
 
 
 def _notes(columns: list[summary.Column]) -> str | None:
@@ -81,12 +96,7 @@ MOST_POINTS = 8
 def arm_table(averages: dict[tuple[str, int, str], float]) -> Table:
     """Average accuracy by arm, seed and point. Rows: arms of a seed. Columns: points."""
     points = sorted({point for _, _, point in averages}, key=_place)[-MOST_POINTS:]
-    table = Table(
-        title="average accuracy in percent", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("arm", min_width=10)
-    for heading in ("seed", *points):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("average accuracy in percent", "arm", "seed", *points, min_width=10)
     for arm, seed in dict.fromkeys((arm, seed) for arm, seed, _ in averages):
         found = [averages.get((arm, seed, point)) for point in points]
         shown = ("-" if average is None else f"{100 * average:.1f}" for average in found)
@@ -116,56 +126,43 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 def _side_by_side(found: Comparison, part: range) -> Table:
     """Rows: tasks, their average, bits per byte, samples. Columns: some of the arms."""
-    table = Table(
-        title=f"accuracy in percent after {AFTER[found.point]}, {_seeds(found)}",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("task", min_width=10)
-    for number in part:
-        table.add_column(escape(found.arms[number]), justify="right", no_wrap=True)
-
-    def add(title: str, line: Line, text: Callable[[Cell | None], str]) -> None:
-        table.add_row(title, *(text(line.cells[number]) for number in part))
-
-    for title, line in found.accuracy.items():
-        if title == AVERAGE:
-            table.add_section()
-        add(title, line, _cell)
-    for domain, line in found.bits_per_byte.items():
-        add(f"bits/B {domain}", line, _number)
-    for name, line in found.sampled.items():
-        add(name, line, _number if name == "entropy" else _cell)
-    return table
-
-
-def _seeds(found: Comparison) -> str:
     count = len(found.seeds)
-    return f"{count} seeds, 95% interval over seeds" if count > 1 else "1 seed"
+    seeds = f"{count} seeds, 95% interval over seeds" if count > 1 else "1 seed"
+    arms = (escape(found.arms[number]) for number in part)
+    title = f"accuracy in percent after {AFTER[found.point]}, {seeds}"
+    table = number_table(title, "task", *arms, min_width=10)
+    plain = {"digits": 3, "scale": 1}
+    for name, line, form in [
+        *((task, line, {}) for task, line in found.accuracy.items()),
+        *((f"bits/B {domain}", line, plain) for domain, line in found.bits_per_byte.items()),
+        *((name, line, plain if name == "entropy" else {}) for name, line in found.sampled.items()),
+    ]:
+        if name == AVERAGE:
+            table.add_section()
+        table.add_row(name, *(_mean(line.cells[number], **form) for number in part))
+    return table
 
 
 def _gain_table(found: Comparison) -> Table:
     """Rows: arms, each with its difference from its baseline."""
-    table = Table(
-        title=f"average after {AFTER[found.point]}, paired by seed",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+    table = narrow_table(f"average after {AFTER[found.point]}, paired by seed")
     for heading in ("arm", "percent", "vs", "points", "effect", "p", "Holm", "seed: points"):
         left = heading in ("arm", "vs", "seed: points")
         table.add_column(
             heading, justify="left" if left else "right", no_wrap=heading != "seed: points"
         )
-    lines = zip(
-        found.arms, found.baselines, found.average.cells, found.average.gains, strict=True
-    )  # fmt: skip
-    for arm, baseline, cell, gain in lines:
+    average = found.average
+    for arm, baseline, cell, gain in zip(
+        found.arms, found.baselines, average.cells, average.gains, strict=True
+    ):
         if gain is None:
             table.add_row(
-                escape(arm), _cell(cell), "" if arm == baseline else f"({baseline}: no row)"
+                escape(arm), _mean(cell), "" if arm == baseline else f"({baseline}: no row)"
             )
             continue
-        around = "" if gain.half is None else f"+-{100 * gain.half:.1f}"
         table.add_row(
-            escape(arm), _cell(cell), escape(gain.baseline), f"{100 * gain.mean:+.1f}{around}",
+            escape(arm), _mean(cell), escape(gain.baseline),
+            with_interval(gain.mean, gain.half, sign="+"),
             "-" if gain.effect is None else f"{gain.effect:.1f}",
             *("-" if p is None else p_text(p) for p in (gain.p_value, gain.holm)), by_seed(gain),
         )  # fmt: skip
@@ -179,15 +176,10 @@ def _gain_table(found: Comparison) -> Table:
 
 def curve_table(curves: list[Curve]) -> Table:
     """Rows: share of the mid-training that is done. Columns: arms."""
-    table = Table(
-        title="average accuracy during mid-training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )  # fmt: skip
-    table.add_column("done", min_width=10)
-    for curve in curves:
-        table.add_column(curve.arm, justify="right", no_wrap=True)
+    arms = (curve.arm for curve in curves)
+    table = number_table("average accuracy during mid-training", "done", *arms, min_width=10)
     for i, part in enumerate(curves[0].parts):
-        table.add_row(f"{part:.0%}", *(_cell(curve.averages[i]) for curve in curves))
+        table.add_row(f"{part:.0%}", *(_mean(curve.averages[i]) for curve in curves))
     reached = [curve.steps_to_ntp for curve in curves]
     if any(step is not None for step in reached):
         table.add_section()
@@ -202,13 +194,11 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in arms:
         spent = [row for row in found if row.arm == arm and row.point == point]
+        seconds = sum(row.seconds for row in spent) / len(spent)
         table.add_row(
-            arm,
-            f"{spent[0].tokens:,}",
-            f"{max(row.passes for row in spent)}",
-            f"{spent[0].flops:.3g}",
-            f"{sum(row.seconds for row in spent) / len(spent):.0f}",
-        )
+            arm, f"{spent[0].tokens:,}", f"{max(row.passes for row in spent)}",
+            f"{spent[0].flops:.3g}", f"{seconds:.0f}",
+        )  # fmt: skip
     table.caption = (
         "passes: over the source that was read most often. seconds: measured; cached scores take "
         "no time."
@@ -216,13 +206,75 @@ def cost_table(found: list[Row], point: str, arms: list[str]) -> Table:
     return table
 
 
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return "-"
-    return f"{100 * cell.mean:.1f}" + (f"+-{100 * cell.half:.1f}" if cell.half is not None else "")
+def _mean(cell: Cell | None, digits: int = 1, scale: float = 100) -> str:
+    return "-" if cell is None else with_interval(cell.mean, cell.half, digits, scale)
 
 
-def _number(cell: Cell | None) -> str:
-    if cell is None:
-        return "-"
-    return f"{cell.mean:.3f}" + (f"+-{cell.half:.3f}" if cell.half is not None else "")
+# How many of the tokens with the highest and with the lowest weights are listed.
+LISTED = 8
+
+
+def analysis_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """Tables of the values that `pipelines.report.summary.analysis_facts` returns."""
+    if found["dynamics"]:
+        yield _gaps(found["dynamics"], found["dynamics_reference"])
+    if found["accuracy"]:
+        yield _accuracy(found["accuracy"])
+    yield from map(_weights, found["rounds"])
+    if found["movement"]:
+        yield _movement(found["movement"])
+
+
+def _gaps(dynamics: list[dict[str, Any]], reference: str) -> Table:
+    title = f"log p({escape(reference)}) - log p(checkpoint), nats per held-out token"
+    table = number_table(title, "checkpoint", "tokens", *dynamics[0]["gap"])
+    for entry in dynamics:
+        gaps = (_nats(gap["mean"], gap["half_interval"]) for gap in entry["gap"].values())
+        table.add_row(escape(entry["checkpoint"]), f"{entry['tokens']:,}", *gaps)
+    return table
+
+
+def _accuracy(along: list[dict[str, Any]]) -> Table:
+    questions = sum(task["questions"] for task in along[0]["tasks"].values())
+    title = f"average accuracy in percent on {questions:,} questions"
+    table = number_table(title, "checkpoint", "mid-training done", "accuracy")
+    for entry in along:
+        accuracy = with_interval(entry["average"], entry["average_half_interval"])
+        table.add_row(escape(entry["checkpoint"]), f"{entry['done']:.0%}", accuracy)
+    return table
+
+
+def _weights(entry: dict[str, Any]) -> Table:
+    table = number_table(
+        f"weights at the start of {escape(entry['mid'])}, reference {escape(entry['reference'])}",
+        "group", "tokens", "mean weight", "at the end", "clipped low", "high",
+    )  # fmt: skip
+    for key in ("domains", "classes"):
+        for name, group in entry[key].items():
+            table.add_row(
+                escape(name), f"{group['tokens']:,}", f"{group['mean_weight']:.3f}",
+                f"{entry['at_end'][key][name]['mean_weight']:.3f}",
+                f"{group['clipped_low']:.1%}", f"{group['clipped_high']:.1%}",
+            )  # fmt: skip
+        table.add_section()
+    lists = [f"{end}: {_tokens(entry[end])}" for end in ("highest", "lowest") if entry[end]]
+    table.caption = "\n".join(lists)
+    return table
+
+
+def _tokens(listed: list[dict[str, Any]]) -> str:
+    return escape(", ".join(f"{t['token']!r} {t['mean_weight']:.2f}" for t in listed[:LISTED]))
+
+
+def _movement(movement: list[dict[str, Any]]) -> Table:
+    title = "how far each part moved the model, KL in nats per held-out token"
+    table = number_table(title, "round", "KL(base || mid)", "KL(mid || post)")
+    for entry in movement:
+        pairs = (entry.get(key) for key in ("base_to_mid", "mid_to_post"))
+        cells = (_nats(p["kl"], p["half_interval"]) if p else "-" for p in pairs)
+        table.add_row(str(entry["round"]), *cells)
+    return table
+
+
+def _nats(mean: float, half: float | None) -> str:
+    return with_interval(mean, half, digits=3, scale=1)

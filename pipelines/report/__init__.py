@@ -18,15 +18,12 @@ from pipelines.run_dir.paths import RunDir, write_text
 
 @dataclass(frozen=True)
 class Wanted:
-    """The options of a report.
+    """The options of `remit report`; None for arms, seeds and chart: all.
 
     Attributes:
-        form: html, svg (only the charts), md or json.
         with_text: False leaves out training text, tokens and questions.
-        arms: arms of a comparison to show; None: all.
         against: the baseline arm of a comparison; None: the one that each arm names.
-        seeds: seeds of a comparison to show; None: all.
-        chart: with svg, show only charts with this text in their title; None: all.
+        chart: with svg, show only charts with this text in their title.
     """
 
     form: str = "html"
@@ -73,15 +70,8 @@ def write_rows_report(paths: Sequence[Path], wanted: Wanted, output: Path | None
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no rows found.")
     record = record_of_rows(paths, found)
-    report = Report(
-        run=record.run.root.name,
-        recipe="",
-        when=f"{len(found)} rows",
-        headline=verdict.headline(record),
-        verdict=[],
-        sections=[objectives.section(record)],
-    )
-    return _write(report, wanted, path)
+    name, headline, when = record.run.root.name, verdict.headline(record), f"{len(found)} rows"
+    return _write(Report(name, "", when, headline, [], [objectives.section(record)]), wanted, path)
 
 
 def _check_form(wanted: Wanted) -> None:
@@ -109,10 +99,12 @@ def compose(record: Record, with_text: bool = True) -> Report:
     token_sections = [
         tokens.heat_map_section(record, with_text), tokens.dynamics_section(record, with_text),
     ] if is_flywheel else []  # fmt: skip
+    # The time of the last event, so that the same run always gives the same report.
+    last = max((entry["time"] for entry in record.entries), default=0.0)
     return Report(
         run=record.run.root.name,
         recipe=str(record.config.get("name", "")),
-        when=_date(record),
+        when=datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         headline=verdict.headline(record),
         verdict=verdict.sentences(record),
         sections=[
@@ -125,9 +117,3 @@ def compose(record: Record, with_text: bool = True) -> Report:
             accounts.provenance_section(record),
         ],
     )
-
-
-def _date(record: Record) -> str:
-    """The time of the last event, so that the same run always gives the same report."""
-    last = max((entry["time"] for entry in record.entries), default=0.0)
-    return datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M UTC")

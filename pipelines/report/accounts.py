@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.plan.estimate import stage_flops
 from pipelines.quantities import duration, quantity
-from pipelines.report.blocks import NO_VALUE, Block, Cell, Fold, Missing, Section, Table
+from pipelines.report.blocks import NO_VALUE, Cell, Fold, Missing, Section, Table
 from pipelines.report.record import Record, StageRecord
 
 
@@ -19,30 +19,21 @@ def cost_section(record: Record) -> Section:
     )
     done = [stage for stage in record.stages.values() if stage.result]
     if not done:
-        missing = Missing("No stage is complete yet.", "remit plan")
-        return Section("cost", "Cost", lead, [missing])
-    parameters = max(
-        (stage.result["parameters"] for stage in done if "parameters" in stage.result), default=0
-    )
+        return Section("cost", "Cost", lead, [Missing("No stage is complete yet.", "remit plan")])
+    parameters = max(stage.result.get("parameters", 0) for stage in done)
     rows = [_cost_row(stage, parameters) for stage in done]
-    totals = [_total([row[column] for row in rows]) for column in (2, 3, 4, 5)]
-    tokens, flops, seconds, rank_seconds = totals
+    totals = [sum(row[column].value or 0.0 for row in rows) for column in (2, 3, 4, 5)]
+    shown = zip((quantity, quantity, duration, _hours), totals, strict=True)
     rows.append([
-        Cell("all stages"), NO_VALUE, Cell(quantity(tokens), value=tokens),
-        Cell(quantity(flops), value=flops), Cell(duration(seconds), value=seconds),
-        Cell(_hours(rank_seconds), value=rank_seconds), NO_VALUE,
+        Cell("all stages"), NO_VALUE, *(Cell(text(total), value=total) for text, total in shown),
+        NO_VALUE,
     ])  # fmt: skip
     columns = ["stage", "ranks", "tokens", "FLOPs", "time", "rank-hours", "tokens/s"]
     note = f"The model has {parameters:,} parameters." if parameters else ""
     if parameters and any(stage.plan is None for stage in done):
         note += " FLOPs are missing for stages made by a version of remit with other settings."
-    return Section(
-        "cost", "Cost", lead, [Table("Stage by stage", columns, rows, [len(rows) - 1], note)]
-    )
-
-
-def _total(cells: list[Cell]) -> float:
-    return sum(cell.value or 0.0 for cell in cells)
+    table = Table("Stage by stage", columns, rows, [len(rows) - 1], note)
+    return Section("cost", "Cost", lead, [table])
 
 
 def _hours(seconds: float) -> str:
@@ -51,25 +42,23 @@ def _hours(seconds: float) -> str:
 
 def _cost_row(stage: StageRecord, parameters: int) -> list[Cell]:
     seconds, ranks = stage.seconds or 0.0, stage.result.get("world_size", 1)
-    tokens = _tokens(stage)
+    # The trainer's count of tokens for a stage whose result has none.
+    counted = (stage.metrics[-1].get("num_tokens") or 0.0) if stage.metrics else 0.0
     steps = stage.result.get("steps", 0)
     flops = stage_flops(stage.plan, parameters, steps) if parameters and stage.plan else 0.0
-    rate = stage.result.get("tokens_per_second")
     return [
         Cell(stage.name),
         Cell(str(ranks), value=ranks),
-        Cell(quantity(tokens), value=tokens) if tokens else NO_VALUE,
-        Cell(quantity(flops), value=flops) if flops else NO_VALUE,
+        _known(float(stage.result.get("tokens", counted))),
+        _known(flops),
         Cell(duration(seconds), value=seconds),
         Cell(_hours(seconds * ranks), value=seconds * ranks),
-        Cell(quantity(rate), value=rate) if rate else NO_VALUE,
+        _known(stage.result.get("tokens_per_second")),
     ]
 
 
-def _tokens(stage: StageRecord) -> float:
-    """Trained or scored tokens, from the result or, if it has none, from the trainer's count."""
-    counted = (stage.metrics[-1].get("num_tokens") or 0.0) if stage.metrics else 0.0
-    return float(stage.result.get("tokens", counted))
+def _known(value: float | None) -> Cell:
+    return Cell(quantity(value), value=value) if value else NO_VALUE
 
 
 def provenance_section(record: Record) -> Section:
@@ -84,36 +73,34 @@ def provenance_section(record: Record) -> Section:
         return Section("provenance", "Provenance", lead, [missing])
     rows = [
         [
-            Cell(stage.name),
-            Cell(stage.state),
-            Cell(stage.spec["identity"][:12]),
+            Cell(stage.name), Cell(stage.state), Cell(stage.spec["identity"][:12]),
             Cell(stage.result.get("model_sha256", NO_VALUE.text)[:12]),
             Cell(str(stage.spec["config"]["seed"]), value=stage.spec["config"]["seed"]),
         ]
         for stage in started
-    ]
-    blocks: list[Block] = [
-        Table("Stages", ["stage", "state", "identity", "model sha256", "seed"], rows)
-    ]
+    ]  # fmt: skip
     commands = dict.fromkeys(e["command"] for e in record.entries if "command" in e)
-    blocks.append(Fold("Command lines", [("command", command) for command in commands]))
-    blocks += [Fold(stage.name, _facts(stage)) for stage in started]
-    return Section("provenance", "Provenance", lead, blocks)
+    return Section("provenance", "Provenance", lead, [
+        Table("Stages", ["stage", "state", "identity", "model sha256", "seed"], rows),
+        Fold("Command lines", [("command", command) for command in commands]),
+        *(Fold(stage.name, _facts(stage)) for stage in started),
+    ])  # fmt: skip
 
 
 def _facts(stage: StageRecord) -> list[tuple[str, str]]:
     spec = stage.spec
-    facts = [("identity", spec["identity"]), ("seed", str(spec["config"]["seed"]))]
-    facts += [
-        (f"input {role}", f"{stage.inside(given['path'])}, sha256 {given['sha256']}")
-        for role, given in spec["inputs"].items()
-    ]
-    facts += [(f"data {key}", f"sha256 {value}") for key, value in spec["data_sha256"].items()]
-    if "model_sha256" in stage.result:
-        facts.append(("model", f"sha256 {stage.result['model_sha256']}"))
     environment: dict[str, Any] = stage.result.get("environment", {})
     versions = environment.get("versions", {})
-    facts += [
+    model = stage.result.get("model_sha256")
+    facts = [
+        ("identity", spec["identity"]),
+        ("seed", str(spec["config"]["seed"])),
+        *(
+            (f"input {role}", f"{stage.inside(given['path'])}, sha256 {given['sha256']}")
+            for role, given in spec["inputs"].items()
+        ),
+        *((f"data {key}", f"sha256 {value}") for key, value in spec["data_sha256"].items()),
+        ("model", f"sha256 {model}" if model else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("environment", ", ".join(f"{k} {v}" for k, v in environment.items() if k != "versions")),
         ("settings", json.dumps(_changed(spec["identity_fields"]))),

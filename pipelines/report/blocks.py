@@ -29,16 +29,32 @@ class Cell:
     interval: str = ""
     value: float | None = None
 
+    @property
+    def line(self) -> str:
+        """Text and interval, such as `+5.5 ± 2.3`."""
+        return f"{self.text} {self.interval}".rstrip()
+
 
 NO_VALUE = Cell("\N{EN DASH}")
 
 
+def number(
+    value: float | None, digits: int, half: float | None = None, scale: float = 1, sign: str = ""
+) -> Cell:
+    """A cell of a number and its interval, both shown times `scale`; sign `+` shows every sign."""
+    if value is None:
+        return NO_VALUE
+    around = "" if half is None else f"± {scale * half:.{digits}f}"
+    return Cell(f"{scale * value:{sign}.{digits}f}", around, value)
+
+
+def count(value: int) -> Cell:
+    return Cell(f"{value:,}", value=value)
+
+
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    columns: headings; the first column holds the names of the rows.
-    strong: indices of the rows that summarize the others.
-    """
+    """The first column holds the names of the rows; rows at `strong` summarize the others."""
 
     title: str
     columns: list[str]
@@ -49,9 +65,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Point:
-    """Attributes:
-    half: half the 95% interval of y; None if unknown.
-    """
+    """`half` is half the 95% interval of y; None if unknown."""
 
     x: float
     y: float
@@ -60,9 +74,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Attributes:
-    colour: index in the palette; 0 is the grey of the baseline, 7 the colour of variants.
-    """
+    """`colour` is an index in the palette: 0 the grey of the baseline, 7 that of variants."""
 
     name: str
     points: list[Point]
@@ -93,9 +105,7 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Dot:
-    """Attributes:
-    after: a second value, drawn hollow; None without one.
-    """
+    """`after` is a second value, drawn hollow; None without one."""
 
     label: str
     value: float
@@ -123,10 +133,7 @@ class DotPlot:
 
 @dataclass(frozen=True)
 class WheelStage:
-    """Attributes:
-    state: see `pipelines.run_dir.progress.stage_state`.
-    time, score: texts; empty if unknown.
-    """
+    """Texts; `state` as `pipelines.run_dir.progress.stage_state`, time and score may be empty."""
 
     name: str
     title: str
@@ -137,9 +144,9 @@ class WheelStage:
 
 @dataclass(frozen=True)
 class WheelRound:
-    """Attributes:
-    reference: stage whose model weights the tokens of its mid-training; empty in a plain round.
-    mid, post: accuracy after mid-training and after post-training, as texts.
+    """`mid` and `post` are the accuracies after mid-training and after post-training, as texts.
+
+    `reference` is the stage whose model weights the tokens; empty in a plain round.
     """
 
     number: int
@@ -169,10 +176,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Attributes:
-    tokens: empty if the text may not be shown.
-    sha256: hash of the text.
-    """
+    """A training sequence with the hash of its text; no `tokens` if it may not be shown."""
 
     label: str
     source: str
@@ -200,11 +204,18 @@ class Fold:
 Block = Missing | Text | Table | LineChart | DotPlot | Wheel | HeatMap | Fold
 
 
+def filled(*blocks: Block) -> list[Block]:
+    """The blocks without tables that have no row and dot plots that have no dot."""
+    return [
+        block for block in blocks
+        if not (isinstance(block, Table) and not block.rows)
+        and not (isinstance(block, DotPlot) and not block.dots)
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Section:
-    """Attributes:
-    key: anchor on the page.
-    """
+    """`key` is the anchor on the page."""
 
     key: str
     title: str
@@ -214,10 +225,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Attributes:
-    run: name of the run directory.
-    headline: the main result in a sentence; `verdict` has a sentence per round.
-    when: date of the last event in the run.
+    """The main result in a sentence, one sentence per round (`verdict`), and the details.
+
+    `run` is the name of the run directory, `when` the date of its last event.
     """
 
     run: str

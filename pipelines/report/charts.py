@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from pipelines.quantities import quantity
-from pipelines.report.blocks import DotPlot, LineChart, Point, Wheel, WheelStage
+from pipelines.report.blocks import (
+    Dot,
+    DotPlot,
+    LineChart,
+    Point,
+    Series,
+    Wheel,
+    WheelRound,
+    WheelStage,
+)
 
 WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 84.0, 30.0, 40.0
@@ -18,20 +27,18 @@ ROW = 26.0
 CHARACTER, DOT_GAP, MOST_LABEL = 6.9, 14.0, 32
 # With more points than this, intervals are drawn as a band, otherwise as whiskers.
 MOST_WHISKERS = 12
+# A map from a value to its position along an axis.
+Scale = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class Tick:
-    """Attributes:
-    at: position along its axis.
-    """
+class Tick(NamedTuple):
+    """`at` is the position along its axis."""
 
     at: float
     text: str
 
 
-@dataclass(frozen=True)
-class Whisker:
+class Whisker(NamedTuple):
     x: float
     y: float
     low: float
@@ -39,13 +46,8 @@ class Whisker:
     text: str
 
 
-@dataclass(frozen=True)
-class DrawnLine:
-    """Attributes:
-    path: SVG path of the line.
-    band: outline of the intervals; empty without intervals.
-    label_y: y of the name at the right end.
-    """
+class DrawnLine(NamedTuple):
+    """SVG paths of a line and of the band of its intervals, and the y of its name at the right."""
 
     name: str
     colour: int
@@ -55,11 +57,8 @@ class DrawnLine:
     label_y: float
 
 
-@dataclass(frozen=True)
-class DrawnLines:
-    """Attributes:
-    marks: x of the vertical lines.
-    """
+class DrawnLines(NamedTuple):
+    """`marks` are the x of the vertical lines, `zero` is the y of the horizontal one."""
 
     lines: list[DrawnLine]
     x_ticks: list[Tick]
@@ -92,21 +91,14 @@ def numbers(values: Sequence[float]) -> list[str]:
     ]
 
 
-def _axis(low: float, high: float, start: float, end: float, most: int) -> list[Tick]:
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    """The linear map from low..high to start..end."""
+    return lambda value: round(start + (end - start) * (value - low) / (high - low), 1)
+
+
+def _axis(low: float, high: float, place: Scale, most: int) -> list[Tick]:
     found = ticks(low, high, most)
-    places = (_scaled(value, low, high, start, end) for value in found)
-    return [Tick(*tick) for tick in zip(places, numbers(found), strict=True)]
-
-
-def _scaled(value: float, low: float, high: float, start: float, end: float) -> float:
-    return round(start + (end - start) * (value - low) / (high - low), 1)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The range of the values with a margin; never empty."""
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return (low if low == 0 else low - margin), high + margin
+    return [Tick(*tick) for tick in zip(map(place, found), numbers(found), strict=True)]
 
 
 def lines(chart: LineChart) -> DrawnLines:
@@ -117,60 +109,59 @@ def lines(chart: LineChart) -> DrawnLines:
         x_low, x_high = -0.3, len(chart.x_labels) - 0.7
     elif x_low == x_high:
         x_high = x_low + 1
+    ends = [p.y + sign * (p.half or 0) for p in every for sign in (-1, 1)]
+    y_low, y_high = min(ends), max(ends)
+    margin = 0.06 * (y_high - y_low) or 0.05 * abs(y_high) or 1.0
     lowest, highest = chart.limits or (-math.inf, math.inf)
-    y_low, y_high = _range([y for p in every for y in (p.y - (p.half or 0), p.y + (p.half or 0))])
-    y_low, y_high = max(y_low, lowest), min(y_high, highest)
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    y_low, y_high = max(y_low - margin if y_low else y_low, lowest), min(y_high + margin, highest)
+    bottom = HEIGHT - BOTTOM
+    place_x = _scale(x_low, x_high, LEFT, WIDTH - RIGHT)
+    place_y = _scale(y_low, y_high, bottom, TOP)
 
-    def place(point: Point, offset: float = 0.0) -> tuple[float, float]:
-        return (
-            _scaled(point.x, x_low, x_high, LEFT, right),
-            _scaled(min(max(point.y + offset, lowest), highest), y_low, y_high, bottom, TOP),
-        )
+    def place(point: Point, sign: int = 0) -> tuple[float, float]:
+        """The position of a point, or of an end of its interval."""
+        y = min(max(point.y + sign * (point.half or 0), lowest), highest)
+        return place_x(point.x), place_y(y)
 
-    drawn = []
-    ends = [place(series.points[-1])[1] for series in chart.series]
-    for series, label_y in zip(chart.series, spread(ends, TOP + 4, bottom), strict=True):
-        whiskers = len(series.points) <= MOST_WHISKERS
-        halves = [p for p in series.points if p.half is not None]
-        upper = [place(p, p.half or 0) for p in halves]
-        lower = [place(p, -(p.half or 0)) for p in reversed(halves)]
-        drawn.append(
-            DrawnLine(
-                series.name, series.colour, _path([place(p) for p in series.points]),
-                "" if whiskers or len(halves) < 2 else _path(upper + lower) + "Z",
-                [
-                    Whisker(
-                        *place(p), place(p, -(p.half or 0))[1], place(p, p.half or 0)[1],
-                        f"{series.name}: {p.y:.4g}" + (f" ± {p.half:.2g}" if p.half else ""),
-                    )
-                    for p in series.points
-                ] if whiskers else [],
-                label_y,
+    heights = [place(series.points[-1])[1] for series in chart.series]
+    label_ys = spread(heights, TOP + 4, bottom)
+    return DrawnLines(
+        [_line(*each, place) for each in zip(chart.series, label_ys, strict=True)],
+        _named(chart, place_x) if chart.x_labels else _axis(x_low, x_high, place_x, 5),
+        _axis(y_low, y_high, place_y, 4), place_y(0) if y_low < 0 < y_high else None,
+        [place_x(mark) for mark in chart.marks],
+    )  # fmt: skip
+
+
+def _line(series: Series, label_y: float, place: Callable[..., tuple[float, float]]) -> DrawnLine:
+    band, whiskers = "", []
+    if len(series.points) <= MOST_WHISKERS:
+        whiskers = [
+            Whisker(
+                *place(p), place(p, -1)[1], place(p, 1)[1],
+                f"{series.name}: {p.y:.4g}" + (f" ± {p.half:.2g}" if p.half else ""),
             )
-        )  # fmt: skip
-    x_ticks = _axis(x_low, x_high, LEFT, right, 5)
-    if chart.x_labels:
-        x_ticks = _named(chart, x_low, x_high)
-    zero = _scaled(0, y_low, y_high, bottom, TOP) if y_low < 0 < y_high else None
-    marks = [_scaled(i, x_low, x_high, LEFT, right) for i in chart.marks]
-    return DrawnLines(drawn, x_ticks, _axis(y_low, y_high, bottom, TOP, 4), zero, marks)
+            for p in series.points
+        ]  # fmt: skip
+    elif len(halves := [p for p in series.points if p.half is not None]) > 1:
+        upper, lower = [place(p, 1) for p in halves], [place(p, -1) for p in reversed(halves)]
+        band = _path(upper + lower) + "Z"
+    path = _path([place(p) for p in series.points])
+    return DrawnLine(series.name, series.colour, path, band, whiskers, label_y)
 
 
-def _named(chart: LineChart, low: float, high: float) -> list[Tick]:
+def _named(chart: LineChart, place: Scale) -> list[Tick]:
     """Names on the x axis: those of the marks first, then from the left as many as fit."""
-    names = chart.x_labels
     found: dict[int, Tick] = {}
-    for i in [*chart.marks, *range(len(names))]:
-        tick = Tick(_scaled(i, low, high, LEFT, WIDTH - RIGHT), names[i])
-        if all(_apart(tick, other) for other in found.values()):
+    for i in [*chart.marks, *range(len(chart.x_labels))]:
+        tick = Tick(place(i), chart.x_labels[i])
+        # Each name is centred at its tick.
+        if all(
+            abs(tick.at - other.at) > CHARACTER * (len(tick.text) + len(other.text) + 1) / 2
+            for other in found.values()
+        ):
             found[i] = tick
     return [found[i] for i in sorted(found)]
-
-
-def _apart(tick: Tick, other: Tick) -> bool:
-    """Whether two names, each centred at its tick, do not touch."""
-    return abs(tick.at - other.at) > CHARACTER * (len(tick.text) + len(other.text) + 1) / 2
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
@@ -192,11 +183,8 @@ def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
     return placed
 
 
-@dataclass(frozen=True)
-class DrawnDot:
-    label: str
-    text: str
-    colour: int
+class DrawnDot(NamedTuple):
+    dot: Dot
     x: float
     low: float
     high: float
@@ -204,11 +192,8 @@ class DrawnDot:
     after: float | None
 
 
-@dataclass(frozen=True)
-class DrawnDots:
-    """Attributes:
-    right: x where the plot ends and the texts begin.
-    """
+class DrawnDots(NamedTuple):
+    """`left` and `right` are the x between which the dots are; the texts are outside."""
 
     left: float
     right: float
@@ -220,31 +205,25 @@ class DrawnDots:
 
 def dots(plot: DotPlot) -> DrawnDots:
     """The positions of the rows of a dot plot."""
-    values = [v for d in plot.dots for v in (d.value - (d.half or 0), d.value + (d.half or 0))]
-    values += [dot.after for dot in plot.dots if dot.after is not None]
-    if plot.reference is not None:
-        values.append(plot.reference)
+    values = [dot.value + sign * (dot.half or 0) for dot in plot.dots for sign in (-1, 1)]
+    values += [x for x in (plot.reference, *(dot.after for dot in plot.dots)) if x is not None]
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05
     low, high = low - margin, high + margin
     left = DOT_GAP + CHARACTER * min(MOST_LABEL, max(len(dot.label) for dot in plot.dots))
     right = WIDTH - DOT_GAP - CHARACTER * max(len(dot.text) for dot in plot.dots)
-
-    def place(value: float) -> float:
-        return _scaled(value, low, high, left, right)
-
+    place = _scale(low, high, left, right)
     drawn = [
         DrawnDot(
-            dot.label, dot.text, dot.colour, place(dot.value),
-            place(dot.value - (dot.half or 0)), place(dot.value + (dot.half or 0)),
-            18 + ROW * row, None if dot.after is None else place(dot.after),
+            dot, place(dot.value), place(dot.value - (dot.half or 0)),
+            place(dot.value + (dot.half or 0)), 18 + ROW * row,
+            None if dot.after is None else place(dot.after),
         )
         for row, dot in enumerate(plot.dots)
     ]  # fmt: skip
-    return DrawnDots(
-        left, right, 18 + ROW * len(drawn) + 26, drawn, _axis(low, high, left, right, 4),
-        None if plot.reference is None else place(plot.reference),
-    )  # fmt: skip
+    reference = None if plot.reference is None else place(plot.reference)
+    height = 18 + ROW * len(drawn) + 26
+    return DrawnDots(left, right, height, drawn, _axis(low, high, place, 4), reference)
 
 
 def height(block: LineChart | DotPlot) -> float:
@@ -257,36 +236,27 @@ BASE_WIDTH, FIRST, COLUMN, ROUND_HEIGHT = 84.0, 132.0, 124.0, 132.0
 WHEEL_TOP = 34.0
 
 
-@dataclass(frozen=True)
-class DrawnBox:
+class DrawnBox(NamedTuple):
     x: float
     y: float
     width: float
     stage: WheelStage
 
 
-@dataclass(frozen=True)
-class DrawnRound:
-    """Attributes:
-    y: middle of its boxes.
-    from_reference: path from the previous round's end to this mid-training; empty in the first.
-    """
+class DrawnRound(NamedTuple):
+    """Boxes around `y`, and the paths to them from the base and from the previous round's end."""
 
-    title: str
+    round: WheelRound
     y: float
     boxes: list[DrawnBox]
-    mid: str
-    post: str
     from_base: str
     from_reference: str
 
 
-@dataclass(frozen=True)
-class DrawnWheel:
+class DrawnWheel(NamedTuple):
     width: float
     height: float
     base: DrawnBox | None
-    base_score: str
     rounds: list[DrawnRound]
 
 
@@ -304,23 +274,13 @@ def wheel(wheel: Wheel) -> DrawnWheel:
             DrawnBox(FIRST + COLUMN * i, y - BOX_HEIGHT / 2, BOX_WIDTH, stage)
             for i, stage in enumerate(each.stages)
         ]
-        title = f"Round {each.number}" + ("" if each.number else ", plain")
-        rounds.append(
-            DrawnRound(
-                title, y, boxes, each.mid, each.post, _from_base(row, y, first_y),
-                _from_reference(last_x, y) if row else "",
-            )
-        )  # fmt: skip
+        x = BASE_WIDTH + 18
+        from_base = f"M{x:g},{first_y:g}V{y:g}" if row else f"M{BASE_WIDTH:g},{y:g}"
+        from_reference = _from_reference(last_x, y) if row else ""
+        rounds.append(DrawnRound(each, y, boxes, f"{from_base}H{FIRST - 7:g}", from_reference))
         last_x = boxes[-1].x + BOX_WIDTH / 2 if boxes else last_x
     height = WHEEL_TOP + ROUND_HEIGHT * max(1, len(rounds)) - 54
-    return DrawnWheel(width, height, base, wheel.base_score, rounds)
-
-
-def _from_base(row: int, y: float, first_y: float) -> str:
-    if not row:
-        return f"M{BASE_WIDTH:g},{y:g}H{FIRST - 7:g}"
-    x = BASE_WIDTH + 18
-    return f"M{x:g},{first_y:g}V{y:g}H{FIRST - 7:g}"
+    return DrawnWheel(width, height, base, rounds)
 
 
 def _from_reference(last_x: float, y: float) -> str:

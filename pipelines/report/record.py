@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -76,7 +77,18 @@ class StageRecord:
 
         A value that is not a finite number is None.
         """
-        by_step = {line["step"]: line for line in _log_lines(self.metrics_path) if "loss" in line}
+        by_step = {}
+        text = ""
+        if self.metrics_path.is_file():
+            text = self.metrics_path.read_text("utf-8", errors="replace")
+        for line in text.splitlines():
+            # A log that is still growing may end in half a line.
+            with suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "loss" in entry:
+                    values = {key: finite_number(value) for key, value in entry.items()}
+                    if (step := values.get("step")) is not None:
+                        by_step[step] = values
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
@@ -85,18 +97,19 @@ class StageRecord:
         config = _config(json.dumps(self.spec["config"]))
         if config is None:
             return None
-        return Stage(
-            self.kind, self.name, config, dict(self.spec["inputs"]), bool(self.spec["chat"])
-        )
+        inputs, chat = dict(self.spec["inputs"]), bool(self.spec["chat"])
+        return Stage(self.kind, self.name, config, inputs, chat)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Attributes:
-    stages: by name, in the order of the plan, followed by stages that are in no plan.
-    entries: lines of the ledger.
-    rows: rows of `remit compare`, if it ran.
-    analysis, contamination: results of `remit analyze` and `remit contamination`; None without.
+    """What a run directory has.
+
+    Attributes:
+        stages: by name, in the order of the plan, followed by stages that are in no plan.
+        entries: lines of the ledger.
+        rows: rows of `remit compare`, if it ran.
+        analysis, contamination: results of these commands; None without.
     """
 
     run: RunDir
@@ -107,35 +120,32 @@ class Record:
     analysis: dict[str, Any] | None
     contamination: dict[str, Any] | None
 
-    @cached_property
-    def columns(self) -> list[summary.Column]:
-        """The evaluated models, except those of a comparison."""
-        found = {name: s.result for name, s in self.stages.items() if s.result}
-        own = {name: r for name, r in found.items() if not name.startswith(f"{FOLDER}/")}
-        return summary.columns(own)
-
-    @cached_property
+    @property
     def compared(self) -> list[StageRecord]:
         """The planned and finished stages of a comparison."""
         return [s for name, s in self.stages.items() if name.startswith(f"{FOLDER}/")]
 
     @property
+    def own(self) -> list[StageRecord]:
+        """The other stages."""
+        return [s for name, s in self.stages.items() if not name.startswith(f"{FOLDER}/")]
+
+    @cached_property
+    def columns(self) -> list[summary.Column]:
+        """The evaluated models, except those of a comparison."""
+        return summary.columns({stage.name: stage.result for stage in self.own if stage.result})
+
+    @property
     def only_compares(self) -> bool:
         """Whether the run consists only of a comparison."""
-        return len(self.compared) == len(self.stages) and self.run.compared_plan.is_file()
+        return not self.own and self.run.compared_plan.is_file()
 
     @property
     def resume_command(self) -> str:
         """The command that resumes the run."""
-        return (
-            "remit compare, with the same arguments"
-            if self.only_compares
-            else "remit flywheel --run-dir RUN"
-        )
-
-    @property
-    def seed(self) -> Any:
-        return self.config.get("seed", "unknown")
+        if self.only_compares:
+            return "remit compare, with the same arguments"
+        return "remit flywheel --run-dir RUN"
 
 
 def read_record(run: RunDir) -> Record:
@@ -177,33 +187,17 @@ def _stage(
     folder = run.stage(name)
     own = [e for e in entries if e["stage"] == name and e["event"] != "skip"]
     starts = [e for e in own if e["event"] in ("start", "resume")]
-    result: dict[str, Any] = {}
-    if folder.is_complete():
-        finish = [e for e in own if e["event"] == "finish"]
-        result = {k: v for k, v in (finish[-1:] or [{}])[0].items() if k == "wall_seconds"}
-        result |= folder.read_result()
+    finishes = [e for e in own if e["event"] == "finish"]
+    result = folder.read_result() if folder.is_complete() else {}
+    if result and finishes and "wall_seconds" in finishes[-1]:
+        result.setdefault("wall_seconds", finishes[-1]["wall_seconds"])
     spec = folder.read_config() if folder.config.is_file() else {}
     state = stage_state(folder, own[-1]["event"] if own else "", running=running)
-    return StageRecord(name, kind, state, result, spec, (starts[-1:] or [{}])[0], folder.metrics)
+    return StageRecord(
+        name, kind, state, result, spec, starts[-1] if starts else {}, folder.metrics
+    )
 
 
 def _result(run: RunDir, name: str) -> dict[str, Any] | None:
     stage = run.stage(name)
     return stage.read_result() if stage.is_complete() else None
-
-
-def _log_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines with a step of a log that may still be growing; None for values that are no number.
-
-    An empty list if the file does not exist.
-    """
-    found = []
-    if path.is_file():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict) and finite_number(entry.get("step")) is not None:
-                found.append({key: finite_number(value) for key, value in entry.items()})
-    return found

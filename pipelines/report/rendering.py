@@ -49,12 +49,11 @@ def picture(report: blocks.Report) -> str:
         UserError: the report has no chart.
     """
     drawn, y = [], 0.0
-    for block in (block for section in report.sections for block in section.blocks):
-        if isinstance(block, blocks.LineChart | blocks.DotPlot):
-            note = textwrap.wrap(block.note, NOTE_CHARACTERS)
-            note_y = TITLE_HEIGHT + charts.height(block)
-            drawn.append({"block": block, "y": y, "note": note, "note_y": note_y})
-            y += note_y + NOTE_LINE * len(note) + CHART_GAP
+    for block in _charts(report):
+        note = textwrap.wrap(block.note, NOTE_CHARACTERS)
+        note_y = TITLE_HEIGHT + charts.height(block)
+        drawn.append({"block": block, "y": y, "note": note, "note_y": note_y})
+        y += note_y + NOTE_LINE * len(note) + CHART_GAP
     if not drawn:
         raise UserError("--format svg: the report has no chart yet.")
     return _environment().get_template("charts.svg").render(
@@ -80,28 +79,27 @@ def with_charts(report: blocks.Report, text: str) -> blocks.Report:
     Raises:
         UserError: no title contains it.
     """
-    charts_of = [
-        b for s in report.sections for b in s.blocks
-        if isinstance(b, blocks.LineChart | blocks.DotPlot)
-    ]  # fmt: skip
-    kept: list[blocks.Block] = [chart for chart in charts_of if text in chart.title]
+    kept: list[blocks.Block] = [chart for chart in _charts(report) if text in chart.title]
     if not kept:
-        titles = "; ".join(chart.title for chart in charts_of) or "none"
+        titles = "; ".join(chart.title for chart in _charts(report)) or "none"
         raise UserError(
             f"--chart {text}: no title of a chart contains this. The charts are: {titles}."
         )
     return replace(report, sections=[blocks.Section("charts", "Charts", "", kept)])
 
 
+def _charts(report: blocks.Report) -> list[blocks.LineChart | blocks.DotPlot]:
+    every = (block for section in report.sections for block in section.blocks)
+    return [block for block in every if isinstance(block, blocks.LineChart | blocks.DotPlot)]
+
+
 def as_json(report: blocks.Report) -> str:
     """The report's blocks with their numbers; `kind` is the type of a block."""
-    values = asdict(report)
-    for section, drawn in zip(report.sections, values["sections"], strict=True):
-        drawn["blocks"] = [
-            {"kind": kind(block)} | value
-            for block, value in zip(section.blocks, drawn["blocks"], strict=True)
-        ]
-    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+    sections = [
+        vars(section) | {"blocks": [{"kind": kind(b)} | asdict(b) for b in section.blocks]}
+        for section in report.sections
+    ]
+    return json.dumps(vars(report) | {"sections": sections}, indent=1, allow_nan=False) + "\n"
 
 
 RENDERINGS: dict[str, Callable[[blocks.Report], str]] = {
@@ -143,15 +141,9 @@ def _environment() -> Environment:
     )  # fmt: skip
     found.filters.update(kind=kind, figure=_figure)
     found.globals.update(
-        charts=charts, shade=shade, weight_scale=weight_scale, unique=_unique,
-        word_columns=_word_columns,
-    )  # fmt: skip
+        charts=charts, shade=shade, weight_scale=weight_scale, word_columns=_word_columns
+    )
     return found
-
-
-def _unique(sequences: Sequence[blocks.Sequence], name: str) -> list[str]:
-    """The distinct values of a field, sorted."""
-    return sorted({getattr(sequence, name) for sequence in sequences})
 
 
 def _word_columns(table: blocks.Table) -> set[int]:
@@ -165,24 +157,17 @@ def plain(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(plain, cells)) + " |"
-
-
-def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"**{plain(title)}**", "", _row(columns),
-        "|---|" + "---:|" * (len(columns) - 1), *map(_row, rows),
-    ]  # fmt: skip
-
-
-def _with_note(lines: list[str], note: str) -> list[str]:
-    return [*lines, "", plain(note)] if note else lines
+def _grid(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
+) -> list[str]:
+    head, *body = ("| " + " | ".join(map(plain, cells)) + " |" for cells in (columns, *rows))
+    rule = "|---|" + "---:|" * (len(columns) - 1)
+    return [f"**{plain(title)}**", "", head, rule, *body, *(["", plain(note)] if note else [])]
 
 
 def _table(table: blocks.Table) -> list[str]:
     rows = [[f"{c.text} ({c.interval})" if c.interval else c.text for c in r] for r in table.rows]
-    return _with_note(_grid(table.title, table.columns, rows), table.note)
+    return _grid(table.title, table.columns, rows, table.note)
 
 
 # Up to this many points of a chart get a column each in its table.
@@ -195,17 +180,16 @@ def _line_chart(chart: blocks.LineChart) -> list[str]:
     places = sorted({point.x for series in chart.series for point in series.points})
     if len(places) <= FEW_POINTS:
         columns = [_place(chart, x) for x in places]
-        rows = []
-        for series in chart.series:
-            known = {point.x: _height(point) for point in series.points}
-            rows.append([series.name, *(known.get(x, blocks.NO_VALUE.text) for x in places)])
+        known = [{point.x: _height(point) for point in line.points} for line in chart.series]
+        shown = [[heights.get(x, blocks.NO_VALUE.text) for x in places] for heights in known]
     else:
         columns = ["first", "last"]
-        rows = []
-        for series in chart.series:
-            ends = (series.points[0], series.points[-1])
-            rows.append([series.name, *(f"{_height(p)} at {_place(chart, p.x)}" for p in ends)])
-    return _with_note(_grid(title, ["line", *columns], rows), chart.note)
+        shown = [
+            [f"{_height(p)} at {_place(chart, p.x)}" for p in (line.points[0], line.points[-1])]
+            for line in chart.series
+        ]
+    rows = [[line.name, *texts] for line, texts in zip(chart.series, shown, strict=True)]
+    return _grid(title, ["line", *columns], rows, chart.note)
 
 
 def _place(chart: blocks.LineChart, x: float) -> str:
@@ -217,11 +201,6 @@ def _height(point: blocks.Point) -> str:
     return f"{point.y:.4g}{half}"
 
 
-def _dot_plot(plot: blocks.DotPlot) -> list[str]:
-    rows = [[dot.label, dot.text] for dot in plot.dots]
-    return _with_note(_grid(plot.title, ["", plot.x], rows), plot.note)
-
-
 def _wheel(wheel: blocks.Wheel) -> list[str]:
     every = [wheel.base] if wheel.base else []
     every += [stage for each in wheel.rounds for stage in each.stages]
@@ -230,11 +209,10 @@ def _wheel(wheel: blocks.Wheel) -> list[str]:
 
 
 def _heat_map(heat_map: blocks.HeatMap) -> list[str]:
-    rows = [
-        [s.label, s.source, s.domain, s.licence, s.sha256[:12], str(s.num_tokens),
-         _figure(s.mean_weight)]
-        for s in heat_map.sequences
-    ]  # fmt: skip
+    rows = []
+    for s in heat_map.sequences:
+        numbers = [str(s.num_tokens), _figure(s.mean_weight)]
+        rows.append([s.label, s.source, s.domain, s.licence, s.sha256[:12], *numbers])
     columns = ["text", "source", "domain", "licence", "sha256", "tokens", "mean weight"]
     return _grid("Texts of the token map", columns, rows)
 
@@ -244,7 +222,9 @@ MARKDOWN: dict[type, Callable[[Any], list[str]]] = {
     blocks.Text: lambda block: [plain(block.text)],
     blocks.Table: _table,
     blocks.LineChart: _line_chart,
-    blocks.DotPlot: _dot_plot,
+    blocks.DotPlot: lambda plot: _grid(
+        plot.title, ["", plot.x], [[dot.label, dot.text] for dot in plot.dots], plot.note
+    ),
     blocks.Wheel: _wheel,
     blocks.HeatMap: _heat_map,
     blocks.Fold: lambda block: _grid(block.title, ["", "value"], block.facts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from pipelines.evals.intervals import bits_difference, paired_difference
 from pipelines.report.blocks import (
@@ -17,6 +18,8 @@ from pipelines.report.blocks import (
     Series,
     Table,
     Text,
+    filled,
+    number,
 )
 from pipelines.report.record import Record
 from pipelines.report.summary import Column, not_asked, score_notes
@@ -31,10 +34,12 @@ def section(record: Record) -> Section:
             "No model of this run has been evaluated.", "remit eval --model RUN/base --run-dir RUN"
         )
         return Section("scores", "Scores", lead, [missing])
-    blocks = [
-        _table(models), *map(Text, score_notes(models)), *_not_evaluated(models),
-        *_through_rounds(models), *_differences(models), _sampled(models),
-    ]  # fmt: skip
+    reasons = [[Cell(name), Cell(why)] for name, why in not_asked(models).items()]
+    blocks = filled(
+        _table(models), *map(Text, score_notes(models)),
+        Table("Not evaluated", ["benchmark", "reason"], reasons), *_through_rounds(models),
+        _differences(models), _sampled(models),
+    )  # fmt: skip
     return Section("scores", "Scores", lead, blocks)
 
 
@@ -44,7 +49,11 @@ def _table(models: list[Column]) -> Table:
     strong = []
     if any("average" in m.result for m in models):
         strong.append(len(rows))
-        rows.append([Cell("average"), *(_average(m) for m in models)])
+        rows.append([
+            Cell("average"),
+            *(number(m.result.get("average"), 1, m.result.get("average_half_interval"), scale=100)
+              for m in models),
+        ])  # fmt: skip
     for domain in dict.fromkeys(d for m in models for d in m.result["bits_per_byte"]):
         rows.append([Cell(f"bits/byte {domain}"), *(_bits(m, domain, models) for m in models)])
     return Table(
@@ -60,16 +69,8 @@ def _accuracy(model: Column, task: str) -> Cell:
         return NO_VALUE
     found = model.result["tasks"][task]
     low, high = found["interval"]
-    return Cell(
-        f"{100 * found['accuracy']:.1f}", f"{100 * low:.0f} to {100 * high:.0f}", found["accuracy"]
-    )
-
-
-def _average(model: Column) -> Cell:
-    if "average" not in model.result:
-        return NO_VALUE
-    mean, half = model.result["average"], model.result["average_half_interval"]
-    return Cell(f"{100 * mean:.1f}", f"± {100 * half:.1f}", mean)
+    interval = f"{100 * low:.0f} to {100 * high:.0f}"
+    return Cell(f"{100 * found['accuracy']:.1f}", interval, found["accuracy"])
 
 
 def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
@@ -77,28 +78,18 @@ def _bits(model: Column, domain: str, models: list[Column]) -> Cell:
     found = model.result["bits_per_byte"].get(domain)
     if not found:
         return NO_VALUE
-    half = found.get("half_interval")
-    notes = [] if half is None else [f"± {half:.3f}"]
+    cell = number(found["bits_per_byte"], 3, found.get("half_interval"))
+    notes = [cell.interval] if cell.interval else []
     part = model.title.rpartition("-")[0]
-    for plain in models:
-        if part and plain.title == f"{part}-0" != model.title:
-            first, second = (m.result.get("heldout_blocks", {}).get(domain) or {}
-                             for m in (plain, model))  # fmt: skip
-            if (found_difference := bits_difference(first, second)) is not None:
-                mean, spread = found_difference
-                around = "" if spread is None else f" ± {spread:.3f}"
-                notes.append(f"{mean:+.3f}{around} vs {plain.title}")
-    return Cell(f"{found['bits_per_byte']:.3f}", "; ".join(notes), found["bits_per_byte"])
+    for plain in (m for m in models if part and m.title == f"{part}-0" != model.title):
+        pair = (m.result.get("heldout_blocks", {}).get(domain) or {} for m in (plain, model))
+        if difference := bits_difference(*pair):
+            mean, half = difference
+            notes.append(f"{number(mean, 3, half, sign='+').line} vs {plain.title}")
+    return replace(cell, interval="; ".join(notes))
 
 
-def _not_evaluated(models: list[Column]) -> list[Block]:
-    rows = [[Cell(name), Cell(why)] for name, why in not_asked(models).items()]
-    if not rows:
-        return []
-    return [Table("Not evaluated", ["benchmark", "reason"], rows)]
-
-
-def _differences(models: list[Column]) -> list[Block]:
+def _differences(models: list[Column]) -> Table:
     """Each model minus each earlier one, if both answered the same questions."""
     bits = [model.bits() for model in models]
     asked = [model.asked() for model in models]
@@ -113,21 +104,17 @@ def _differences(models: list[Column]) -> list[Block]:
         for i, model in enumerate(models)
         if i and asked[i] and asked[i] in asked[:i]
     ]
-    if not rows:
-        return []
-    return [
-        Table(
-            "Differences, row minus column", ["", *(model.title for model in models[:-1])], rows,
-            note="Differences of the average accuracy in percentage points, with 95% intervals of "
-            "a bootstrap paired by question. An interval misses a true difference of 0 once in "
-            "twenty times.",
-        )
-    ]  # fmt: skip
+    return Table(
+        "Differences, row minus column", ["", *(model.title for model in models[:-1])], rows,
+        note="Differences of the average accuracy in percentage points, with 95% intervals of "
+        "a bootstrap paired by question. An interval misses a true difference of 0 once in "
+        "twenty times.",
+    )  # fmt: skip
 
 
 def _difference(first: dict[str, list[int]], second: dict[str, list[int]]) -> Cell:
     mean, half = paired_difference(first, second)
-    return Cell(f"{100 * mean:+.1f}", f"\N{PLUS-MINUS SIGN} {100 * half:.1f}", mean)
+    return number(mean, 1, half, scale=100, sign="+")
 
 
 def _sampled(models: list[Column]) -> Block:
@@ -159,31 +146,30 @@ def _sampled(models: list[Column]) -> Block:
 def _mean_sampled(scores: list[dict[str, float]], name: str) -> Cell:
     if not scores:
         return NO_VALUE
-    unit = 1 if name == "entropy" else 100
+    unit, digits = (1, 2) if name == "entropy" else (100, 1)
     mean = unit * sum(s["mean"] for s in scores) / len(scores)
     half = unit * math.sqrt(sum(s["half_interval"] ** 2 for s in scores)) / len(scores)
-    digits = 2 if name == "entropy" else 1
-    return Cell(f"{mean:.{digits}f}", f"± {half:.{digits}f}", mean)
+    return number(mean, digits, half)
 
 
 def _through_rounds(models: list[Column]) -> list[Block]:
     """Average accuracy by round, if the run has two rounds or more."""
     found: dict[str, list[Point]] = {"mid": [], "post": []}
     for model in models:
-        part, _, number = model.title.rpartition("-")
+        part, _, at = model.title.rpartition("-")
         if part in found and "average" in model.result:
             mean, half = model.result["average"], model.result["average_half_interval"]
-            found[part].append(Point(int(number), 100 * mean, 100 * half))
+            found[part].append(Point(int(at), 100 * mean, 100 * half))
     if len(found["mid"]) < 2:
         return []
     series = [
         Series(part, points, 6 if part == "mid" else 1) for part, points in found.items() if points
     ]
-    numbers = range(int(max(p.x for s in series for p in s.points)) + 1)
+    rounds = range(int(max(p.x for s in series for p in s.points)) + 1)
     return [
         LineChart(
             "Average accuracy by round", "round", "percent", series,
-            [f"{n}" if n else "0 (plain)" for n in numbers],
+            [f"{n}" if n else "0 (plain)" for n in rounds],
             "Whiskers are 95% intervals of each average; compare rounds by the differences above.",
             PERCENT,
         )

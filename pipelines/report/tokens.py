@@ -7,6 +7,7 @@ published is removed here, so that it never reaches a page.
 from __future__ import annotations
 
 import hashlib
+from itertools import chain, zip_longest
 from typing import Any
 
 from pipelines.report.blocks import (
@@ -25,13 +26,20 @@ from pipelines.report.blocks import (
     Table,
     Text,
     Token,
+    count,
+    filled,
+    number,
 )
 from pipelines.report.record import Record
 
 MOST_SEQUENCES = 20
 MOST_TOKENS = 512
+MOST_EXTREMES = 12
+MOST_EXAMPLES = 40
 ANALYZE = "remit analyze RUN"
 CONTAMINATION = "remit contamination --config RECIPE --run-dir RUN"
+GROUPS = {"domains": "domain", "classes": "class of token"}
+Values = dict[str, Any]
 
 
 def heat_map_section(record: Record, with_text: bool) -> Section:
@@ -42,216 +50,160 @@ def heat_map_section(record: Record, with_text: bool) -> Section:
         "log-probabilities, point at it, or tab to a text and use the arrow keys."
     )
     rounds = _rounds(record)
-    if not rounds:
-        return Section(
-            "tokens",
-            "Token weights",
-            "",
-            [Missing("The token weights were not measured.", ANALYZE)],
-        )
-    each = max(1, MOST_SEQUENCES // len(rounds))
+    each = max(1, MOST_SEQUENCES // max(1, len(rounds)))
     found = [
-        _sequence(f"{_round_name(part)}, text {number}", given, with_text)
+        _sequence(f"{_round_name(part)}, text {i}", given, with_text)
         for part in rounds
-        for number, given in enumerate(_spread(part["sequences"], each), 1)
+        for i, given in enumerate(_spread(part["sequences"])[:each], 1)
     ]
-    if not found:
-        return Section(
-            "tokens", "Token weights", "", [Missing("The analysis has no sequences.", ANALYZE)]
-        )
-    return Section("tokens", "Token weights", lead, [HeatMap(found[:MOST_SEQUENCES])])
+    if found:
+        return Section("tokens", "Token weights", lead, [HeatMap(found[:MOST_SEQUENCES])])
+    why = "The analysis has no sequences." if rounds else "The token weights were not measured."
+    return Section("tokens", "Token weights", "", [Missing(why, ANALYZE)])
 
 
-def _rounds(record: Record) -> list[dict[str, Any]]:
+def _rounds(record: Record) -> list[Values]:
     return list((record.analysis or {}).get("rounds", []))
 
 
-def _round_name(part: dict[str, Any]) -> str:
+def _round_name(part: Values) -> str:
     return str(part["mid"]) if part.get("round") is None else f"round {part['round']}"
 
 
-def _spread(sequences: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` of the sequences, taking the domains in turn."""
-    by_domain: dict[str, list[dict[str, Any]]] = {}
+def _spread(sequences: list[Values]) -> list[Values]:
+    """The sequences, taking the domains in turn."""
+    by_domain: dict[str, list[Values]] = {}
     for sequence in sequences:
         by_domain.setdefault(sequence["domain"], []).append(sequence)
-    longest = max((len(own) for own in by_domain.values()), default=0)
-    turns = [own[i] for i in range(longest) for own in by_domain.values() if i < len(own)]
-    return turns[:count]
+    return list(filter(None, chain.from_iterable(zip_longest(*by_domain.values()))))
 
 
-def _sequence(label: str, given: dict[str, Any], with_text: bool) -> Sequence:
-    texts = given["tokens"][:MOST_TOKENS]
-    weights = given["weights"][:MOST_TOKENS]
+def _sequence(label: str, given: Values, with_text: bool) -> Sequence:
+    keys = ("tokens", "weights", "d", "logprobs", "ref_logprobs")
+    columns = [given[key][:MOST_TOKENS] for key in keys]
+    texts, weights, *_ = columns
     known = [weight for weight in weights if weight is not None]
     tokens = []
     if with_text and given.get("publish", True):
-        columns = (given[key][:MOST_TOKENS] for key in ("d", "logprobs", "ref_logprobs"))
-        tokens = [Token(*values) for values in zip(texts, weights, *columns, strict=True)]
-    sha256 = given.get("sha256") or _sha256("".join(texts))
+        tokens = [Token(*values) for values in zip(*columns, strict=True)]
+    sha256 = given.get("sha256") or hashlib.sha256("".join(texts).encode()).hexdigest()
     return Sequence(
         label, given["source"], given["domain"], given["licence"], sha256,
         len(weights), sum(known) / len(known) if known else None, tokens,
     )  # fmt: skip
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def dynamics_section(record: Record, with_text: bool) -> Section:
     """Weights by group of tokens, and the distance of each checkpoint from the reference."""
+    title = "Which tokens ReMiT up-weights"
     lead = (
         "Which tokens get higher weights when mid-training starts, and how the model then moves "
         "towards the RL-tuned one."
     )
-    if record.analysis is None:
+    analysis = record.analysis
+    if analysis is None:
         missing = Missing("The token weights and checkpoints were not analyzed.", ANALYZE)
-        return Section("dynamics", "Which tokens ReMiT up-weights", lead, [missing])
+        return Section("dynamics", title, lead, [missing])
     blocks: list[Block] = []
     for part in _rounds(record):
         name = _round_name(part)
-        for title, key in (("domain", "domains"), ("class of token", "classes")):
-            at_end = part.get("at_end", {}).get(key, {})
-            blocks += _weights_by(f"Mean weight by {title}, {name}", part.get(key, {}), at_end)
-        blocks += [*_clip_table(name, part), *_extremes(name, part, with_text)]
-    blocks += _gaps(record.analysis)
-    blocks += _movement(record.analysis.get("movement", []))
+        blocks += filled(
+            *(_weights_by(f"Mean weight by {group}, {name}", part.get(key, {}),
+                          part.get("at_end", {}).get(key, {})) for key, group in GROUPS.items()),
+            _clip_table(name, part), _extremes(name, part, with_text),
+        )  # fmt: skip
+    blocks += filled(*_gaps(analysis), *_movement(analysis.get("movement", [])))
     # The training section shows this reason already.
-    shown = record.analysis.get("accuracy_missing", "")
-    blocks += [Text(text) for text in record.analysis.get("missing", []) if text != shown]
-    return Section("dynamics", "Which tokens ReMiT up-weights", lead, blocks)
+    shown = analysis.get("accuracy_missing", "")
+    blocks += [Text(text) for text in analysis.get("missing", []) if text != shown]
+    return Section("dynamics", title, lead, blocks)
 
 
-def _weights_by(
-    title: str, groups: dict[str, dict[str, Any]], at_end: dict[str, dict[str, Any]]
-) -> list[Block]:
+def _weights_by(title: str, groups: dict[str, Values], at_end: dict[str, Values]) -> DotPlot:
     known = {k: g for k, g in groups.items() if g["tokens"] and g["mean_weight"] is not None}
-    ordered = sorted(known.items(), key=lambda item: -item[1]["mean_weight"])
-    if not ordered:
-        return []
-    dots = [
-        Dot(
-            name, group["mean_weight"], None,
-            f"{group['mean_weight']:.3f}"
-            + (f", then {at_end[name]['mean_weight']:.3f}" if name in at_end else ""),
-            2 if group["mean_weight"] >= 1 else 1,
-            at_end[name]["mean_weight"] if name in at_end else None,
-        )
-        for name, group in ordered
-    ]  # fmt: skip
-    clipped = max(g["clipped_low"] + g["clipped_high"] for g in known.values())
+    dots = []
+    for name, group in sorted(known.items(), key=lambda item: -item[1]["mean_weight"]):
+        mean, then = group["mean_weight"], at_end.get(name, {}).get("mean_weight")
+        text = f"{mean:.3f}" + ("" if then is None else f", then {then:.3f}")
+        dots.append(Dot(name, mean, None, text, 2 if mean >= 1 else 1, then))
+    clipped = max((g["clipped_low"] + g["clipped_high"] for g in known.values()), default=0.0)
     tokens = sum(group["tokens"] for group in known.values())
     note = f"{tokens:,} tokens; at most {clipped:.0%} of a group are clipped."
     if at_end:
         note += " Filled dots: at the start of mid-training; hollow dots: at its end."
-    return [DotPlot(title, "mean weight", dots, 1.0, note)]
+    return DotPlot(title, "mean weight", dots, 1.0, note)
 
 
-def _clip_table(name: str, part: dict[str, Any]) -> list[Block]:
+def _clip_table(name: str, part: Values) -> Table:
     """Share of clipped weights per group, at the start and at the end of mid-training."""
     learners = [part, *([part["at_end"]] if "at_end" in part else [])]
     rows = []
-    for key in ("domains", "classes"):
+    for key in GROUPS:
         for group, given in part.get(key, {}).items():
             own = [each[key][group] for each in learners]
-            ends = [g[end] for g in own for end in ("clipped_low", "clipped_high")]
-            rows.append([Cell(group), _count(given["tokens"]), *map(_share, ends)])
-    if not rows:
-        return []
-    columns = [
-        "group",
-        "targets",
-        "low",
-        "high",
-        *(["low at end", "high at end"] * (len(learners) - 1)),
-    ]
-    return [
-        Table(
-            f"Clipped weights, percent of targets, {name}", columns, rows,
-            note="The rows are the domains, then the classes of tokens.",
-        )
-    ]  # fmt: skip
+            shares = [of[end] for of in own for end in ("clipped_low", "clipped_high")]
+            cells = (number(share, 1, scale=100) for share in shares)
+            rows.append([Cell(group), count(given["tokens"]), *cells])
+    at_end = ["low at end", "high at end"] if "at_end" in part else []
+    return Table(
+        f"Clipped weights, percent of targets, {name}",
+        ["group", "targets", "low", "high", *at_end], rows,
+        note="The rows are the domains, then the classes of tokens.",
+    )  # fmt: skip
 
 
-def _share(share: float | None) -> Cell:
-    return NO_VALUE if share is None else Cell(f"{100 * share:.1f}", value=share)
+def _extremes(name: str, part: Values, with_text: bool) -> Block:
+    ends = [part.get(end, [])[:MOST_EXTREMES] for end in ("highest", "lowest")]
+    if not with_text and any(ends):
+        return Text(f"This report omits the tokens with the highest and lowest weights of {name}.")
+    rows = [[cell for entry in pair for cell in _extreme(entry)] for pair in zip_longest(*ends)]
+    return Table(
+        f"Tokens with the highest and lowest mean weights, {name}",
+        ["highest", "weight", "count", "lowest", "weight", "count"], rows,
+    )  # fmt: skip
 
 
-def _extremes(name: str, part: dict[str, Any], with_text: bool) -> list[Block]:
-    highest, lowest = part.get("highest", []), part.get("lowest", [])
-    if not highest and not lowest:
-        return []
-    if not with_text:
-        return [
-            Text(f"This report omits the tokens with the highest and lowest weights of {name}.")
-        ]
-    rows = [
-        [*_extreme(highest, i), *_extreme(lowest, i)]
-        for i in range(min(12, max(len(highest), len(lowest))))
-    ]
-    return [
-        Table(
-            f"Tokens with the highest and lowest mean weights, {name}",
-            ["highest", "weight", "count", "lowest", "weight", "count"], rows,
-        )
-    ]  # fmt: skip
-
-
-def _extreme(entries: list[dict[str, Any]], index: int) -> list[Cell]:
-    if index >= len(entries):
+def _extreme(entry: Values | None) -> list[Cell]:
+    if entry is None:
         return [Cell("")] * 3
-    entry = entries[index]
-    return [
-        Cell(repr(entry["token"])[1:-1]),
-        Cell(f"{entry['mean_weight']:.3f}", value=entry["mean_weight"]),
-        Cell(f"{entry['count']:,}", value=entry["count"]),
-    ]
+    token = Cell(repr(entry["token"])[1:-1])
+    return [token, number(entry["mean_weight"], 3), count(entry["count"])]
 
 
-def _gaps(analysis: dict[str, Any]) -> list[Block]:
+def _gaps(analysis: Values) -> list[LineChart]:
     """One line per domain over the checkpoints of each round, starting with the base."""
-    dynamics: list[dict[str, Any]] = analysis.get("dynamics", [])
+    dynamics: list[Values] = analysis.get("dynamics", [])
     reference = analysis.get("dynamics_reference") or "the RL-tuned model"
-    base = [entry for entry in dynamics if entry["round"] is None]
     rounds = sorted({entry["round"] for entry in dynamics if entry["round"] is not None})
+    base = [entry for entry in dynamics if entry["round"] is None]
     return [
-        _gap_chart(number, reference, base + [e for e in dynamics if e["round"] == number])
-        for number in rounds
+        _gap_chart(k, reference, base + [entry for entry in dynamics if entry["round"] == k])
+        for k in rounds
     ]
 
 
-def _gap_chart(number: int, reference: str, along: list[dict[str, Any]]) -> LineChart:
-    domains = list(dict.fromkeys(domain for entry in along for domain in entry["gap"]))
-    series = [
-        Series(
-            domain,
-            [
-                Point(i, entry["gap"][domain]["mean"], entry["gap"][domain]["half_interval"])
-                for i, entry in enumerate(along)
-                if domain in entry["gap"]
-            ],
-            1 + index % 6,
-        )
-        for index, domain in enumerate(domains)
-    ]
+def _gap_chart(at: int, reference: str, along: list[Values]) -> LineChart:
+    points: dict[str, list[Point]] = {}
+    for i, entry in enumerate(along):
+        for domain, gap in entry["gap"].items():
+            points.setdefault(domain, []).append(Point(i, gap["mean"], gap["half_interval"]))
+    marks = [
+        i for i, entry in enumerate(along)
+        if entry["phase"] != "post" and "@" not in entry["checkpoint"]
+    ]  # fmt: skip
     return LineChart(
-        f"Reference minus checkpoint, round {number}",
+        f"Reference minus checkpoint, round {at}",
         "checkpoint in the order of training (step of its stage)",
         "log-probability per token, nats",
-        series,
+        [Series(domain, own, 1 + i % 6) for i, (domain, own) in enumerate(points.items())],
         [_checkpoint(entry) for entry in along],
         f"Mean over held-out text; at 0 the checkpoint predicts as well as {reference}. The "
         "vertical lines mark the base and the end of mid-training; whiskers are 95% intervals.",
-        marks=[
-            i
-            for i, entry in enumerate(along)
-            if entry["phase"] != "post" and "@" not in entry["checkpoint"]
-        ],
+        marks=marks,
     )
 
 
-def _checkpoint(entry: dict[str, Any]) -> str:
+def _checkpoint(entry: Values) -> str:
     last = str(entry["checkpoint"]).rpartition("/")[2]
     if "@" in last:
         return f"step {entry['step']}"
@@ -259,70 +211,45 @@ def _checkpoint(entry: dict[str, Any]) -> str:
     return names.get(last, last)
 
 
-def _movement(movement: list[dict[str, Any]]) -> list[Block]:
-    dots = [
-        Dot(
-            f"{start} to {end}, round {entry['round']}", moved["kl"], moved["half_interval"],
-            _with_half(moved["kl"], moved["half_interval"]), 6 if end == "mid" else 1,
-        )
-        for entry in movement
-        for start, end in (("base", "mid"), ("mid", "post"))
-        if (moved := entry.get(f"{start}_to_{end}"))
-    ]  # fmt: skip
-    if not dots:
-        return []
-    note = "KL divergence between the two models on held-out text, with 95% intervals."
-    return [
-        DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note),
-        *_movement_by_domain(movement),
-    ]
-
-
-def _movement_by_domain(movement: list[dict[str, Any]]) -> list[Block]:
+def _movement(movement: list[Values]) -> list[Block]:
+    """The KL divergence of each part of each round, and the same by domain if there are several."""
     moved = {
-        f"{start} to {end}, round {entry['round']}": entry[key]["domains"]
+        (end, f"{start} to {end}, round {entry['round']}"): found
         for entry in movement
         for start, end in (("base", "mid"), ("mid", "post"))
-        if (key := f"{start}_to_{end}") in entry
+        if (found := entry.get(f"{start}_to_{end}"))
     }
-    domains = list(dict.fromkeys(domain for of in moved.values() for domain in of))
-    if len(domains) < 2:
-        return []
-    rows = [[Cell(name), *(_kl(of.get(domain)) for domain in domains)]
-            for name, of in moved.items()]  # fmt: skip
-    return [
-        Table(
-            "How far each part moved the model by domain, KL in nats per token",
-            ["part", *domains],
-            rows,
-        )
+    dots = [
+        Dot(name, kl["kl"], kl["half_interval"], number(kl["kl"], 3, kl["half_interval"]).line,
+            6 if end == "mid" else 1)
+        for (end, name), kl in moved.items()
+    ]  # fmt: skip
+    note = "KL divergence between the two models on held-out text, with 95% intervals."
+    blocks: list[Block] = [
+        DotPlot("How far each part moved the model", "KL, nats per token", dots, 0.0, note)
     ]
+    domains = list(dict.fromkeys(domain for kl in moved.values() for domain in kl["domains"]))
+    if len(domains) > 1:
+        rows = [
+            [Cell(name), *(_kl(kl["domains"].get(domain)) for domain in domains)]
+            for (_, name), kl in moved.items()
+        ]
+        title = "How far each part moved the model by domain, KL in nats per token"
+        blocks.append(Table(title, ["part", *domains], rows))
+    return blocks
 
 
-def _kl(moved: dict[str, Any] | None) -> Cell:
-    if moved is None:
-        return NO_VALUE
-    half = (
-        ""
-        if moved["half_interval"] is None
-        else f"\N{PLUS-MINUS SIGN} {moved['half_interval']:.3f}"
-    )
-    return Cell(f"{moved['kl']:.3f}", half, moved["kl"])
-
-
-def _with_half(value: float, half: float | None) -> str:
-    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+def _kl(moved: Values | None) -> Cell:
+    return NO_VALUE if moved is None else number(moved["kl"], 3, moved["half_interval"])
 
 
 def contamination_section(record: Record, with_text: bool) -> Section:
     """Evaluation questions that occur in the training text."""
     title = "Contamination"
-    if record.contamination is None:
-        missing = Missing(
-            "The training text was not searched for evaluation questions.", CONTAMINATION
-        )
-        return Section("contamination", title, "", [missing])
     found = record.contamination
+    if found is None:
+        why = "The training text was not searched for evaluation questions."
+        return Section("contamination", title, "", [Missing(why, CONTAMINATION)])
     lead = (
         f"A question counts as contaminated if {found['ngram']} consecutive words of it, or the "
         "whole question, occur in the training text."
@@ -334,27 +261,24 @@ def contamination_section(record: Record, with_text: bool) -> Section:
             name for name, hits in given["sources"].items() if hits["ngram"] or hits["exact"]
         ]
         rows.append([
-            Cell(task), _count(given["questions"]), _count(given["contaminated"]),
-            Cell(f"{100 * share:.1f}", value=share), _count(given["exact"]),
+            Cell(task), count(given["questions"]), count(given["contaminated"]),
+            number(share, 1, scale=100), count(given["exact"]),
             Cell(", ".join(sources) or NO_VALUE.text),
         ])  # fmt: skip
         examples += _examples(task, given, with_text)
     columns = ["task", "questions", "contaminated", "percent", "whole question", "found in"]
-    blocks: list[Block] = [Table("Questions found in the training text", columns, rows)]
-    if found.get("not_checked"):
-        reasons = [[Cell(name), Cell(why)] for name, why in found["not_checked"].items()]
-        blocks.append(Table("Not checked", ["benchmark", "reason"], reasons))
-    if examples:
-        columns = ["task", "question", "sha256", "found in", "text"]
-        blocks.append(Table("Examples", columns, examples[:40]))
-    return Section("contamination", title, lead, blocks)
+    reasons = [[Cell(name), Cell(why)] for name, why in found.get("not_checked", {}).items()]
+    return Section("contamination", title, lead, [
+        Table("Questions found in the training text", columns, rows),
+        *filled(
+            Table("Not checked", ["benchmark", "reason"], reasons),
+            Table("Examples", ["task", "question", "sha256", "found in", "text"],
+                  examples[:MOST_EXAMPLES]),
+        ),
+    ])  # fmt: skip
 
 
-def _count(number: int) -> Cell:
-    return Cell(f"{number:,}", value=number)
-
-
-def _examples(task: str, given: dict[str, Any], with_text: bool) -> list[list[Cell]]:
+def _examples(task: str, given: Values, with_text: bool) -> list[list[Cell]]:
     rows = []
     for source, hits in given["sources"].items():
         for example in hits.get("examples", []):

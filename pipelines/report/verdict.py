@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.comparison import tables as comparison
 from pipelines.comparison.arm_stages import AFTER
@@ -20,18 +19,16 @@ from pipelines.report.blocks import (
     Wheel,
     WheelRound,
     WheelStage,
+    number,
 )
 from pipelines.report.record import Record, StageRecord
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The accuracy of a round minus that of round 0, paired by question.
+    """The accuracy of a round (`ours`) minus that of round 0 (`plain`), paired by question.
 
-    Attributes:
-        part: mid or post.
-        ours, plain: average accuracy of the round and of round 0.
-        half: half the 95% interval of the difference.
+    `part` is mid or post, `half` is half the 95% interval of the difference.
     """
 
     number: int
@@ -51,12 +48,8 @@ class Gain:
 
     @property
     def interval(self) -> str:
-        return points(self.difference, self.half)
-
-
-def points(difference: float, half: float | None) -> str:
-    """`+5.5 +- 2.3` in percentage points."""
-    return f"{100 * difference:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+        """The difference with its interval, in percentage points."""
+        return number(self.difference, 1, self.half, 100, "+").line
 
 
 def gains(record: Record) -> list[Gain]:
@@ -64,61 +57,47 @@ def gains(record: Record) -> list[Gain]:
     models = {column.title: column for column in record.columns}
     found = []
     for title, column in models.items():
-        part, _, number = title.rpartition("-")
+        part, _, at = title.rpartition("-")
         plain = models.get(f"{part}-0")
-        if part not in AFTER or number == "0" or plain is None:
+        if part not in AFTER or at == "0" or plain is None:
             continue
         asked = column.asked()
         if not asked or asked != plain.asked():
             continue
-        difference, half = paired_difference(plain.bits(), column.bits())
-        found.append(
-            Gain(
-                int(number), part, column.result["average"], plain.result["average"],
-                difference, half, sum(count for count, _ in asked.values()),
-            )
-        )  # fmt: skip
+        averages = column.result["average"], plain.result["average"]
+        difference = paired_difference(plain.bits(), column.bits())
+        questions = sum(count for count, _ in asked.values())
+        found.append(Gain(int(at), part, *averages, *difference, questions))
     return sorted(found, key=lambda gain: (gain.number, gain.part))
 
 
 def headline(record: Record) -> str:
     """The main result in one sentence, of the last post-trained or else mid-trained round."""
-    found = gains(record)
-    if found:
+    if found := gains(record):
         last = max(found, key=lambda gain: (gain.part == "post", gain.number))
         if not last.direction:
             return (
                 f"ReMiT round {last.number} is not significantly different from plain training "
                 f"after {AFTER[last.part]}: {last.interval} points"
             )
+        size = number(abs(last.difference), 1, last.half, 100).line
         return (
-            f"ReMiT round {last.number} is {100 * abs(last.difference):.1f} "
-            f"± {100 * last.half:.1f} points {last.direction} plain training after "
+            f"ReMiT round {last.number} is {size} points {last.direction} plain training after "
             f"{AFTER[last.part]}"
         )
     tables = comparison.tables(record.rows)
     for table in reversed(tables):
         compared = dict(zip(table.arms, table.average.gains, strict=True))
         if (gain := compared.get("remit")) is not None:
-            return _compared(gain, table)
+            seeds = "one seed, no interval" if gain.half is None else f"{len(gain.by_seed)} seeds"
+            baseline = "plain mid-training" if gain.baseline == "ntp" else gain.baseline
+            points = number(gain.mean, 1, gain.half, 100, "+").line
+            return f"ReMiT vs {baseline} after {AFTER[table.point]}: {points} points, {seeds}"
     if tables:
         arms = list(dict.fromkeys(arm for table in tables for arm in table.arms))
-        return f"Comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {_listed(arms)}"
+        listed = ", ".join([*arms[:8], *(["..."] if len(arms) > 8 else [])])
+        return f"Comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {listed}"
     return "No result yet: no round of ReMiT has been evaluated together with round 0"
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _compared(gain: comparison.Gain, table: comparison.Comparison) -> str:
-    count = len(gain.by_seed)
-    seeds = "one seed, no interval" if gain.half is None else f"{count} seeds"
-    baseline = "plain mid-training" if gain.baseline == "ntp" else gain.baseline
-    return (
-        f"ReMiT vs {baseline} after {AFTER[table.point]}: "
-        f"{points(gain.mean, gain.half)} points, {seeds}"
-    )
 
 
 def sentences(record: Record) -> list[str]:
@@ -133,39 +112,26 @@ def sentences(record: Record) -> list[str]:
 
 def section(record: Record) -> Section:
     """The differences with their intervals, and the drawing of the flywheel."""
-    blocks: list[Block] = []
-    found = gains(record)
-    if found:
-        blocks.append(
-            DotPlot(
-                "Difference from round 0",
-                "difference in average accuracy, percentage points",
-                [
-                    Dot(
-                        f"round {gain.number}, {gain.part}", 100 * gain.difference,
-                        100 * gain.half, gain.interval, 1 if gain.part == "post" else 6,
-                    )
-                    for gain in found
-                ],
-                reference=0.0,
-                note="Bars are 95% intervals, paired by question. They cover the choice of "
-                f"questions but not of the seed: this run has seed {record.seed}.",
-            )
-        )  # fmt: skip
-    else:
-        blocks.append(
-            Missing(
-                "No round of ReMiT was evaluated together with round 0.",
-                "remit flywheel --iterations 1",
-            )
+    dots = [
+        Dot(
+            f"round {gain.number}, {gain.part}", 100 * gain.difference, 100 * gain.half,
+            gain.interval, 1 if gain.part == "post" else 6,
         )
-    drawn = wheel(record)
-    if drawn.rounds or drawn.base:
-        blocks.append(drawn)
-    else:
-        blocks.append(
-            Missing("This run directory has no planned round.", "remit flywheel --iterations 1")
-        )
+        for gain in gains(record)
+    ]  # fmt: skip
+    seed = record.config.get("seed", "unknown")
+    plot = DotPlot(
+        "Difference from round 0", "difference in average accuracy, percentage points", dots, 0.0,
+        "Bars are 95% intervals, paired by question. They cover the choice of questions but not of "
+        f"the seed: this run has seed {seed}.",
+    )  # fmt: skip
+    drawn, command = wheel(record), "remit flywheel --iterations 1"
+    not_compared = Missing("No round of ReMiT was evaluated together with round 0.", command)
+    not_planned = Missing("This run directory has no planned round.", command)
+    blocks: list[Block] = [
+        plot if dots else not_compared,
+        drawn if drawn.rounds or drawn.base else not_planned,
+    ]
     lead = (
         "Every round mid-trains the same base model again. From round 1 on, the post-trained model "
         "of the previous round weights the tokens."
@@ -173,18 +139,18 @@ def section(record: Record) -> Section:
     return Section("verdict", "The flywheel", lead, blocks)
 
 
-def score(stage: StageRecord) -> str:
+def score(stage: StageRecord | None) -> str:
     """The result or progress of a stage in two or three words."""
-    result = stage.result
-    if not result:
-        at = stage.metrics[-1:] if stage.state == "running" else []
-        known = [line for line in at if line.get("max_steps") is not None]
-        return "".join(f"step {line['step']:.0f} of {line['max_steps']:.0f}" for line in known)
+    result = stage.result if stage else {}
+    if stage and stage.state == "running" and stage.metrics:
+        last = stage.metrics[-1]
+        if last.get("max_steps") is not None:
+            return f"step {last['step']:.0f} of {last['max_steps']:.0f}"
     if "average" in result:
         return f"{result['average']:.1%}"
-    if stage.kind == "dpo":
+    if "heldout_pair_accuracy" in result:
         return f"pairs {result['heldout_pair_accuracy']:.0%}"
-    if stage.kind == "rlvr":
+    if "reward_last_quarter" in result:
         return f"reward {result['reward_last_quarter']:.2f}"
     return f"loss {result['loss_last']:.2f}" if "loss_last" in result else ""
 
@@ -195,34 +161,25 @@ def wheel(record: Record) -> Wheel:
     numbers = sorted({s.round for s in record.stages.values() if s.round is not None})
     return Wheel(
         None if base is None else _wheel_stage(base),
-        _accuracy(record, BASE_EVAL),
+        score(record.stages.get(BASE_EVAL)),
         [_round(record, number) for number in numbers],
     )
 
 
-def _round(record: Record, number: int) -> WheelRound:
-    own = {name: s for name, s in record.stages.items() if s.round == number}
-    mid = own.get(f"round-{number}/10-mid-train")
+def _round(record: Record, at: int) -> WheelRound:
+    own = [stage for stage in record.stages.values() if stage.round == at]
+    mid = record.stages.get(f"round-{at}/10-mid-train")
+    given = mid.spec.get("inputs", {}).get("ref") if mid else None
     return WheelRound(
-        number,
-        _reference(mid) if mid else "",
-        [_wheel_stage(stage) for stage in own.values() if kind_of(stage.kind).title],
-        _accuracy(record, f"round-{number}/15-eval"),
-        _accuracy(record, f"round-{number}/50-eval"),
+        at,
+        mid.inside(given["path"]).removesuffix("/model") if mid and given else "",
+        [_wheel_stage(stage) for stage in own if kind_of(stage.kind).title],
+        score(record.stages.get(f"round-{at}/15-eval")),
+        score(record.stages.get(f"round-{at}/50-eval")),
     )
-
-
-def _reference(mid: StageRecord) -> str:
-    given: dict[str, Any] | None = mid.spec.get("inputs", {}).get("ref")
-    return "" if given is None else mid.inside(given["path"]).removesuffix("/model")
 
 
 def _wheel_stage(stage: StageRecord) -> WheelStage:
     title = kind_of(stage.kind).title
     time = "" if stage.seconds is None else duration(stage.seconds)
     return WheelStage(stage.name, title, stage.state, time, score(stage))
-
-
-def _accuracy(record: Record, name: str) -> str:
-    stage = record.stages.get(name)
-    return score(stage) if stage else ""
