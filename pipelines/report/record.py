@@ -21,7 +21,7 @@ from pipelines.recipe.load import from_dict
 from pipelines.recipe.schema import Config
 from pipelines.report import summary
 from pipelines.run_dir import ledger
-from pipelines.run_dir.paths import RunDir, lock_holder
+from pipelines.run_dir.paths import RunDir, json_objects, lock_holder
 from pipelines.run_dir.progress import finite_number, stage_state
 
 ROUND = re.compile(r"round-(\d+)/")
@@ -197,13 +197,9 @@ def _log_lines(path: Path) -> list[dict[str, Any]]:
 
     An empty list if the file does not exist.
     """
-    found = []
-    if path.is_file():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict) and finite_number(entry.get("step")) is not None:
-                found.append({key: finite_number(value) for key, value in entry.items()})
-    return found
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [
+        {key: finite_number(value) for key, value in entry.items()}
+        for entry in json_objects(lines)
+        if finite_number(entry.get("step")) is not None
+    ]

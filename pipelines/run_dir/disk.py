@@ -17,6 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed")
 # Space that the end of a log needs.
 A_FEW_LINES = 65_536
+RESUME = "Make room and run the same command again; it resumes."
 READ_ONLY_WORDS = "Read-only file system"
 
 
@@ -33,17 +34,12 @@ def bytes_in(folder: Path) -> int:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse a write for which the disk lacks space.
-
-    Raises:
-        UserError: fewer than `needed` bytes are free; the message names both numbers.
-    """
+    """Raise a `UserError` if fewer than `needed` bytes are free; it names both numbers."""
     free = free_bytes(folder)
     if free < needed:
         raise UserError(
             f"no space for {what}: it needs {needed} bytes ({quantity(needed)}B), but {folder} has "
-            f"{free} bytes ({quantity(free)}B) free. Make room and run the same command again; it "
-            "resumes."
+            f"{free} bytes ({quantity(free)}B) free. {RESUME}"
         )
 
 
@@ -51,8 +47,7 @@ def _full(folder: Path, words: str) -> str:
     free = free_bytes(folder)
     return (
         f"a write to {folder} failed, and its disk has {free} bytes ({quantity(free)}B) free "
-        f"({words}). `remit plan` shows how many bytes each stage needs. Make room and run the "
-        "same command again; it resumes."
+        f"({words}). `remit plan` shows how many bytes each stage needs. {RESUME}"
     )
 
 

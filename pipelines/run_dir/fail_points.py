@@ -16,21 +16,12 @@ from pipelines.errors import UserError
 
 VARIABLE = "REMIT_FAIL_AT"
 INSTANTS = (
-    "during a checkpoint write",
-    "all ranks saved, before the marker",
-    "after the marker, before pruning",
-    "before model is renamed",
-    "after model is renamed",
-    "before the result",
-    "after the result",
-    "before the finish line",
-    "half a ledger line",
-    "before a file is renamed",
-    "before a score shard is renamed",
-    "before the marker of scores",
-    "while packed data is written",
-    "before packed data is renamed",
-)
+    "during a checkpoint write", "all ranks saved, before the marker",
+    "after the marker, before pruning", "before model is renamed", "after model is renamed",
+    "before the result", "after the result", "before the finish line", "half a ledger line",
+    "before a file is renamed", "before a score shard is renamed", "before the marker of scores",
+    "while packed data is written", "before packed data is renamed",
+)  # fmt: skip
 # Kinds: kill this process, kill its process group, or fail a write with this error number.
 SIGNALS = {"kill": os.kill, "kill-group": os.killpg}
 ERRORS = {"no-space": errno.ENOSPC, "read-only": errno.EROFS}

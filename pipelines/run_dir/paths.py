@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,14 @@ def _damaged(path: Path, why: str) -> DamagedFile:
         f"{path} is damaged: {' '.join(why.split())}. Remove it and repeat the command that made "
         "it; everything else that was saved stays."
     )
+
+
+def json_objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among lines; others are left out, such as one torn by a crash."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def write_yaml(values: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import DamagedFile
@@ -25,21 +25,16 @@ def own_buffer(env: Mapping[str, str] = os.environ) -> Path:
 
 @contextmanager
 def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
-    """Run the ranks of a start inside this context to remove their buffers, and those of a start
-    that was killed.
+    """Remove the buffers of a start that was killed, and after this context those of its ranks.
 
     The ranks remove their buffers as soon as all have opened them. A rank killed before that leaves
-    69 MB. The buffer names contain the port; the stage's folder stores it for the next start.
-
-    Args:
-        port: rendezvous port of the ranks.
+    69 MB. The buffer names contain the rendezvous port; the stage's folder stores it for the next
+    start.
     """
-    try:
+    with suppress(FileNotFoundError, DamagedFile):
         last = read_json(stage_dir.port, needs=("port", "host"))
         if last["host"] == socket.gethostname():
             _remove(str(last["port"]))
-    except (FileNotFoundError, DamagedFile):
-        pass
     write_json(stage_dir.port, {"port": port, "host": socket.gethostname()})
     try:
         yield
@@ -66,8 +61,6 @@ def _mapped() -> str:
     """The lines of /proc/*/maps with shared memory of this user's processes."""
     lines = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
+        with suppress(OSError):
             lines += [line for line in maps.read_text().splitlines() if f"{SHARED}/" in line]
-        except OSError:
-            continue
     return "\n".join(lines)
