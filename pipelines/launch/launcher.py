@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +26,7 @@ from pipelines.launch.stop import ReceivedSignals, Stop, interruption
 from pipelines.launch.watch import Watch
 from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
-from pipelines.plan.placement import (
-    command_line,
-    environment,
-    master_port,
-    num_ranks,
-    rank_environments,
-    write_launch_spec,
-)
+from pipelines.plan import placement
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
 from pipelines.run_dir.shared_memory import none_left
@@ -41,18 +34,13 @@ from pipelines.run_dir.shared_memory import none_left
 POLL_SECONDS = 0.2
 # Between SIGTERM and SIGKILL. A kill loses nothing: a checkpoint counts only with its marker.
 GRACE_SECONDS = 5.0
+Env: TypeAlias = dict[str, str]
+Descriptors: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks of a stage ended.
-
-    Attributes:
-        returncode: negative for a signal.
-        interrupted: how they were interrupted; None if they ended by themselves.
-        hang: describes the ranks that hung; empty if none did.
-        memory: peak memory of the ranks, as text.
-    """
+    """How the ranks of a stage ended, the ranks that hung and their peak memory (as text)."""
 
     returncode: int
     interrupted: Interrupted | None
@@ -66,7 +54,7 @@ def run_stage(
     received: ReceivedSignals,
     *,
     offline: bool,
-    inherited: tuple[int, ...],
+    inherited: Descriptors,
     fork: Fork | None,
     on_tick: Callable[[], None],
 ) -> Ended:
@@ -78,18 +66,18 @@ def run_stage(
         fork: forks the ranks; without it a new interpreter is started for each.
         on_tick: called a few times a second while the stage runs.
     """
-    port = master_port(launch)
-    env = environment(launch, port, offline)
+    port = placement.master_port(launch)
+    env = placement.environment(launch, port, offline)
     stage_dir.clear_traces()
-    watch = Watch(stage_dir, num_ranks(launch), launch)
+    watch = Watch(stage_dir, placement.num_ranks(launch), launch)
     stop = Stop(launch, stage_dir, received, watch)
     hang, overdue = "", False
     with none_left(stage_dir, port):
-        ranks = rank_environments(launch, port)
+        ranks = placement.rank_environments(launch, port)
         process: Launched | None = fork(stage_dir, env, ranks) if fork else None
         if process is None:
-            token = write_launch_spec(launch, stage_dir, port, env)
-            command = command_line(launch, stage_dir, port, token)
+            token = placement.write_launch_spec(launch, stage_dir, port, env)
+            command = placement.command_line(launch, stage_dir, port, token)
             process = spawn(command, stage_dir.log, env, inherited)
         try:
             while process.poll() is None and not hang and not overdue:
@@ -109,7 +97,7 @@ def run_stage(
 
 
 def spawn(
-    command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
+    command: list[str], log_path: Path, env: Env, inherited: Descriptors
 ) -> subprocess.Popen[bytes]:
     """Start the first process of a stage in a new process group; its output goes to a log."""
     with open(log_path, "ab") as log:
@@ -128,7 +116,7 @@ def _guard(parent: int) -> None:
     block_signals()
 
 
-def fork_request(stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]) -> bytes:
+def fork_request(stage_dir: StageDir, env: Env, ranks: list[Env]) -> bytes:
     """The line that asks a fork server for the ranks of a stage; see `ForkServer.start`."""
     request = {
         "stage_dir": str(stage_dir.root),
@@ -143,11 +131,7 @@ class ForkServer:
     """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(
-        self,
-        launch: LaunchConfig,
-        modules: tuple[str, ...],
-        offline: bool,
-        inherited: tuple[int, ...],
+        self, launch: LaunchConfig, modules: Iterable[str], offline: bool, inherited: Descriptors
     ) -> None:
         self.launch = launch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -156,18 +140,14 @@ class ForkServer:
             [sys.executable, "-m", "pipelines.worker.fork_server", *modules],
             # A buffer would hide answers from select().
             bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
+            env=placement.environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
             start_new_session=True, pass_fds=inherited, preexec_fn=partial(_guard, os.getpid()),
         )  # fmt: skip
 
-    def start(
-        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
-    ) -> ForkedRanks | None:
+    def start(self, stage_dir: StageDir, env: Env, ranks: list[Env]) -> ForkedRanks | None:
         """Fork the ranks of a stage; the first call waits for the imports.
 
-        Args:
-            env: environment of all ranks.
-            ranks: additional variables of each rank.
+        `env` is the environment of all ranks, `ranks` has the additional variables of each.
 
         Returns:
             None if the server has ended, for example because an import started a thread. The reason
@@ -216,7 +196,7 @@ class ForkedRanks:
 # The first process of a stage, which leads its process group.
 Launched: TypeAlias = subprocess.Popen[bytes] | ForkedRanks
 # Forks ranks, see `ForkServer.start`; returns None if the stage must be started directly.
-Fork: TypeAlias = Callable[[StageDir, dict[str, str], list[dict[str, str]]], ForkedRanks | None]
+Fork: TypeAlias = Callable[[StageDir, Env, list[Env]], ForkedRanks | None]
 
 
 def end_group(process: Launched) -> None:

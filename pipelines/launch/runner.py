@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -139,17 +140,15 @@ class Runner:
         inherited = (self.lock.descriptor,)
         if not can_fork(stage.config.launch):
             return None
-        if shared_server.named():
-            return partial(shared_server.fork, inherited)
+        if path := os.environ.get(shared_server.VARIABLE):
+            return partial(shared_server.fork, path, inherited)
         # A single stage would wait for imports of modules that it does not need.
         if len(self.stages) == 1:
             return None
         if self.fork_server is None:
-            offline = all(is_offline(s) for s in self.stages)
             modules = dict.fromkeys(kind_of(s.kind).module for s in self.stages)
-            self.fork_server = launch.ForkServer(
-                stage.config.launch, tuple(modules), offline, inherited
-            )
+            offline = all(is_offline(s) for s in self.stages)
+            self.fork_server = launch.ForkServer(stage.config.launch, modules, offline, inherited)
         first, own = self.fork_server.launch, stage.config.launch
         # Forked ranks inherit threads and variables, so a stage with other settings is not forked.
         same = first.env == own.env and (first.gpus == own.gpus or kind_of(stage.kind).derived)
@@ -183,9 +182,8 @@ class Runner:
             # Another program may use this exit code too, so only a message in the log counts.
             if ended.returncode == WRONG_INPUT_CODE and said:
                 raise UserError(f"{stage.name}: {said}")
-            raise StageFailed(
-                stage.name, str(stage_dir.log), tail(stage_dir.log), ended.returncode, reason
-            )
+            log = stage_dir.log
+            raise StageFailed(stage.name, str(log), tail(log), ended.returncode, reason)
         result = stage_dir.read_result() | {"wall_seconds": wall_seconds}
         self._write_finish(stage, result, fields)
         self.observer.finished(stage, result)

@@ -16,7 +16,7 @@ import socket
 import sys
 
 from pipelines.errors import UserError
-from pipelines.launch.launcher import ForkedRanks, fork_request
+from pipelines.launch.launcher import Descriptors, Env, ForkedRanks, fork_request
 from pipelines.machine.process import FORK_ENVIRONMENT, free_port
 from pipelines.plan.kinds import KINDS
 from pipelines.plan.placement import environment
@@ -26,22 +26,12 @@ from pipelines.run_dir.paths import StageDir
 VARIABLE = "REMIT_FORK_SERVER"
 
 
-def named() -> str:
-    """The socket of the server that this command uses; empty if `REMIT_FORK_SERVER` is not set."""
-    return os.environ.get(VARIABLE, "")
-
-
 def fork(
-    inherited: tuple[int, ...],
-    stage_dir: StageDir,
-    env: dict[str, str],
-    ranks: list[dict[str, str]],
+    path: str, inherited: Descriptors, stage_dir: StageDir, env: Env, ranks: list[Env]
 ) -> ForkedRanks | None:
-    """Fork the ranks of a stage by the server that `REMIT_FORK_SERVER` names.
+    """Fork the ranks of a stage by the server whose socket is at `path`; see `ForkServer.start`.
 
-    Args:
-        inherited: file descriptors that the server and the ranks keep open (the run's lock).
-        env, ranks: see `ForkServer.start`.
+    The ranks keep the file descriptors `inherited` open (the run's lock).
 
     Returns:
         None if the environment of the stage differs from the server's; its log says where.
@@ -51,11 +41,11 @@ def fork(
     """
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(named())
+        connection.connect(path)
     except OSError as error:
         raise UserError(
-            f"{VARIABLE}={named()}: no fork server answers there ({error.strerror or error}). "
-            f"Start one with `python -m {__name__} {named()} &`, or unset {VARIABLE}."
+            f"{VARIABLE}={path}: no fork server answers there ({error.strerror or error}). "
+            f"Start one with `python -m {__name__} {path} &`, or unset {VARIABLE}."
         ) from error
     sent = fork_request(stage_dir, env, ranks)
     connection.sendall(sent[socket.send_fds(connection, [sent], inherited) :])

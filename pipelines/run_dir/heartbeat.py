@@ -35,21 +35,17 @@ LINE_BYTES = 512
 
 @dataclass(frozen=True)
 class HeartbeatRecord:
-    """The content of a heartbeat file.
-
-    Attributes:
-        step: optimizer steps done.
-        beats: number of beats since the start; the rank with the fewest is behind the others.
-        peak_bytes: peak memory of the process.
-        gpu_peak_bytes: peak memory that torch allocated on its GPU; 0 without a GPU.
-    """
+    """The content of a heartbeat file."""
 
     rank: int
     host: str
     pid: int
     phase: str
+    # Optimizer steps done.
     step: int = 0
+    # Since the start; the rank with the fewest is behind the others.
     beats: int = 0
+    # Peak memory of the process, and what torch allocated on its GPU; 0 without a GPU.
     peak_bytes: int = 0
     gpu_peak_bytes: int = 0
 
@@ -67,8 +63,7 @@ class Heartbeat:
         self, phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0
     ) -> None:
         """Write a beat. Phase and step keep their last value if not given."""
-        self.beat_at = time.monotonic()
-        last = self.last
+        self.beat_at, last = time.monotonic(), self.last
         self.last = replace(
             last,
             phase=phase or last.phase,

@@ -46,9 +46,8 @@ def write_checkpoint_marker(
 ) -> None:
     """Write the completion marker of a checkpoint.
 
-    Args:
-        values: `world_size` and `zero_stage`, which determine how the state is sharded.
-        files: size and SHA-256 of each file, by name.
+    `values` are `world_size` and `zero_stage`, which determine how the state is sharded; `files`
+    has the size and SHA-256 of each file, by name.
     """
     begin = {"step": _step(checkpoint), **values, "versions": package_versions()}
     write_marker(checkpoint / MARKER, begin | _identity(stage_dir) | {"files": files})

@@ -12,15 +12,12 @@ from pipelines.errors import DamagedFile
 from pipelines.run_dir.paths import StageDir, read_json, write_json
 
 SHARED = Path("/dev/shm")
-
-
-def _prefix() -> str:
-    return f"deepspeed_allreduce_buffer_{os.getuid()}_"
+PREFIX = f"deepspeed_allreduce_buffer_{os.getuid()}_"
 
 
 def own_buffer(env: Mapping[str, str] = os.environ) -> Path:
     """Path of the buffer of the rank with this environment."""
-    return SHARED / f"{_prefix()}{env['MASTER_ADDR']}_{env['MASTER_PORT']}_{env['RANK']}"
+    return SHARED / f"{PREFIX}{env['MASTER_ADDR']}_{env['MASTER_PORT']}_{env['RANK']}"
 
 
 @contextmanager
@@ -46,11 +43,8 @@ def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
 def _remove(port: str) -> None:
     """Remove the buffers of this user and port, except those mapped by a living process: another
     run may have been given the same port."""
-    found = [
-        path
-        for path in SHARED.glob(f"{_prefix()}*_*")
-        if path.name.removeprefix(_prefix()).split("_")[-2] == port
-    ]
+    named = SHARED.glob(f"{PREFIX}*_*")
+    found = [p for p in named if p.name.removeprefix(PREFIX).split("_")[-2] == port]
     mapped = _mapped() if found else ""
     for path in found:
         if str(path) not in mapped:
