@@ -49,15 +49,9 @@ class Ended:
 
 
 def run_stage(
-    launch: LaunchConfig,
-    stage_dir: StageDir,
-    received: ReceivedSignals,
-    *,
-    offline: bool,
-    inherited: Descriptors,
-    fork: Fork | None,
-    on_tick: Callable[[], None],
-) -> Ended:
+    launch: LaunchConfig, stage_dir: StageDir, received: ReceivedSignals, *, offline: bool,
+    inherited: Descriptors, fork: Fork | None, on_tick: Callable[[], None],
+) -> Ended:  # fmt: skip
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
