@@ -42,14 +42,7 @@ fi
 
 @dataclass(frozen=True)
 class Job:
-    """A SLURM job.
-
-    Attributes:
-        name: for people; SLURM and the name of the script use `label`.
-        command: the command line that it runs.
-        nodes, gpus: number of nodes, and ranks per node.
-        slurm: limits and additional options.
-    """
+    """A SLURM job: its name for people, command line, number of nodes and ranks per node."""
 
     name: str
     command: list[str]
@@ -68,32 +61,29 @@ class Job:
 
 
 def script(job: Job, folder: Path, cwd: Path) -> str:
-    """The text of a job's script.
-
-    Args:
-        folder: folder of the script and its logs.
-        cwd: working directory of the command.
+    """The text of a job's script, which is in `folder` and runs in `cwd`.
 
     Raises:
         UserError: a value contains a line break, which would end its directive.
     """
     slurm = job.slurm
-    options = [
-        f"--job-name={job.label}",
-        f"--nodes={job.nodes}",
+    gpus = f"{slurm.gpu_type}:{job.gpus}" if slurm.gpu_type else job.gpus
+    values = {
+        "job-name": job.label,
+        "nodes": job.nodes,
         # One task: remit starts the ranks itself, through srun if there are multiple nodes.
-        "--ntasks-per-node=1",
-        f"--cpus-per-task={slurm.cpus_per_node or CORES_PER_RANK * job.gpus}",
-        *_gpu_options(job),
-        f"--time={slurm.time}",
-        *([f"--partition={slurm.partition}"] if slurm.partition else []),
-        *([f"--account={slurm.account}"] if slurm.account else []),
-        f"--output={shlex.quote(str(folder).replace('%', '%%') + '/%x-%j.out')}",
-        "--open-mode=append",
-        f"--signal=B:USR1@{slurm.signal_seconds}",
-        "--requeue" if slurm.requeue else "--no-requeue",
-        *slurm.lines,
-    ]
+        "ntasks-per-node": 1,
+        "cpus-per-task": slurm.cpus_per_node or CORES_PER_RANK * job.gpus,
+        "gpus-per-node": None if slurm.gpu_type == "none" else gpus,
+        "time": slurm.time,
+        "partition": slurm.partition or None,
+        "account": slurm.account or None,
+        "output": shlex.quote(str(folder).replace("%", "%%") + "/%x-%j.out"),
+        "open-mode": "append",
+        "signal": f"B:USR1@{slurm.signal_seconds}",
+    }
+    options = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    options += ["--requeue" if slurm.requeue else "--no-requeue", *slurm.lines]
     if any("\n" in option for option in options):
         raise UserError(
             "launch.slurm: a value contains a line break, which an #SBATCH line cannot hold."
@@ -111,22 +101,15 @@ def script(job: Job, folder: Path, cwd: Path) -> str:
     return "\n".join(head) + body + (REQUEUE if slurm.requeue else "") + 'exit "$code"\n'
 
 
-def _gpu_options(job: Job) -> list[str]:
-    kind = job.slurm.gpu_type
-    if kind == "none":
-        return []
-    return [f"--gpus-per-node={kind + ':' if kind else ''}{job.gpus}"]
-
-
 def submission(jobs: list[Job], folder: Path) -> str:
     """A script that submits jobs in order; each starts after the one before has succeeded."""
-    lines = ["#!/bin/bash", "# Submits the jobs; each starts after the one before has succeeded."]
-    lines += ["set -eu", ""]
-    for number, job in enumerate(jobs):
-        after = ' --dependency=afterok:"$job" --kill-on-invalid-dep=yes' if number else ""
+    about = "# Submits the jobs; each starts after the one before has succeeded."
+    lines, after = ["#!/bin/bash", about, "set -eu", ""], ""
+    for job in jobs:
         path = shlex.quote(str(folder / job.file_name))
         lines.append(f"job=$(sbatch --parsable{after} {path})")
         lines += ["job=${job%%;*}", f'echo "$job" {shlex.quote(job.name)}']
+        after = ' --dependency=afterok:"$job" --kill-on-invalid-dep=yes'
     return "\n".join(lines) + "\n"
 
 

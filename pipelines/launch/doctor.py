@@ -23,12 +23,14 @@ from pipelines.machine.process import cpp_compiler, free_port, num_cores, num_gp
 from pipelines.plan.placement import environment
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.rewards import sandbox
+from pipelines.run_dir.disk import free_bytes
 
 State = Literal["ok", "warning", "missing"]
 OLDEST_PYTHON = (3, 11)
 LITTLE_DISK_BYTES = 20e9
 HUB_SECONDS = 3.0
 IMPORT_SECONDS = 120.0
+INSTALL = "install it: make install"
 # Optional packages and the features that need them.
 EXTRAS = {
     "lm_eval": "benchmarks (pip install 'remit-flywheel[eval]')",
@@ -57,12 +59,9 @@ print(json.dumps({"deepspeed": deepspeed.__version__, "op": op}), flush=True)
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """The result of one check: what was found, and what to do about it (empty if nothing).
 
-    Attributes:
-        state: `missing` if training cannot run without it.
-        found: what was found.
-        advice: what to do about it; empty if nothing.
+    The state is `missing` if training cannot run without it.
     """
 
     name: str
@@ -74,17 +73,9 @@ class Check:
 def examine(run_dir: Path) -> list[Check]:
     """Run all checks. They leave no files behind."""
     return [
-        python(),
-        *libraries(),
-        compiler(),
-        disk(run_dir),
-        port(),
-        hub(),
-        data_folder(),
-        code_sandbox(),
-        *extras(),
-        cluster(),
-    ]
+        python(), *libraries(), compiler(), disk(run_dir), port(), hub(), data_folder(),
+        code_sandbox(), *extras(), cluster(),
+    ]  # fmt: skip
 
 
 def python() -> Check:
@@ -110,33 +101,14 @@ def libraries() -> list[Check]:
         if line.startswith("{"):
             facts |= json.loads(line)
     why = error.strip().splitlines()[-1] if error.strip() else "it printed nothing"
-    return [_torch(facts, why), _gpus(facts), *_deepspeed(facts, why)]
-
-
-def _torch(facts: dict[str, Any], why: str) -> Check:
-    if "torch" not in facts:
-        return Check("torch", "missing", why, "install it: make install")
-    built = f"for CUDA {facts['built_for']}" if facts["built_for"] else "for CPU"
-    return Check("torch", "ok", f"{facts['torch']}, built {built}")
-
-
-def _gpus(facts: dict[str, Any]) -> Check:
-    listed = num_gpus()
-    seen = facts.get("gpus", [])
-    if listed and not seen:
-        return Check(
-            "GPUs", "missing", f"nvidia-smi lists {listed}, torch sees none",
-            "install a torch for the driver's CUDA, or set CUDA_VISIBLE_DEVICES= to train on CPU",
-        )  # fmt: skip
-    if not seen:
-        return Check("GPUs", "warning", "none", "training runs on CPU: for small models only")
-    return Check("GPUs", "ok", f"{len(seen)} x {seen[0]}")
-
-
-def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
+    torch = Check("torch", "missing", why, INSTALL)
+    if "torch" in facts:
+        built = f"CUDA {facts['built_for']}" if facts["built_for"] else "CPU"
+        torch = Check("torch", "ok", f"{facts['torch']}, built for {built}")
+    checks = [torch, _gpus(facts.get("gpus", []))]
     if "deepspeed" not in facts:
-        return [Check("DeepSpeed", "missing", why, "install it: make install")]
-    checks = [Check("DeepSpeed", "ok", facts["deepspeed"])]
+        return [*checks, Check("DeepSpeed", "missing", why, INSTALL)]
+    checks.append(Check("DeepSpeed", "ok", facts["deepspeed"]))
     if facts["op"] == "not built" and not num_gpus():
         advice = "make prebuild builds it; else the first start on CPU takes a minute or two longer"
         checks.append(Check("DeepSpeed's op", "warning", "not built", advice))
@@ -145,9 +117,19 @@ def _deepspeed(facts: dict[str, Any], why: str) -> list[Check]:
     return checks
 
 
+def _gpus(seen: list[str]) -> Check:
+    if seen:
+        return Check("GPUs", "ok", f"{len(seen)} x {seen[0]}")
+    if listed := num_gpus():
+        return Check(
+            "GPUs", "missing", f"nvidia-smi lists {listed}, torch sees none",
+            "install a torch for the driver's CUDA, or set CUDA_VISIBLE_DEVICES= to train on CPU",
+        )  # fmt: skip
+    return Check("GPUs", "warning", "none", "training runs on CPU: for small models only")
+
+
 def compiler() -> Check:
-    found = cpp_compiler()
-    if found:
+    if found := cpp_compiler():
         return Check("C++ compiler", "ok", found)
     advice = "install one (apt-get install g++), or set CXX to its path"
     return Check("C++ compiler", "warning" if num_gpus() else "missing", "none", advice)
@@ -161,7 +143,7 @@ def disk(run_dir: Path) -> Check:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         advice = "choose another folder with --run-dir"
         return Check("disk", "missing", f"{folder} cannot be written", advice)
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     found = f"{free / 1e9:.1f} GB free in {folder}"
     if free < LITTLE_DISK_BYTES:
         return Check("disk", "warning", found, "remit plan shows how much a flywheel needs")
@@ -195,26 +177,24 @@ def hub() -> Check:
 
 
 def data_folder() -> Check:
-    given = os.environ.get("REMIT_DATA")
+    given = os.environ.get("REMIT_DATA", "")
+    folder = Path(given).expanduser()
+    found, advice = f"{given} is not a folder", "set it to the folder of the data"
     if not given:
+        found = "not set"
         advice = (
             "export REMIT_DATA=FOLDER for recipes on real text; the built-in world needs no data"
         )
-        return Check("REMIT_DATA", "warning", "not set", advice)
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        return Check(
-            "REMIT_DATA", "warning", f"{given} is not a folder", "set it to the folder of the data"
-        )
-    return Check("REMIT_DATA", "ok", f"{given}, {sum(1 for _ in folder.iterdir())} entries")
+    elif folder.is_dir():
+        return Check("REMIT_DATA", "ok", f"{given}, {sum(1 for _ in folder.iterdir())} entries")
+    return Check("REMIT_DATA", "warning", found, advice)
 
 
 def code_sandbox() -> Check:
-    reason = sandbox.unavailable()
-    if not reason:
-        return Check("sandbox", "ok", "generated programs can run in it")
-    advice = "code rewards and benchmarks will be refused; docs/guides/evaluation.md says why"
-    return Check("sandbox", "warning", reason, advice)
+    if reason := sandbox.unavailable():
+        advice = "code rewards and benchmarks will be refused; docs/guides/evaluation.md says why"
+        return Check("sandbox", "warning", reason, advice)
+    return Check("sandbox", "ok", "generated programs can run in it")
 
 
 def extras() -> list[Check]:
@@ -227,13 +207,12 @@ def extras() -> list[Check]:
 
 
 def cluster() -> Check:
+    found = "not found (optional)"
     if slurm.in_job():
         found = f"job {os.environ['SLURM_JOB_ID']}, {slurm.num_nodes()} nodes"
         if slurm.num_nodes() > 1 and shutil.which("srun") is None:
-            return Check(
-                "SLURM", "missing", f"{found}, srun is not on the PATH", "add its folder to PATH"
-            )
-        return Check("SLURM", "ok", found)
-    if shutil.which("sbatch"):
-        return Check("SLURM", "ok", "sbatch found; remit launch --slurm writes scripts for it")
-    return Check("SLURM", "ok", "not found (optional)")
+            found += ", srun is not on the PATH"
+            return Check("SLURM", "missing", found, "add its folder to PATH")
+    elif shutil.which("sbatch"):
+        found = "sbatch found; remit launch --slurm writes scripts for it"
+    return Check("SLURM", "ok", found)

@@ -35,8 +35,7 @@ def follow(stages: list[Stage], run: RunDir) -> None:
     """
     with signals_raise():
         for stage in stages:
-            number = node_rank(stage.config.launch)
-            if number:
+            if number := node_rank(stage.config.launch):
                 _follow(stage, run.stage(stage.name), number)
 
 

@@ -14,24 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TypeAlias
 
 from pipelines.errors import Interrupted
 from pipelines.launch.stop import ReceivedSignals, Stop, interruption
 from pipelines.launch.watch import Watch
 from pipelines.machine.process import FORK_ENVIRONMENT, die_with_parent, free_port
 from pipelines.machine.signals import block_signals
-from pipelines.plan.placement import (
-    command_line,
-    environment,
-    master_port,
-    num_ranks,
-    rank_environments,
-    write_launch_spec,
-)
+from pipelines.plan import placement
 from pipelines.recipe.schema import LaunchConfig
 from pipelines.run_dir.paths import StageDir
 from pipelines.run_dir.shared_memory import none_left
@@ -39,18 +34,13 @@ from pipelines.run_dir.shared_memory import none_left
 POLL_SECONDS = 0.2
 # Between SIGTERM and SIGKILL. A kill loses nothing: a checkpoint counts only with its marker.
 GRACE_SECONDS = 5.0
+Env: TypeAlias = dict[str, str]
+Descriptors: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks of a stage ended.
-
-    Attributes:
-        returncode: negative for a signal.
-        interrupted: how they were interrupted; None if they ended by themselves.
-        hang: describes the ranks that hung; empty if none did.
-        memory: peak memory of the ranks, as text.
-    """
+    """How the ranks of a stage ended, the ranks that hung and their peak memory (as text)."""
 
     returncode: int
     interrupted: Interrupted | None
@@ -59,36 +49,29 @@ class Ended:
 
 
 def run_stage(
-    launch: LaunchConfig,
-    stage_dir: StageDir,
-    received: ReceivedSignals,
-    *,
-    offline: bool,
-    inherited: tuple[int, ...] = (),
-    fork_server: Forks | None = None,
-    on_tick: Callable[[], None] = lambda: None,
-) -> Ended:
+    launch: LaunchConfig, stage_dir: StageDir, received: ReceivedSignals, *, offline: bool,
+    inherited: Descriptors, fork: Fork | None, on_tick: Callable[[], None],
+) -> Ended:  # fmt: skip
     """Run the ranks of a stage to their end; their output goes to the stage's log.
 
     Args:
         received: signals of the command; on one, the ranks are asked to save and stop.
         inherited: file descriptors that the launcher keeps open (the run's lock).
-        fork_server: forks the ranks; None: start a new interpreter for each.
+        fork: forks the ranks; without it a new interpreter is started for each.
         on_tick: called a few times a second while the stage runs.
     """
-    port = master_port(launch)
-    env = environment(launch, port, offline)
+    port = placement.master_port(launch)
+    env = placement.environment(launch, port, offline)
     stage_dir.clear_traces()
-    watch = Watch(stage_dir, num_ranks(launch), launch)
+    watch = Watch(stage_dir, placement.num_ranks(launch), launch)
     stop = Stop(launch, stage_dir, received, watch)
-    process: Launched | None = None
     hang, overdue = "", False
     with none_left(stage_dir, port):
-        if fork_server is not None:
-            process = fork_server.start(stage_dir, env, rank_environments(launch, port))
+        ranks = placement.rank_environments(launch, port)
+        process: Launched | None = fork(stage_dir, env, ranks) if fork else None
         if process is None:
-            token = write_launch_spec(launch, stage_dir, port, env)
-            command = command_line(launch, stage_dir, port, token)
+            token = placement.write_launch_spec(launch, stage_dir, port, env)
+            command = placement.command_line(launch, stage_dir, port, token)
             process = spawn(command, stage_dir.log, env, inherited)
         try:
             while process.poll() is None and not hang and not overdue:
@@ -107,61 +90,42 @@ def run_stage(
     return Ended(returncode, interrupted, hang, watch.memory())
 
 
-class Forks(Protocol):
-    """A fork server. `start` returns None if the stage must be started directly."""
-
-    def start(
-        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
-    ) -> ForkedRanks | None: ...
-
-
-class Launched(Protocol):
-    """The first process of a stage, which leads its process group."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
-
-
 def spawn(
-    command: list[str], log_path: Path, env: dict[str, str], inherited: tuple[int, ...]
+    command: list[str], log_path: Path, env: Env, inherited: Descriptors
 ) -> subprocess.Popen[bytes]:
     """Start the first process of a stage in a new process group; its output goes to a log."""
     with open(log_path, "ab") as log:
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-            pass_fds=inherited,
-            preexec_fn=_guarded(os.getpid()),
-        )
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env,
+            start_new_session=True, pass_fds=inherited, preexec_fn=partial(_guard, os.getpid()),
+        )  # fmt: skip
 
 
-def _guarded(parent: int) -> Callable[[], None]:
-    """Code for a child to run before exec: it dies with this process and blocks our signals.
+def _guard(parent: int) -> None:
+    """In a child before exec: die with the parent and block our signals.
 
     DeepSpeed's launcher would kill its ranks on a signal. Ranks unblock the signals themselves.
     """
+    die_with_parent(parent)
+    block_signals()
 
-    def prepare() -> None:
-        die_with_parent(parent)
-        block_signals()
 
-    return prepare
+def fork_request(stage_dir: StageDir, env: Env, ranks: list[Env]) -> bytes:
+    """The line that asks a fork server for the ranks of a stage; see `ForkServer.start`."""
+    request = {
+        "stage_dir": str(stage_dir.root),
+        "log": str(stage_dir.log),
+        "cwd": os.getcwd(),
+        "environments": [env | rank for rank in ranks],
+    }
+    return json.dumps(request).encode() + b"\n"
 
 
 class ForkServer:
     """A process that has imported everything and forks ranks: `pipelines.worker.fork_server`."""
 
     def __init__(
-        self,
-        launch: LaunchConfig,
-        modules: tuple[str, ...],
-        offline: bool,
-        inherited: tuple[int, ...],
+        self, launch: LaunchConfig, modules: Iterable[str], offline: bool, inherited: Descriptors
     ) -> None:
         self.launch = launch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -169,41 +133,26 @@ class ForkServer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.worker.fork_server", *modules],
             # A buffer would hide answers from select().
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
-            start_new_session=True,
-            pass_fds=inherited,
-            preexec_fn=_guarded(os.getpid()),
-        )
+            bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            env=placement.environment(launch, free_port(), offline) | FORK_ENVIRONMENT,
+            start_new_session=True, pass_fds=inherited, preexec_fn=partial(_guard, os.getpid()),
+        )  # fmt: skip
 
-    def start(
-        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
-    ) -> ForkedRanks | None:
+    def start(self, stage_dir: StageDir, env: Env, ranks: list[Env]) -> ForkedRanks | None:
         """Fork the ranks of a stage; the first call waits for the imports.
 
-        Args:
-            env: environment of all ranks.
-            ranks: additional variables of each rank.
+        `env` is the environment of all ranks, `ranks` has the additional variables of each.
 
         Returns:
             None if the server has ended, for example because an import started a thread. The reason
             is in the stage's log, and the stage must be started directly.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
-        request = {
-            "stage_dir": str(stage_dir.root),
-            "log": str(stage_dir.log),
-            "environments": [env | rank for rank in ranks],
-        }
-        try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        answer = b""
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(fork_request(stage_dir, env, ranks))
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
         if not answer:
             self.process.wait()
             self.errors.seek(0)
@@ -222,8 +171,7 @@ class ForkServer:
 class ForkedRanks:
     """Forked ranks of a stage; `pid` is the first one, which leads their process group.
 
-    Args:
-        answers: stream on which the fork server reports their exit code; unbuffered.
+    The fork server reports their exit code on `answers`, which is unbuffered.
     """
 
     def __init__(self, pid: int, answers: IO[bytes]) -> None:
@@ -239,25 +187,29 @@ class ForkedRanks:
         return self.returncode
 
 
+# The first process of a stage, which leads its process group.
+Launched: TypeAlias = subprocess.Popen[bytes] | ForkedRanks
+# Forks ranks, see `ForkServer.start`; returns None if the stage must be started directly.
+Fork: TypeAlias = Callable[[StageDir, Env, list[Env]], ForkedRanks | None]
+
+
 def end_group(process: Launched) -> None:
     """End all processes left in the group of a stage, so that no rank outlives it."""
-    for signum, wait in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-        if process.poll() is not None and not _group_lives(process.pid):
-            return
-        try:
-            os.killpg(process.pid, signum)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + wait
-        while time.monotonic() < deadline:
-            if process.poll() is not None and not _group_lives(process.pid):
-                return
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE_SECONDS
+        if _lives(process):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+        while _lives(process) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _group_lives(group: int) -> bool:
+def _lives(process: Launched) -> bool:
+    """Whether the process, or another one of its group, still runs."""
+    if process.poll() is None:
+        return True
     try:
-        os.killpg(group, 0)
+        os.killpg(process.pid, 0)
     except ProcessLookupError:
         return False
     return True

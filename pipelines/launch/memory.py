@@ -34,37 +34,33 @@ def kernel_kills() -> int:
 def shortage(returncode: int, log: str, kills: int) -> str:
     """How a failed stage ran out of memory, as text; empty if there is no sign of it.
 
-    Args:
-        returncode: exit code of the stage, which the launcher itself has not killed.
-        log: log of this start of the stage.
-        kills: increase of `kernel_kills` while the stage ran.
+    `log` is that of this start; `kills` is the increase of `kernel_kills` while the stage ran. The
+    launcher itself has not killed the stage.
     """
     if GPU_WORDS.search(log):
         return "out of GPU memory"
     if CPU_WORDS.search(log):
         return "out of memory"
-    if signal_of(returncode) == signal.SIGKILL:
-        if kills:
-            return "out of memory: the kernel killed a rank"
-        return "a rank was killed by SIGKILL, as the kernel does when memory runs out"
-    return ""
+    if signal_of(returncode) != signal.SIGKILL:
+        return ""
+    if kills:
+        return "out of memory: the kernel killed a rank"
+    return "a rank was killed by SIGKILL, as the kernel does when memory runs out"
 
 
 def smaller(kind: str, config: Config, *, on_gpu: bool) -> str:
     """Settings that lower the memory use of a stage, with their current values."""
-    row = kind_of(kind)
+    row, found = kind_of(kind), []
     section = "score" if kind == "score" else row.section
     settings: Any = getattr(config, section)
-    found = []
     several = config.launch.gpus > 1 or bool(config.launch.hostfile)
     if isinstance(settings, TrainConfig):
         found.append(f"a smaller {section}.micro_batch_size (now {settings.micro_batch_size})")
         if settings.zero_stage < 3 and several:
             found.append(f"a higher {section}.zero_stage (now {settings.zero_stage})")
-        if on_gpu and not settings.offload_optimizer:
-            found.append(f"{section}.offload_optimizer=true")
-        elif not on_gpu and settings.offload_optimizer:
-            found.append(f"{section}.offload_optimizer=false")
+        # Offloading moves the optimizer from the GPU to the memory of the CPU.
+        if settings.offload_optimizer != on_gpu:
+            found.append(f"{section}.offload_optimizer={str(on_gpu).lower()}")
         if not settings.gradient_checkpointing:
             found.append(f"{section}.gradient_checkpointing=true")
     elif kind != "contamination":

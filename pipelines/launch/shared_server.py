@@ -16,7 +16,7 @@ import socket
 import sys
 
 from pipelines.errors import UserError
-from pipelines.launch.launcher import ForkedRanks
+from pipelines.launch.launcher import Descriptors, Env, ForkedRanks, fork_request
 from pipelines.machine.process import FORK_ENVIRONMENT, free_port
 from pipelines.plan.kinds import KINDS
 from pipelines.plan.placement import environment
@@ -26,58 +26,39 @@ from pipelines.run_dir.paths import StageDir
 VARIABLE = "REMIT_FORK_SERVER"
 
 
-def named() -> str:
-    """The socket of the server that this command uses; empty if `REMIT_FORK_SERVER` is not set."""
-    return os.environ.get(VARIABLE, "")
+def fork(
+    path: str, inherited: Descriptors, stage_dir: StageDir, env: Env, ranks: list[Env]
+) -> ForkedRanks | None:
+    """Fork the ranks of a stage by the server whose socket is at `path`; see `ForkServer.start`.
 
+    The ranks keep the file descriptors `inherited` open (the run's lock).
 
-class SharedServer:
-    """The server that `REMIT_FORK_SERVER` names.
+    Returns:
+        None if the environment of the stage differs from the server's; its log says where.
 
-    Args:
-        inherited: file descriptors that the server and the ranks keep open (the run's lock).
+    Raises:
+        UserError: no server listens at the socket.
     """
-
-    def __init__(self, inherited: tuple[int, ...]) -> None:
-        self.inherited = inherited
-
-    def start(
-        self, stage_dir: StageDir, env: dict[str, str], ranks: list[dict[str, str]]
-    ) -> ForkedRanks | None:
-        """Fork the ranks of a stage; see `ForkServer.start`.
-
-        Returns:
-            None if the environment of the stage differs from the server's; its log says where.
-
-        Raises:
-            UserError: no server listens at the socket.
-        """
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(named())
-        except OSError as error:
-            raise UserError(
-                f"{VARIABLE}={named()}: no fork server answers there ({error.strerror or error}). "
-                f"Start one with `python -m {__name__} {named()} &`, or unset {VARIABLE}."
-            ) from error
-        request = {
-            "stage_dir": str(stage_dir.root),
-            "log": str(stage_dir.log),
-            "cwd": os.getcwd(),
-            "environments": [env | rank for rank in ranks],
-        }
-        sent = json.dumps(request).encode() + b"\n"
-        connection.sendall(sent[socket.send_fds(connection, [sent], self.inherited) :])
-        # It closes when this command ends, which the server notices.
-        answers = open(connection.detach(), "rb", buffering=0)  # noqa: SIM115
-        answer = json.loads(answers.readline() or "{}")
-        if "pid" in answer:
-            return ForkedRanks(answer["pid"], answers)
-        names = ", ".join(answer.get("differing", []))
-        why = f"the environment of the server differs in {names}" if names else "the server ended"
-        with open(stage_dir.log, "a", encoding="utf-8") as log:
-            log.write(f"{VARIABLE}: {why}; starting this stage directly\n")
-        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        raise UserError(
+            f"{VARIABLE}={path}: no fork server answers there ({error.strerror or error}). "
+            f"Start one with `python -m {__name__} {path} &`, or unset {VARIABLE}."
+        ) from error
+    sent = fork_request(stage_dir, env, ranks)
+    connection.sendall(sent[socket.send_fds(connection, [sent], inherited) :])
+    # It closes when this command ends, which the server notices.
+    answers = open(connection.detach(), "rb", buffering=0)  # noqa: SIM115
+    answer = json.loads(answers.readline() or "{}")
+    if "pid" in answer:
+        return ForkedRanks(answer["pid"], answers)
+    names = ", ".join(answer.get("differing", []))
+    why = f"the environment of the server differs in {names}" if names else "the server ended"
+    with open(stage_dir.log, "a", encoding="utf-8") as log:
+        log.write(f"{VARIABLE}: {why}; starting this stage directly\n")
+    return None
 
 
 def main() -> None:

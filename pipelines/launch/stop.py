@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -25,13 +24,7 @@ from pipelines.run_dir.paths import StageDir, read_json, write_json
 
 @dataclass
 class ReceivedSignals:
-    """Signals received so far.
-
-    Attributes:
-        signum: the first signal; None before it.
-        second_interrupt: a SIGINT followed the first signal.
-        why: see `Interrupted`.
-    """
+    """The first signal so far, and whether a SIGINT followed it; `why`: see `Interrupted`."""
 
     signum: int | None = None
     second_interrupt: bool = False
@@ -50,34 +43,15 @@ class ReceivedSignals:
             raise Interrupted(self.signum, why=self.why)
 
 
-@contextmanager
-def record_signals() -> Iterator[ReceivedSignals]:
-    """Only record signals while a stage runs and the ledger is written."""
-    received = ReceivedSignals()
-    previous = {s: signal.signal(s, received.record) for s in SIGNALS}
-    try:
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
+@dataclass
 class Stop:
-    """The stop of a stage, from the request to the end of the grace period.
+    """The stop of a stage, from the request to the end of the grace period."""
 
-    Args:
-        received: signals of the command.
-        watch: watches the heartbeats of the stage.
-    """
-
-    def __init__(
-        self, launch: LaunchConfig, stage_dir: StageDir, received: ReceivedSignals, watch: Watch
-    ) -> None:
-        self.launch = launch
-        self.stage_dir = stage_dir
-        self.received = received
-        self.watch = watch
-        self.asked_at: float | None = None
+    launch: LaunchConfig
+    stage_dir: StageDir
+    received: ReceivedSignals
+    watch: Watch
+    asked_at: float | None = None
 
     def is_overdue(self) -> bool:
         """Pass a request on to the ranks; returns whether to kill them now."""
@@ -104,13 +78,10 @@ def interruption(
     Args:
         escalated: the launcher killed the ranks.
     """
-    try:
+    with suppress(FileNotFoundError, DamagedFile):
         said = read_json(stage_dir.stopped, needs=("signal", "step"))
-    except (FileNotFoundError, DamagedFile):
-        said = None
-    if said is not None:
         return Interrupted(received.signum or said["signal"], said["step"], received.why)
-    if received.signum is not None and (escalated or signal_of(returncode) is not None):
-        return Interrupted(received.signum, why=received.why)
     killed_by = signal_of(returncode)
+    if received.signum is not None and (escalated or killed_by is not None):
+        return Interrupted(received.signum, why=received.why)
     return Interrupted(killed_by) if killed_by in SIGNALS else None

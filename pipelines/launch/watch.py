@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.errors import DamagedFile
@@ -16,12 +18,7 @@ LOOK_SECONDS = 0.5
 
 
 class Watch:
-    """The launcher's view of the heartbeats of a stage.
-
-    Args:
-        num_ranks: number of ranks over all nodes.
-        launch: has the time limits.
-    """
+    """The launcher's view of the heartbeats of a stage; `launch` has the time limits."""
 
     def __init__(self, stage_dir: StageDir, num_ranks: int, launch: LaunchConfig) -> None:
         self.folder = stage_dir.heartbeats
@@ -46,8 +43,8 @@ class Watch:
             except (DamagedFile, FileNotFoundError, TypeError):  # the file is being written
                 continue
             records[record.rank] = record
-            seen = max(record.peak_bytes, _peak_now(record))
-            self.peaks[record.rank] = max(seen, self.peaks.get(record.rank, 0))
+            peaks = (record.peak_bytes, _peak_now(record), self.peaks.get(record.rank, 0))
+            self.peaks[record.rank] = max(peaks)
         if records != self.records:
             self.records, self.moved_at = records, now
 
@@ -60,57 +57,47 @@ class Watch:
         phases = {record.phase for record in self.records.values()}
         in_steps = phases == {TRAINING} and len(self.records) == self.num_ranks
         key = "hang_seconds" if in_steps else "hang_seconds_outside"
-        allowed: float = getattr(self.launch, key)
-        still = time.monotonic() - self.moved_at
+        allowed, still = getattr(self.launch, key), time.monotonic() - self.moved_at
         if not allowed or still <= allowed:
             return ""
+        positions = "; ".join(
+            f"rank {rank} on {r.host} (pid {r.pid}): {r.phase}, {r.step} steps done"
+            for rank, r in sorted(self.records.items())
+        )
         return (
             f"it hangs: no rank made progress for {duration(still)}. {self._suspects()} "
-            f"{self._positions()} launch.{key} sets this limit"
+            f"{positions}{'.' if positions else ''} launch.{key} sets this limit"
         )
 
     def _suspects(self) -> str:
-        absent = sorted({*range(self.num_ranks)} - self.records.keys())
-        if absent:
-            return f"{_ranks(absent)} never started."
-        stopped = [r for r, record in self.records.items() if _state(record) in ("T", "t")]
-        if stopped:
-            return f"{_ranks(stopped)} is stopped by a signal."
-        fewest = min(record.beats for record in self.records.values())
-        behind = [r for r, record in self.records.items() if record.beats == fewest]
-        if len(behind) < self.num_ranks:
-            return f"{_ranks(behind)} is behind the others."
-        return f"{_ranks(behind)} made equal progress, so a collective may be stuck."
-
-    def _positions(self) -> str:
-        known = [
-            f"rank {rank} on {r.host} (pid {r.pid}): {r.phase}, {r.step} steps done"
-            for rank, r in sorted(self.records.items())
-        ]
-        return "; ".join(known) + "." if known else ""
+        """The ranks that the others may wait for, and why."""
+        everyone = {*range(self.num_ranks)}
+        stopped = {rank for rank, r in self.records.items() if _state(r) in ("T", "t")}
+        fewest = min((r.beats for r in self.records.values()), default=0)
+        behind = {rank for rank, r in self.records.items() if r.beats == fewest}
+        cases = (
+            (everyone - self.records.keys(), "never started"),
+            (stopped, "is stopped by a signal"),
+            (behind if len(behind) < self.num_ranks else set(), "is behind the others"),
+            (behind, "made equal progress, so a collective may be stuck"),
+        )
+        ranks, what = next(case for case in cases if case[0])
+        return f"{' and '.join(f'rank {rank}' for rank in sorted(ranks))} {what}."
 
     def memory(self) -> str:
         """Peak memory of the ranks, as text."""
         known = []
         for rank, peak in sorted(self.peaks.items()):
             gpu = self.records[rank].gpu_peak_bytes
-            known.append(
-                f"rank {rank} {quantity(peak)}B"
-                + (f" and {quantity(gpu)}B on its GPU" if gpu else "")
-            )
+            on_gpu = f" and {quantity(gpu)}B on its GPU" if gpu else ""
+            known.append(f"rank {rank} {quantity(peak)}B{on_gpu}")
         return ", ".join(known)
-
-
-def _ranks(ranks: list[int]) -> str:
-    return " and ".join(f"rank {rank}" for rank in sorted(ranks))
 
 
 def _peak_now(record: HeartbeatRecord) -> int:
     """Peak memory of a rank on this node, from the kernel; 0 on other nodes or if it has ended."""
-    for line in _proc(record, "status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", _proc(record, "status"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _state(record: HeartbeatRecord) -> str:
@@ -119,9 +106,8 @@ def _state(record: HeartbeatRecord) -> str:
 
 
 def _proc(record: HeartbeatRecord, name: str) -> str:
-    if record.host != socket.gethostname():
-        return ""
-    try:
-        return Path(f"/proc/{record.pid}/{name}").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    """A file of the kernel about a rank; empty on other nodes or if it has ended."""
+    if record.host == socket.gethostname():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{record.pid}/{name}").read_text()
+    return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipelines.recipe.load import from_dict
 from pipelines.recipe.schema import Config
 from pipelines.report import summary
 from pipelines.run_dir import ledger
-from pipelines.run_dir.paths import RunDir, lock_holder
+from pipelines.run_dir.paths import RunDir, json_objects, lock_holder
 from pipelines.run_dir.progress import finite_number, stage_state
 
 ROUND = re.compile(r"round-(\d+)/")
@@ -77,18 +76,13 @@ class StageRecord:
 
         A value that is not a finite number is None.
         """
+        path = self.metrics_path
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
         by_step = {}
-        text = ""
-        if self.metrics_path.is_file():
-            text = self.metrics_path.read_text("utf-8", errors="replace")
-        for line in text.splitlines():
-            # A log that is still growing may end in half a line.
-            with suppress(ValueError, RecursionError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and "loss" in entry:
-                    values = {key: finite_number(value) for key, value in entry.items()}
-                    if (step := values.get("step")) is not None:
-                        by_step[step] = values
+        for entry in json_objects(lines):
+            values = {key: finite_number(value) for key, value in entry.items()}
+            if "loss" in entry and values.get("step") is not None:
+                by_step[values["step"]] = values
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property

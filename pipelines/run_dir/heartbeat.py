@@ -13,7 +13,7 @@ import os
 import resource
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipelines.run_dir.paths import StageDir
@@ -35,23 +35,19 @@ LINE_BYTES = 512
 
 @dataclass(frozen=True)
 class HeartbeatRecord:
-    """The content of a heartbeat file.
-
-    Attributes:
-        step: optimizer steps done.
-        beats: number of beats since the start; the rank with the fewest is behind the others.
-        peak_bytes: peak memory of the process.
-        gpu_peak_bytes: peak memory that torch allocated on its GPU; 0 without a GPU.
-    """
+    """The content of a heartbeat file."""
 
     rank: int
     host: str
     pid: int
     phase: str
-    step: int
-    beats: int
-    peak_bytes: int
-    gpu_peak_bytes: int
+    # Optimizer steps done.
+    step: int = 0
+    # Since the start; the rank with the fewest is behind the others.
+    beats: int = 0
+    # Peak memory of the process, and what torch allocated on its GPU; 0 without a GPU.
+    peak_bytes: int = 0
+    gpu_peak_bytes: int = 0
 
 
 class Heartbeat:
@@ -60,30 +56,25 @@ class Heartbeat:
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(folder / f"{rank}.json", os.O_WRONLY | os.O_CREAT, 0o644)
-        self.rank = rank
-        self.host = socket.gethostname()
-        self.phase = WORKING
-        self.step = 0
-        self.beats = 0
+        self.last = HeartbeatRecord(rank, socket.gethostname(), os.getpid(), WORKING)
         self.beat_at = 0.0
-        self.gpu_peak_bytes = 0
 
     def beat(
         self, phase: str | None = None, step: int | None = None, gpu_peak_bytes: int = 0
     ) -> None:
         """Write a beat. Phase and step keep their last value if not given."""
-        self.phase = phase or self.phase
-        self.step = self.step if step is None else step
-        self.beats += 1
-        self.beat_at = time.monotonic()
-        self.gpu_peak_bytes = max(self.gpu_peak_bytes, gpu_peak_bytes)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        record = HeartbeatRecord(
-            self.rank, self.host, os.getpid(), self.phase, self.step, self.beats, peak,
-            self.gpu_peak_bytes,
-        )  # fmt: skip
+        self.beat_at, last = time.monotonic(), self.last
+        self.last = replace(
+            last,
+            phase=phase or last.phase,
+            step=last.step if step is None else step,
+            beats=last.beats + 1,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            gpu_peak_bytes=max(last.gpu_peak_bytes, gpu_peak_bytes),
+        )
         # A single write of constant length: a reader sees either the old record or the new one.
-        os.pwrite(self.descriptor, json.dumps(asdict(record)).encode().ljust(LINE_BYTES), 0)
+        text = json.dumps(asdict(self.last)).encode().ljust(LINE_BYTES)
+        os.pwrite(self.descriptor, text, 0)
 
 
 _own: list[Heartbeat] = []
@@ -106,8 +97,3 @@ def tick() -> None:
     for own in _own:
         if time.monotonic() - own.beat_at >= TICK_SECONDS:
             own.beat()
-
-
-def phase() -> str:
-    """The phase that this process is in."""
-    return _own[0].phase if _own else WORKING

@@ -12,25 +12,21 @@ from pipelines.run_dir.paths import RunDir, StageDir
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage, ready to run.
-
-    Attributes:
-        module: module with the `run(job)` of the stage.
-        name: the stage's name in the ledger, such as `round-1/10-mid-train`.
-        inputs: model folder by role: base, ref or model.
-        hashes: content hash of each input.
-        data_sha256: content hash by config key of the source, such as `mid_train.sources.books`.
-        chat: evaluate only: use the chat template.
-    """
+    """One stage, ready to run."""
 
     kind: str
+    # The module with the `run(job)` of the stage.
     module: str
+    # The stage's name in the ledger, such as `round-1/10-mid-train`.
     name: str
     identity: str
     config: Config
+    # Model folder and content hash by role: base, ref or model.
     inputs: dict[str, Path]
     hashes: dict[str, str]
+    # Content hash by config key of the source, such as `mid_train.sources.books`.
     data_sha256: dict[str, str]
+    # Evaluate only: use the chat template.
     chat: bool
     stage_dir: StageDir
     run: RunDir

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +25,29 @@ def made_by() -> dict[str, Any]:
 def check_layout(run: RunDir) -> None:
     """Refuse a run directory that another version made and this one cannot read.
 
+    The first plan or, without a plan, the first config of a stage that can be read decides.
+
     Raises:
         UserError: names the folder, the version, and what can be done.
     """
-    for path in _described(run):
+    names = dict.fromkeys(entry["stage"] for entry in ledger.read(run.ledger))
+    configs = (run.stage(name).config for name in names)
+    for path in filter(Path.is_file, (run.flywheel_plan, run.compared_plan, *configs)):
         # Whoever reads a damaged file for its values names it.
         with contextlib.suppress(DamagedFile, FileNotFoundError):
-            written = read_yaml(path, needs=("config",))
-            if (version := _other_version(written)) is not None:
+            if (version := _other_version(read_yaml(path, needs=("config",)))) is not None:
                 raise UserError(
                     f"{run.root} was made by remit {version}, and this is remit {__version__}, "
                     "which cannot read it. Start a new run directory with --run-dir; the models in "
-                    "the old one can still be given, such as --base "
-                    f"{run.root}/base."
+                    f"the old one can still be given, such as --base {run.root}/base."
                 )
             return
 
 
-def _described(run: RunDir) -> Iterator[Path]:
-    """The files that name the version: the plans, else the configs of its stages."""
-    for path in (run.flywheel_plan, run.compared_plan):
-        if path.is_file():
-            yield path
-    for name in dict.fromkeys(entry["stage"] for entry in ledger.read(run.ledger)):
-        if (path := run.stage(name).config).is_file():
-            yield path
-
-
 def _other_version(written: dict[str, Any]) -> str | None:
     """The version in words, None for one whose files are like those of this one."""
-    layout = written.get("layout")
-    if layout == LAYOUT:
-        return None
-    if layout is not None:
+    layout, config = written.get("layout"), written["config"]
+    if layout not in (LAYOUT, None):
         return str(written.get("remit", "of another version"))
-    config = written["config"]
-    return "before 0.2" if isinstance(config, dict) and _FORMER_KEY in config else None
+    former = layout is None and isinstance(config, dict) and _FORMER_KEY in config
+    return "before 0.2" if former else None

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.run_dir.fail_points import armed, fail_point
+from pipelines.run_dir.paths import json_objects
 
 
 def is_name(stage: Any) -> bool:
     """Whether this can be the name of a stage: a relative path inside the run directory."""
-    if not isinstance(stage, str) or not stage or "\0" in stage:
-        return False
-    return not stage.startswith("/") and ".." not in stage.split("/")
+    is_text = isinstance(stage, str) and stage != "" and "\0" not in stage
+    return is_text and not stage.startswith("/") and ".." not in stage.split("/")
 
 
 def append(path: Path, event: str, stage: str, **facts: Any) -> dict[str, Any]:
@@ -49,13 +49,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):  # torn, or not written by `append`
-                continue
-            if isinstance(entry, dict) and is_name(entry.get("stage")):
-                yield entry
+        yield from (entry for entry in json_objects(stream) if is_name(entry.get("stage")))
 
 
 def is_unreadable(path: Path) -> bool:

@@ -22,10 +22,7 @@ def write_marker(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_marker(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """The values of a marker.
-
-    Args:
-        types: required keys and the types of their values.
+    """The values of a marker that has keys of these types.
 
     Raises:
         DamagedFile: the marker is incomplete or was changed after it was written.

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.errors import UserError
 
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
+# Modes of the group and of all others.
+EVERYTHING = stat.S_IRWXG | stat.S_IRWXO
+WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_private(folder: Path) -> None:
     """Make a folder that no other user can enter. Another user's folder stays as it is."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
-    if found.st_uid == os.geteuid() and not _is_written_by_others(found):
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS)
+    if found.st_uid == os.geteuid() and not found.st_mode & WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~EVERYTHING)
 
 
 def check_resume_state(checkpoint: Path) -> None:
@@ -37,48 +38,36 @@ def check_resume_state(checkpoint: Path) -> None:
     """
     checkpoints = checkpoint.parent
     user = os.geteuid()
-    is_private = not checkpoints.lstat().st_mode & OTHERS
+    is_private = not checkpoints.lstat().st_mode & EVERYTHING
     for path in (checkpoints, checkpoint, *sorted(checkpoint.rglob("*"))):
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            raise _refused(path, "is a link", "remove the checkpoint")
-        if found.st_uid != user:
-            raise _refused(
-                path,
-                f"belongs to uid {found.st_uid}, but you are uid {user}",
-                "remove the checkpoint",
-            )
-        if not is_private and _is_written_by_others(found):
-            raise _refused(
-                path,
-                "can be written by other users",
-                f"if you trust it, `chmod -R go-w {checkpoints}`",
-            )
-    for folder in _above(checkpoints):
-        found = folder.stat()
-        loose = stat.S_IWOTH if is_private else stat.S_IWOTH | stat.S_IWGRP
-        if found.st_uid not in (user, 0):
-            raise _refused(folder, f"belongs to uid {found.st_uid}", "use a folder that you own")
-        if found.st_mode & loose:
-            raise _refused(
-                folder, "can be written by other users", f"if you trust it, `chmod go-w {folder}`"
-            )
-
-
-def _is_written_by_others(found: os.stat_result) -> bool:
-    return bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-
-
-def _above(checkpoints: Path) -> Iterator[Path]:
-    """The folder of the stage and those above it, up to the run directory."""
-    for folder in list(checkpoints.absolute().parents)[:5]:
-        yield folder
+        _check(
+            path, path.lstat(), (user,), 0 if is_private else WRITE,
+            f"chmod -R go-w {checkpoints}", otherwise="remove the checkpoint",
+        )  # fmt: skip
+    # The folder of the stage and those above it, up to the run directory.
+    for folder in checkpoints.absolute().parents[:5]:
+        _check(
+            folder, folder.stat(), (user, 0), stat.S_IWOTH if is_private else WRITE,
+            f"chmod go-w {folder}", otherwise="use a folder that you own",
+        )  # fmt: skip
         if (folder / "ledger.jsonl").is_file():
             return
 
 
-def _refused(path: Path, why: str, way: str) -> UserError:
-    return UserError(
+def _check(
+    path: Path, found: os.stat_result, owners: tuple[int, ...], refused: int, chmod: str,
+    otherwise: str,
+) -> None:  # fmt: skip
+    way = otherwise
+    if stat.S_ISLNK(found.st_mode):
+        why = "is a link"
+    elif found.st_uid not in owners:
+        why = f"belongs to uid {found.st_uid}, but you are uid {owners[0]}"
+    elif found.st_mode & refused:
+        why, way = "can be written by other users", f"if you trust it, `{chmod}`"
+    else:
+        return
+    raise UserError(
         f"{path} {why}. A checkpoint is a pickle, and loading it can run any code, so the stage "
         f"does not resume from it. To continue, {way}, then run the same command again."
     )

@@ -5,6 +5,7 @@ Stages exchange everything through it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ SNAPSHOT_FACTS = "snapshot.json"
 _PART = ".part"
 # Attempts, 0.1 s apart, to wait for ranks that are about to end.
 _RANK_TRIES = 50
+_THIS_HOST = f"host {socket.gethostname()}, "
+
+
+class _Below:
+    """A path below the root of a run or a stage, such as `run.ledger`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunDir | StageDir, kind: type) -> Path:
+        return folder.root / self.name
 
 
 @dataclass(frozen=True)
@@ -36,35 +48,14 @@ class RunDir:
     """Paths of a run."""
 
     root: Path
-
-    @property
-    def ledger(self) -> Path:
-        return self.root / "ledger.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
-
-    @property
-    def ranks_lock(self) -> Path:
-        """Held by the ranks on the node of the command, which they may outlive."""
-        return self.root / "ranks.lock"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def scores(self) -> Path:
-        return self.root / "scores"
-
-    @property
-    def flywheel_plan(self) -> Path:
-        return self.root / "flywheel.yaml"
-
-    @property
-    def compared_plan(self) -> Path:
-        return self.root / "compare" / "plan.yaml"
+    ledger = _Below("ledger.jsonl")
+    lock = _Below("lock")
+    # Held by the ranks on the node of the command, which they may outlive.
+    ranks_lock = _Below("ranks.lock")
+    data = _Below("data")
+    scores = _Below("scores")
+    flywheel_plan = _Below("flywheel.yaml")
+    compared_plan = _Below("compare/plan.yaml")
 
     @staticmethod
     def read_plan(path: Path) -> dict[str, Any]:
@@ -81,31 +72,25 @@ class StageDir:
     """Paths of a stage."""
 
     root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def launch_spec(self) -> Path:
-        """The launch spec, which ranks on other nodes or with a prologue read first."""
-        return self.root / "launch.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
+    config = _Below("config.yaml")
+    # Ranks on other nodes or with a prologue read it first.
+    launch_spec = _Below("launch.json")
+    metrics = _Below("metrics.jsonl")
+    log = _Below("log.txt")
+    checkpoints = _Below("checkpoints")
+    model = _Below("model")
+    # The launcher writes `stop` to ask the ranks to save and stop. When they have stopped, they
+    # write `stopped` with the signal and the saved step.
+    stop = _Below("stop")
+    stopped = _Below("stopped.json")
+    # Folder with the heartbeat file of each rank.
+    heartbeats = _Below("heartbeats")
+    # The rendezvous port of the running ranks; removed when they have ended.
+    port = _Below("port.json")
+    # Describes the batch whose loss or gradient was not finite.
+    not_finite = _Below("not-finite.json")
+    # Written last: a stage is complete if and only if this file exists.
+    result = _Below("result.json")
 
     def snapshot(self, number: int) -> Path:
         """A model kept during training, numbered from 1."""
@@ -113,34 +98,8 @@ class StageDir:
 
     def snapshots(self) -> list[Path]:
         """The models kept during training, in order; `SNAPSHOT_FACTS` in each has its step."""
-        kept = (self.root / "snapshots").glob(f"*/{SNAPSHOT_FACTS}")
-        numbered = [path.parent for path in kept if path.parent.name.isdigit()]
-        return sorted(numbered, key=lambda folder: int(folder.name))
-
-    @property
-    def stop(self) -> Path:
-        """The launcher writes it to ask the ranks to save and stop."""
-        return self.root / "stop"
-
-    @property
-    def stopped(self) -> Path:
-        """The ranks write it when they have stopped: the signal and the saved step."""
-        return self.root / "stopped.json"
-
-    @property
-    def heartbeats(self) -> Path:
-        """Folder with the heartbeat file of each rank."""
-        return self.root / "heartbeats"
-
-    @property
-    def port(self) -> Path:
-        """The rendezvous port of the running ranks; removed when they have ended."""
-        return self.root / "port.json"
-
-    @property
-    def not_finite(self) -> Path:
-        """Describes the batch whose loss or gradient was not finite."""
-        return self.root / "not-finite.json"
+        kept = (path.parent for path in self.root.glob(f"snapshots/*/{SNAPSHOT_FACTS}"))
+        return sorted((p for p in kept if p.name.isdigit()), key=lambda path: int(path.name))
 
     def clear_traces(self) -> None:
         """Remove the heartbeats and stop files of the last start, and its partly written files."""
@@ -149,10 +108,9 @@ class StageDir:
         for path in (self.stop, self.stopped, self.not_finite):
             path.unlink(missing_ok=True)
 
-    @property
-    def result(self) -> Path:
-        """Written last: a stage is complete if and only if this file exists."""
-        return self.root / "result.json"
+    def requested_stop(self) -> int:
+        """The signal in the file `stop`; 0 if the file does not exist."""
+        return int(read_json(self.stop, needs=("signal",))["signal"]) if self.stop.is_file() else 0
 
     def is_complete(self) -> bool:
         return self.result.is_file()
@@ -174,26 +132,24 @@ def read_json(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         DamagedFile: the content is not a JSON object, or lacks a key of `needs`.
     """
-    return _read_object(path, json.loads, json.JSONDecodeError, needs)
+    return _read_object(path, json.loads, needs)
 
 
 def read_yaml(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """The values in a file of `write_yaml`; raises as `read_json`."""
-    return _read_object(path, values_of, yaml.YAMLError, needs)
+    return _read_object(path, values_of, needs)
 
 
-def _read_object(
-    path: Path, parse: Callable[[str], Any], error_type: type[Exception], needs: Sequence[str]
-) -> dict[str, Any]:
+def _read_object(path: Path, parse: Callable[[str], Any], needs: Sequence[str]) -> dict[str, Any]:
     try:
         loaded = parse(path.read_text("utf-8"))
-    except (error_type, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(loaded, dict):
         raise _damaged(path, f"it contains a {type(loaded).__name__} instead of keys and values")
-    missing = [key for key in needs if key not in loaded]
-    if missing:
-        raise _damaged(path, f"it has no {missing[0]}")
+    for key in needs:
+        if key not in loaded:
+            raise _damaged(path, f"it has no {key}")
     return loaded
 
 
@@ -202,6 +158,14 @@ def _damaged(path: Path, why: str) -> DamagedFile:
         f"{path} is damaged: {' '.join(why.split())}. Remove it and repeat the command that made "
         "it; everything else that was saved stays."
     )
+
+
+def json_objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among lines; others are left out, such as one torn by a crash."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def write_yaml(values: dict[str, Any], path: Path) -> None:
@@ -252,11 +216,9 @@ def _flock(descriptor: int, kind: int, tries: int) -> bool:
     for attempt in range(tries):
         if attempt:
             time.sleep(0.1)
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        return True
+            return True
     return False
 
 
@@ -265,9 +227,13 @@ def lock_holder(run: RunDir) -> str:
     if not run.lock.is_file():
         return ""
     with open(run.lock, "rb") as stream:
-        if _flock(stream.fileno(), fcntl.LOCK_SH, tries=1):
-            return ""
-        return stream.read(4096).decode(errors="replace").strip() or "another process"
+        free = _flock(stream.fileno(), fcntl.LOCK_SH, tries=1)
+        return "" if free else _words(stream.fileno()) or "another process"
+
+
+def _words(lock: int) -> str:
+    """What the holder of a lock has written into its file."""
+    return os.pread(lock, 4096, 0).decode(errors="replace").strip()
 
 
 def hold_as_rank(run: RunDir) -> None:
@@ -280,14 +246,10 @@ def hold_as_rank(run: RunDir) -> None:
         holder = run.lock.read_text("utf-8", errors="replace")
     except FileNotFoundError:
         return
-    if holder.startswith(_this_host()):
+    if holder.startswith(_THIS_HOST):
         # Never closed. A starting command holds the lock for an instant, hence the retries.
         descriptor = os.open(run.ranks_lock, os.O_RDWR | os.O_CREAT, 0o644)
         _flock(descriptor, fcntl.LOCK_SH, _RANK_TRIES)
-
-
-def _this_host() -> str:
-    return f"host {socket.gethostname()}, "
 
 
 def _living_ranks(run: RunDir) -> str:
@@ -320,20 +282,19 @@ class RunLock:
             raise UserError(
                 f"--run-dir {run.root}: cannot create it or write to it ({error.strerror})."
             ) from error
+        used = ""
         if not _flock(self.descriptor, fcntl.LOCK_EX, tries=5):
-            holder = os.pread(self.descriptor, 4096, 0).decode(errors="replace").strip()
-            os.close(self.descriptor)
-            raise UserError(
-                f"{run.root} is in use: {holder or 'by another process'}. Wait for it to end, "
-                "or choose another folder with --run-dir."
+            holder = _words(self.descriptor) or "by another process"
+            used = f"{holder}. Wait for it to end, or choose another folder with --run-dir."
+        elif ranks := _living_ranks(run):
+            used = (
+                f"ranks of an earlier command still run on this machine ({ranks}). Wait for them "
+                "to end, or kill them."
             )
-        if ranks := _living_ranks(run):
+        if used:
             os.close(self.descriptor)
-            raise UserError(
-                f"{run.root} is in use: ranks of an earlier command still run on this machine "
-                f"({ranks}). Wait for them to end, or kill them."
-            )
-        holder = f"{_this_host()}pid {os.getpid()}, command: {command}\n"
+            raise UserError(f"{run.root} is in use: {used}")
+        holder = f"{_THIS_HOST}pid {os.getpid()}, command: {command}\n"
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, holder.encode(), 0)
         for folder in (run.root, run.data):

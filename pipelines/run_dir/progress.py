@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipelines.quantities import duration
-from pipelines.run_dir.paths import StageDir
+from pipelines.run_dir.paths import StageDir, json_objects
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,14 @@ class Progress:
     task: str | None = None
 
     def __str__(self) -> str:
-        words = [f"step {self.step:,} of {self.max_steps:,}"]
-        if self.task:
-            words = [self.task, f"answer {self.step:,} of {self.max_steps:,}"]
-        if self.loss is not None:
-            words.append(f"loss {self.loss:.3f}")
-        if self.reward is not None:
-            words.append(f"reward {self.reward:.2f}")
-        if self.tokens_per_second is not None:
-            words.append(f"{self.tokens_per_second:,.0f} tokens/s")
-        if self.seconds_left is not None:
-            words.append(f"{duration(self.seconds_left)} left")
-        return ", ".join(words)
+        unit = f"{self.task}, answer" if self.task else "step"
+        left = None if self.seconds_left is None else duration(self.seconds_left)
+        values = (
+            ("loss {:.3f}", self.loss), ("reward {:.2f}", self.reward),
+            ("{:,.0f} tokens/s", self.tokens_per_second), ("{} left", left),
+        )  # fmt: skip
+        known = [words.format(value) for words, value in values if value is not None]
+        return ", ".join([f"{unit} {self.step:,} of {self.max_steps:,}", *known])
 
 
 def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
@@ -55,27 +51,25 @@ def stage_state(stage_dir: StageDir, last_event: str, *, running: bool) -> str:
     """
     if stage_dir.is_complete():
         return "no signal" if stage_dir.read_result().get("status") == "no signal" else "done"
-    if last_event in ("start", "resume"):
-        return "running" if running else "crashed"
-    others = {"fail": "failed", "interrupt": "interrupted", "finish": "removed"}
-    if last_event == "interrupt" and stage_dir.stopped.is_file():
-        return "stopped"
-    return others.get(last_event, "to do")
+    begun = "running" if running else "crashed"
+    ended = "stopped" if stage_dir.stopped.is_file() else "interrupted"
+    states = {"start": begun, "resume": begun, "fail": "failed", "interrupt": ended}
+    return (states | {"finish": "removed"}).get(last_event, "to do")
 
 
 def read_progress(stage_dir: StageDir) -> Progress | None:
     """The progress of a stage; None before its first step."""
-    lines = (_entry(line) for line in tail(stage_dir.metrics, lines=20).splitlines())
-    entries = [entry for entry in lines if entry]
+    # The first line may be cut off, the last may be in writing.
+    lines = tail(stage_dir.metrics, lines=20).splitlines()
+    entries = [entry for entry in json_objects(lines) if _is_step(entry)]
     if not entries:
         return None
-    last = entries[-1]
     known: dict[str, Any] = {key: value for entry in entries for key, value in entry.items()}
-    # Only since the last start: the pause before a resume is not training time.
-    begun = max(
-        (i for i, e in enumerate(entries) if i and _restarted(entries[i - 1], e)), default=0
-    )
-    first = entries[begun]
+    first, last = entries[0], entries[-1]
+    for before, entry in pairwise(entries):
+        # Only since the last start: the pause before a resume is not training time.
+        if entry.get("elapsed", 0.0) < before.get("elapsed", 0.0):
+            first = entry
     steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
     pace = seconds / steps if steps else None
     return Progress(
@@ -89,19 +83,9 @@ def read_progress(stage_dir: StageDir) -> Progress | None:
     )
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):  # the first may be cut off, the last may be in writing
-        return None
-    if not isinstance(entry, dict):
-        return None
-    whole = all(finite_number(entry.get(key)) is not None for key in ("step", "max_steps", "time"))
-    return entry if whole and finite_number(entry.get("elapsed", 0.0)) is not None else None
-
-
-def _restarted(before: dict[str, Any], entry: dict[str, Any]) -> bool:
-    return bool(entry.get("elapsed", 0.0) < before.get("elapsed", 0.0))
+def _is_step(entry: dict[str, Any]) -> bool:
+    values = [entry.get(key) for key in ("step", "max_steps", "time")]
+    return None not in map(finite_number, [*values, entry.get("elapsed", 0.0)])
 
 
 def finite_number(value: Any) -> float | None:
@@ -116,17 +100,14 @@ def finite_number(value: Any) -> float | None:
 
 
 def last_error(log: Path) -> str:
-    """The last error line of a log; empty if there is none or it is cut off.
-
-    A full disk may cut a line.
-    """
+    """The last whole error line of a log; empty if it has none. A full disk may cut a line."""
     lines = tail(log, lines=200).splitlines()
     with open(log, "rb") as stream:
         stream.seek(max(0, log.stat().st_size - 1))
         if stream.read(1) != b"\n":
             lines = lines[:-1]
-    said = [line for line in lines if line.startswith("error: ")]
-    return said[-1].removeprefix("error: ") if said else ""
+    said = (line for line in reversed(lines) if line.startswith("error: "))
+    return next(said, "").removeprefix("error: ")
 
 
 def tail(path: Path, lines: int = 15, since: int = 0) -> str:

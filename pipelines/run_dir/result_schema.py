@@ -24,11 +24,11 @@ CHECKED = {"questions": int, "contaminated": int, "exact": int, "sources": dict}
 def problem_in(result: dict[str, Any]) -> str:
     """What is wrong with a result, as text; empty if it is valid."""
     kind = result["kind"]
-    found = _lacks(result, SHAPES.get(kind, {}) if isinstance(kind, str) else {})
-    if found or kind not in ("evaluate", "contamination"):
-        return found
-    if kind == "contamination":
+    found = _lacks(result, SHAPES.get(str(kind), {}))
+    if not found and kind == "contamination":
         return _first_problem("evals", result["evals"], CHECKED)
+    if found or kind != "evaluate":
+        return found
     found = (
         _first_problem("tasks", result["tasks"], TASK)
         or _first_problem("bits_per_byte", result["bits_per_byte"], {"bits_per_byte": NUMBER})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,14 +28,8 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
     Links, files and folders with other names belong to the user and are left out.
     """
-    if not checkpoints.is_dir():
-        return []
-    found = [
-        path
-        for path in checkpoints.iterdir()
-        if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-    ]
-    return sorted(found, key=_step)
+    named = (path for path in checkpoints.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+    return sorted((p for p in named if p.is_dir() and not p.is_symlink()), key=_step)
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
@@ -51,20 +46,11 @@ def write_checkpoint_marker(
 ) -> None:
     """Write the completion marker of a checkpoint.
 
-    Args:
-        values: `world_size` and `zero_stage`, which determine how the state is sharded.
-        files: size and SHA-256 of each file, by name.
+    `values` are `world_size` and `zero_stage`, which determine how the state is sharded; `files`
+    has the size and SHA-256 of each file, by name.
     """
-    write_marker(
-        checkpoint / MARKER,
-        {
-            "step": _step(checkpoint),
-            **values,
-            "versions": package_versions(),
-            **_identity(stage_dir),
-            "files": files,
-        },
-    )
+    begin = {"step": _step(checkpoint), **values, "versions": package_versions()}
+    write_marker(checkpoint / MARKER, begin | _identity(stage_dir) | {"files": files})
 
 
 def _identity(stage_dir: StageDir) -> dict[str, Any]:
@@ -94,29 +80,24 @@ def read_checkpoint_marker(checkpoint: Path) -> dict[str, Any]:
 def newest_marker(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint with a valid marker, and its content. Other files are not read."""
     for folder in reversed(complete_checkpoints(checkpoints)):
-        try:
+        # The ranks of the stage will report a damaged one and remove it.
+        with suppress(DamagedFile):
             return folder, read_checkpoint_marker(folder)
-        except DamagedFile:
-            # The ranks of the stage will report it and remove it.
-            continue
     return None
 
 
 def made_with(stage_dir: StageDir) -> dict[str, Any] | None:
     """The identity fields that a begun stage was started with; None if unknown."""
+    fields: dict[str, Any] | None = None
     if stage_dir.config.is_file():
-        fields: dict[str, Any] = stage_dir.read_config()["identity_fields"]
-        return fields
-    newest = newest_marker(stage_dir.checkpoints)
-    return newest[1].get("identity_fields") if newest else None
+        fields = stage_dir.read_config()["identity_fields"]
+    elif newest := newest_marker(stage_dir.checkpoints):
+        fields = newest[1].get("identity_fields")
+    return fields
 
 
 def check_identity(checkpoint: Path, stage_dir: StageDir) -> None:
-    """Refuse a checkpoint that was made with other settings, inputs or data.
-
-    Raises:
-        UserError: says what differs and what to do.
-    """
+    """Raise a `UserError` for a checkpoint that was made with other settings, inputs or data."""
     marker, now = read_checkpoint_marker(checkpoint), _identity(stage_dir)
     if "identity" in marker and now and marker["identity"] != now["identity"]:
         old, new = marker.get("identity_fields", {}), now["identity_fields"]
@@ -135,15 +116,11 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def check_split(folder: Path, ranks: int, zero_stage: int, section: str = "") -> None:
-    """Refuse a checkpoint whose optimizer state is sharded differently.
-
-    Raises:
-        UserError: the number of ranks or the ZeRO stage differs; says what to do.
-    """
+    """Raise a `UserError` for a checkpoint of another number of ranks or ZeRO stage."""
     marker = read_checkpoint_marker(folder)
     saved_ranks, saved_stage = marker["world_size"], marker["zero_stage"]
+    key = f"{section}.zero_stage" if section else "zero_stage"
     if (saved_ranks, saved_stage) != (ranks, zero_stage):
-        key = f"{section}.zero_stage" if section else "zero_stage"
         raise UserError(
             f"{folder} was saved by {saved_ranks} ranks with ZeRO-{saved_stage}, but this start "
             f"has {ranks} ranks with ZeRO-{zero_stage}, so its optimizer state is sharded "
@@ -157,27 +134,20 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that can change the last bits of a result."""
     found = {}
     for name in VERSIONED:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def changed_versions(stage_dir: StageDir) -> list[str]:
     """`package old -> new` for each version that changed since a stage was made or last saved."""
-    try:
+    made_by: dict[str, str] = {}
+    # The stage itself will refuse a damaged file.
+    with suppress(DamagedFile):
         if stage_dir.is_complete():
             made_by = stage_dir.read_result().get("environment", {}).get("versions", {})
-        else:
-            newest = newest_marker(stage_dir.checkpoints)
-            made_by = newest[1]["versions"] if newest else {}
-    except DamagedFile:
-        # The stage itself will refuse the damaged file.
-        return []
+        elif newest := newest_marker(stage_dir.checkpoints):
+            made_by = newest[1]["versions"]
     now = package_versions()
-    return [
-        f"{name} {old} -> {now[name]}"
-        for name, old in made_by.items()
-        if name in now and now[name] != old
-    ]
+    changed = [name for name, old in made_by.items() if now.get(name, old) != old]
+    return [f"{name} {made_by[name]} -> {now[name]}" for name in changed]

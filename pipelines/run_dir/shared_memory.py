@@ -5,41 +5,33 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import DamagedFile
 from pipelines.run_dir.paths import StageDir, read_json, write_json
 
 SHARED = Path("/dev/shm")
-
-
-def _prefix() -> str:
-    return f"deepspeed_allreduce_buffer_{os.getuid()}_"
+PREFIX = f"deepspeed_allreduce_buffer_{os.getuid()}_"
 
 
 def own_buffer(env: Mapping[str, str] = os.environ) -> Path:
     """Path of the buffer of the rank with this environment."""
-    return SHARED / f"{_prefix()}{env['MASTER_ADDR']}_{env['MASTER_PORT']}_{env['RANK']}"
+    return SHARED / f"{PREFIX}{env['MASTER_ADDR']}_{env['MASTER_PORT']}_{env['RANK']}"
 
 
 @contextmanager
 def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
-    """Run the ranks of a start inside this context to remove their buffers, and those of a start
-    that was killed.
+    """Remove the buffers of a start that was killed, and after this context those of its ranks.
 
     The ranks remove their buffers as soon as all have opened them. A rank killed before that leaves
-    69 MB. The buffer names contain the port; the stage's folder stores it for the next start.
-
-    Args:
-        port: rendezvous port of the ranks.
+    69 MB. The buffer names contain the rendezvous port; the stage's folder stores it for the next
+    start.
     """
-    try:
+    with suppress(FileNotFoundError, DamagedFile):
         last = read_json(stage_dir.port, needs=("port", "host"))
         if last["host"] == socket.gethostname():
             _remove(str(last["port"]))
-    except (FileNotFoundError, DamagedFile):
-        pass
     write_json(stage_dir.port, {"port": port, "host": socket.gethostname()})
     try:
         yield
@@ -51,11 +43,8 @@ def none_left(stage_dir: StageDir, port: int) -> Iterator[None]:
 def _remove(port: str) -> None:
     """Remove the buffers of this user and port, except those mapped by a living process: another
     run may have been given the same port."""
-    found = [
-        path
-        for path in SHARED.glob(f"{_prefix()}*_*")
-        if path.name.removeprefix(_prefix()).split("_")[-2] == port
-    ]
+    named = SHARED.glob(f"{PREFIX}*_*")
+    found = [p for p in named if p.name.removeprefix(PREFIX).split("_")[-2] == port]
     mapped = _mapped() if found else ""
     for path in found:
         if str(path) not in mapped:
@@ -66,8 +55,6 @@ def _mapped() -> str:
     """The lines of /proc/*/maps with shared memory of this user's processes."""
     lines = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
+        with suppress(OSError):
             lines += [line for line in maps.read_text().splitlines() if f"{SHARED}/" in line]
-        except OSError:
-            continue
     return "\n".join(lines)

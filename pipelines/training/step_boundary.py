@@ -22,7 +22,6 @@ from pipelines.errors import Stopped
 from pipelines.machine.signals import SIGNALS
 from pipelines.run_dir import heartbeat
 from pipelines.run_dir.paths import StageDir
-from pipelines.run_dir.stop_files import requested
 
 
 class StepBoundary(TrainerCallback):
@@ -87,7 +86,7 @@ class StepBoundary(TrainerCallback):
         """The signal that asks for a stop (0 for none), and whether a save is due by time."""
         asked, due = self.signum, False
         if is_main:
-            asked = asked or requested(self.stage_dir)
+            asked = asked or self.stage_dir.requested_stop()
             if self.every_seconds and not self.every_steps:
                 due = time.monotonic() - self.saved_at >= self.every_seconds
         if dist.is_initialized() and dist.get_world_size() > 1:

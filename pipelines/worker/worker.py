@@ -16,15 +16,13 @@ from pipelines.machine.process import die_with_command, die_with_parent
 from pipelines.machine.signals import unblock_signals
 from pipelines.models.checkpoint import content_hash
 from pipelines.run_dir import heartbeat
-from pipelines.run_dir.disk import explains_failed_writes
+from pipelines.run_dir.disk import explain_failed_writes
 from pipelines.run_dir.fail_points import fail_point
 from pipelines.run_dir.job import read_job
 from pipelines.run_dir.paths import StageDir, hold_as_rank, write_json
 from pipelines.run_dir.resume_state import package_versions
-from pipelines.run_dir.stop_files import write_stopped
 
 
-@explains_failed_writes
 def run_job(stage_dir: StageDir) -> None:
     """Run this rank's part of a stage to its end."""
     job = read_job(stage_dir)
@@ -62,11 +60,12 @@ def run_rank(stage_dir: StageDir) -> int:
     rank = int(os.environ.get("RANK", "0"))
     heartbeat.begin(stage_dir, rank)
     try:
-        run_job(stage_dir)
+        with explain_failed_writes(stage_dir.root):
+            run_job(stage_dir)
     except Stopped as stopped:
         if rank == 0:
             print(stopped, flush=True)
-            write_stopped(stage_dir, stopped)
+            write_json(stage_dir.stopped, {"signal": stopped.signum, "step": stopped.step})
     except UserError as error:
         # The log may not fit on a full disk, so the exit code reports the error too.
         with contextlib.suppress(OSError):
