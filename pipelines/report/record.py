@@ -81,8 +81,8 @@ class StageRecord:
         by_step = {}
         for entry in json_objects(lines):
             values = {key: finite_number(value) for key, value in entry.items()}
-            if "loss" in entry and values.get("step") is not None:
-                by_step[values["step"]] = values
+            if "loss" in entry and (step := values.get("step")) is not None:
+                by_step[step] = values
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
