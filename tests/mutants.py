@@ -93,7 +93,7 @@ MUTANTS = [
     *in_file(
         "objectives/objective", OBJECTIVES,
         ("self.keep * num_targets", "num_targets"),
-        ("eps=settings.remit.eps", "eps=0.2"),
+        ("eps=remit.eps", "eps=0.2"),
         ("k=self.keep", "k=0.6"),
         ('self.name in ("remit", "rho1")', 'self.name in ("remit",)'),
     ),

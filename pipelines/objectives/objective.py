@@ -17,7 +17,6 @@ class Objective:
     """Turns the per-token scores of learner and reference into a loss.
 
     Attributes:
-        name: `ntp`, `remit`, `rho1` or `kd`.
         eps, center, map, standardize, detach: arguments of `remit_weights`.
         divisor: what ReMiT's loss is divided by: the number of targets, or the sum of the weights.
         scope: the tokens over which `center="batch"`, `divisor="weights"` and RHO-1's ranking are
@@ -41,19 +40,14 @@ class Objective:
     def of(cls, settings: MidTrainConfig) -> Objective:
         """Build the objective from the settings of a recipe, with `auto` already resolved."""
         assert settings.objective != "auto"
+        remit = settings.remit
         return cls(
             # MiniPLM selects whole sequences and trains on them by next-token prediction.
             "ntp" if settings.objective == "miniplm" else settings.objective,
-            eps=settings.remit.eps,
-            center=settings.remit.center,
-            map=settings.remit.map,
-            standardize=settings.remit.standardize,
-            detach=settings.remit.detach,
-            divisor=settings.remit.divisor,
-            scope=settings.scope,
-            keep=settings.rho1.keep,
-            alpha=settings.kd.alpha,
-        )
+            eps=remit.eps, center=remit.center, map=remit.map,
+            standardize=remit.standardize, detach=remit.detach, divisor=remit.divisor,
+            scope=settings.scope, keep=settings.rho1.keep, alpha=settings.kd.alpha,
+        )  # fmt: skip
 
     @property
     def uses_weights(self) -> bool:
@@ -75,10 +69,8 @@ class Objective:
     ) -> Tensor:
         """Compute token weights [batch, seq] from log-probabilities [batch, seq].
 
-        Args:
-            logprobs, ref_logprobs: log-probability of each target under learner and reference.
-            mask: true where the position has a target, [batch, seq].
-            documents: document number of each position, [batch, seq]; for `center="document"`.
+        `mask` is true where the position has a target. `documents`, the document number of each
+        position, is needed for `center="document"`. Both are [batch, seq].
         """
         if self.name == "rho1":
             return rho1_weights(logprobs, ref_logprobs, mask, k=self.keep)
@@ -99,11 +91,11 @@ class Objective:
 
         Args:
             scores: `nll` and, for `kd`, `kl`; each [batch, seq].
-            weights: token weights of this micro-batch, [batch, seq]; None for `ntp` and `kd`.
+            weights: token weights, [batch, seq]; None for `ntp` and `kd`.
             mask: true where the position has a target, [batch, seq].
             num_targets: number of targets in the whole step, over all ranks and micro-batches.
-            step_divisor: sum of the weights of the whole step; given if the loss is divided by it
-                and `scope` is `step`.
+            step_divisor: sum of the weights of the whole step, if the loss is divided by it and
+                `scope` is `step`.
         """
         nll = scores["nll"]
         if self.uses_kl:

@@ -1,12 +1,9 @@
 """Per-token scores of a causal language model, computed without storing all of its logits.
 
-`TokenScores` is the autograd function. From hidden states it computes negative log-likelihoods and,
-with a reference, KL divergences in fp32. It works in chunks and recomputes their logits in the
-backward pass. `token_nll` and `token_kl` call it directly.
-
-`score_tokens_in_forward` replaces a model's forward by one that returns these scores. They are then
-computed inside the output head's own forward, where ZeRO-3 has gathered its weight. Learner and
-reference run the same code, so their log-probabilities differ only through their weights.
+`TokenScores`, the autograd function, works in chunks and recomputes their logits in the backward
+pass. `token_nll` and `token_kl` call it directly. `score_tokens_in_forward` makes a model return
+these scores, computed inside the output head's own forward, where ZeRO-3 has gathered its weight.
+Learner and reference run the same code, so that only their weights make a difference.
 """
 
 from __future__ import annotations
@@ -28,23 +25,16 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Head:
-    """An output head and the hidden states that enter it.
+    """An output head and the hidden states that enter it, fp32 or bf16."""
 
-    Attributes:
-        hidden: [tokens, dim], fp32 or bf16.
-        weight: [vocab, dim].
-        bias: [vocab], or None.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
+    hidden: Tensor  # [tokens, dim]
+    weight: Tensor  # [vocab, dim]
+    bias: Tensor | None  # [vocab]
 
     def in_fp32(self, num_tokens: int) -> Head:
         """Return the head cut to its first `num_tokens` rows, ready for products in fp32.
 
-        On a GPU, bf16 stays bf16, because tensor cores accumulate bf16 products in fp32. Elsewhere
-        both factors are cast to fp32.
+        On a GPU, bf16 stays bf16, because tensor cores accumulate its products in fp32.
         """
         bias = None if self.bias is None else self.bias[:num_tokens].float()
         hidden, weight = self.hidden, self.weight[:num_tokens]
@@ -74,14 +64,13 @@ class TokenScores(torch.autograd.Function):
         labels: Tensor,
         reference: Head | None,
         num_tokens: int,
-        ignore_index: int,
         chunk_bytes: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Return NLL and KL; `token_nll` and `token_kl` describe the arguments."""
         head = Head(hidden, weight, bias).in_fp32(num_tokens)
         ref = None if reference is None else reference.in_fp32(num_tokens)
         chunks = list(_chunks(len(labels), num_tokens * (1 if ref is None else 2), chunk_bytes))
-        targets = labels != ignore_index
+        targets = labels != IGNORE
         nll, normalizer = (torch.zeros_like(labels, dtype=torch.float32) for _ in range(2))
         kl = None if ref is None else torch.zeros_like(nll)
         logits = None
@@ -135,7 +124,7 @@ class TokenScores(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
-            *[None] * 5,
+            *[None] * 4,
         )
 
 
@@ -145,26 +134,21 @@ def token_nll(
     labels: Tensor,
     *,
     bias: Tensor | None = None,
-    ignore_index: int = IGNORE,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Compute the negative log-likelihood of each label; its gradient is exact for every token.
 
     Args:
         hidden: [tokens, dim], fp32 or bf16.
-        weight: weight of the output head, [vocab, dim].
-        labels: [tokens]; `ignore_index` at positions without a target.
-        bias: bias of the output head, [vocab].
+        weight, bias: output head, [vocab, dim] and [vocab].
+        labels: [tokens]; `IGNORE` at positions without a target.
         chunk_bytes: if the logits take more bytes than this, they are computed in chunks and
             recomputed in the backward pass; otherwise they are saved.
 
     Returns:
         fp32 [tokens]; 0 at positions without a target. Logits are accumulated in fp32.
     """
-    nll: Tensor = _scores(
-        hidden, weight, bias, labels, None, len(weight), ignore_index, chunk_bytes
-    )[0]
-    return nll
+    return _scores(hidden, weight, bias, labels, None, len(weight), chunk_bytes)[0]
 
 
 def token_kl(
@@ -177,10 +161,9 @@ def token_kl(
     num_tokens: int,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Compute the forward KL(p_R || p_theta) at each position, chunk by chunk.
+    """Compute the forward KL(p_R || p_theta) at each position, chunk by chunk; see `token_nll`.
 
     Args:
-        hidden, weight, bias: hidden states and output head of the learner, see `token_nll`.
         reference: head and hidden states of the reference, of any width; it gets no gradient.
         mask: true where the position has a target, [tokens].
         num_tokens: number of token ids to which both logits are cut.
@@ -189,10 +172,7 @@ def token_kl(
         fp32 [tokens]; 0 where the mask is false.
     """
     labels = torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, IGNORE)
-    kl: Tensor = _scores(hidden, weight, bias, labels, reference, num_tokens, IGNORE, chunk_bytes)[
-        1
-    ]
-    return kl
+    return _scores(hidden, weight, bias, labels, reference, num_tokens, chunk_bytes)[1]
 
 
 def _scores(*args: Any) -> tuple[Tensor, Tensor]:
@@ -226,19 +206,15 @@ def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _head_forward(
-    self: nn.Linear,
-    hidden: Tensor,
-    labels: Tensor | None = None,
-    reference: Head | None = None,
+    self: nn.Linear, hidden: Tensor, labels: Tensor | None = None, reference: Head | None = None
 ) -> Any:
     """Forward of an output head: fp32 logits or, given labels, the scores of `TokenScores`."""
     if labels is None:
         bias = None if self.bias is None else self.bias.float()
         return F.linear(hidden.float(), self.weight.float(), bias)
     return _scores(
-        hidden, self.weight, self.bias, labels, reference, self.num_scored_tokens, IGNORE,
-        self.chunk_bytes,
-    )  # fmt: skip
+        hidden, self.weight, self.bias, labels, reference, self.num_scored_tokens, self.chunk_bytes
+    )
 
 
 def _scoring_forward(
@@ -276,15 +252,12 @@ def score_tokens_in_forward(
     as `ref_hidden`, it adds {"kl"}. Scores have the shape of `shift_labels`, [batch, seq].
 
     Args:
-        model: a transformers causal language model.
-        num_tokens: size of the base's tokenizer, to which the logits of learner and reference are
-            cut.
+        num_tokens: size of the base's tokenizer, to which all logits are cut.
         ref_head: output head of the reference, for the KL.
         chunk_bytes: bytes of logits computed at once, see `token_nll`.
 
     Raises:
-        UserError: the model transforms its logits after the head (soft-capping, scaling), which
-            this forward does not implement.
+        UserError: the model transforms its logits after the head, which is not implemented here.
     """
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, key, None) not in (None, 1, 1.0):
