@@ -128,8 +128,10 @@ MUTANTS = [
         ("weight_decay=train.weight_decay", "weight_decay=0.0"),
         ("lr_scheduler_type=schedule", 'lr_scheduler_type="cosine"'),
         ("warmup_steps=round(train.warmup_ratio * steps)", "warmup_steps=0"),
-        ("job.inputs[role], dtype, attn_implementation=config.model.attn_implementation",
-         'job.inputs[role], dtype, attn_implementation="sdpa"'),
+    ),
+    *in_file(
+        "models/loading", VALUES,
+        ("attn_implementation=config.model.attn_implementation", 'attn_implementation="sdpa"'),
     ),
     *in_file(
         "training/facts", PARTS,

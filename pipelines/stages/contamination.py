@@ -33,30 +33,25 @@ def run(job: StageJob) -> dict[str, Any]:
     evals = evaluation_questions(job.config) | asked
     tasks, texts = list(evals), heldout_documents(job.config)
     # The launcher passes the sources to check: those of the plan, or of the recipe.
-    keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
     read = {
         key: _Counted(training_passages(job.config, key))
-        for key in keys
-        if training_source(job.config, key).weight > 0
+        for key in job.data_sha256
+        if not key.startswith("eval.") and training_source(job.config, key).weight > 0
     }
-    started = time.monotonic()
-    found = check(
-        evals | texts, read, n=settings.contamination_ngram, unpublished=unpublished(job.config)
-    )
+    started, n = time.monotonic(), settings.contamination_ngram
+    found = check(evals | texts, read, n=n, unpublished=unpublished(job.config))
     seconds = time.monotonic() - started
     for name, value in found.items():
         value["kind"] = "text" if name in texts else "task"
         print(f"{name}: {value['contaminated']} of {value['questions']} contaminated", flush=True)
     bits = {name: found[name]["bits"] for name in tasks}
+    sources = {k: {"passages": c.passages, "bytes": c.num_bytes} for k, c in read.items()}
     num_bytes = sum(counted.num_bytes for counted in read.values())
     return {
-        "ngram": settings.contamination_ngram,
+        "ngram": n,
         "questions": sum(found[name]["questions"] for name in tasks),
         "contaminated": sum(found[name]["contaminated"] for name in tasks),
-        "sources": {
-            key: {"passages": counted.passages, "bytes": counted.num_bytes}
-            for key, counted in read.items()
-        },
+        "sources": sources,
         "megabytes_per_second": round(num_bytes / 1e6 / max(seconds, 1e-9), 2),
         "not_checked": not_checked,
         "bits_sha256": hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest(),
