@@ -208,7 +208,7 @@ class _Rows:
         own = session.study(stages, data_sha256)
         rows.check_kept(session.run, own)
         read = rows.read_rows(session.config.compare.rows, own)
-        left = arm_stages.needed(stages, {(row.arm, row.seed, row.point) for row in read})
+        left = arm_stages.needed(stages, {row.place for row in read})
         parameters = base_parameters(session.config, session.compared)
         return cls(session.run, own, left, read, parameters)
 

@@ -47,40 +47,25 @@ class Gain:
 
 @dataclass(frozen=True)
 class Line:
-    """One measure of all arms.
+    """One measure of all arms."""
 
-    Attributes:
-        cells: means of the arms; None where an arm was not measured.
-        gains: differences from the baselines; None for an arm that is its own baseline, and where
-            the baseline has no row.
-    """
-
-    cells: list[Cell | None]
-    gains: list[Gain | None]
+    cells: list[Cell | None]  # None: the arm was not measured
+    gains: list[Gain | None]  # None: the arm is its own baseline, or the baseline has no row
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of one point; each line has one entry per arm in `arms`.
-
-    Attributes:
-        baselines: the baseline of each arm.
-        own_seeds: for each arm, the seeds that it has rows for.
-        accuracy: by task, and the average over tasks.
-        bits_per_byte: by domain.
-        sampled: by measure of the samples, such as pass@8.
-        training: by measure of the training, such as the first loss of SFT.
-    """
+    """The table of one point; each line has one entry per arm in `arms`."""
 
     point: str
     arms: list[str]
-    baselines: list[str]
+    baselines: list[str]  # of each arm
     seeds: list[int]
-    own_seeds: list[list[int]]
-    accuracy: dict[str, Line]
-    bits_per_byte: dict[str, Line]
-    sampled: dict[str, Line]
-    training: dict[str, Line]
+    own_seeds: list[list[int]]  # of each arm
+    accuracy: dict[str, Line]  # by task, and the average over tasks
+    bits_per_byte: dict[str, Line]  # by domain
+    sampled: dict[str, Line]  # by measure of the samples, such as pass@8
+    training: dict[str, Line]  # by measure of the training, such as the first loss of SFT
 
     @property
     def same_seeds(self) -> bool:
@@ -112,11 +97,8 @@ def _table(point: str, found: list[Row]) -> Comparison:
     by_arm = {arm: {row.seed: row for row in found if row.arm == arm} for arm in arms}
 
     def lines(measures: Callable[[Row], dict[str, float]]) -> dict[str, Line]:
-        measured = {
-            arm: {seed: measures(row) for seed, row in own.items()} for arm, own in by_arm.items()
-        }
         titles = dict.fromkeys(title for row in found for title in measures(row))
-        return {title: _line(title, by_arm, measured) for title in titles}
+        return {title: _line(title, measures, by_arm) for title in titles}
 
     return Comparison(
         point=point,
@@ -136,22 +118,21 @@ def _accuracies(row: Row) -> dict[str, float]:
 
 
 def _line(
-    title: str,
-    by_arm: dict[str, dict[int, Row]],
-    measured: dict[str, dict[int, dict[str, float]]],
+    title: str, measures: Callable[[Row], dict[str, float]], by_arm: dict[str, dict[int, Row]]
 ) -> Line:
     values = {
-        arm: {seed: found[title] for seed, found in own.items() if title in found}
-        for arm, own in measured.items()
+        arm: {seed: measures(row)[title] for seed, row in own.items() if title in measures(row)}
+        for arm, own in by_arm.items()
     }
-    return Line(
-        [_over_seeds(own) for own in values.values()],
-        _adjusted([_gain(arm, own, values) for arm, own in by_arm.items()]),
-    )
+    cells = [_cell(own.values()) if own else None for own in values.values()]
+    gains = [_gain(arm, own, values) for arm, own in by_arm.items()]
+    adjusted = holm([gain.p_value if gain else None for gain in gains])
+    pairs = zip(gains, adjusted, strict=True)
+    return Line(cells, [replace(gain, holm=p) if gain else None for gain, p in pairs])
 
 
-def _over_seeds(values: dict[int, float]) -> Cell | None:
-    return Cell(*mean_interval(list(values.values()))) if values else None
+def _cell(values: Iterable[float]) -> Cell:
+    return Cell(*mean_interval(list(values)))
 
 
 def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
@@ -175,14 +156,6 @@ def by_seed(gain: Gain) -> str:
 
 def p_text(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
-def _adjusted(gains: list[Gain | None]) -> list[Gain | None]:
-    adjusted = holm([gain.p_value if gain else None for gain in gains])
-    return [
-        replace(gain, holm=p_value) if gain else None
-        for gain, p_value in zip(gains, adjusted, strict=True)
-    ]
 
 
 @dataclass(frozen=True)
@@ -223,15 +196,11 @@ def curves(found: Sequence[Row]) -> list[Curve]:
         seeds = sorted(set.intersection(*(set(by_part[part]) for part in parts)))
         if not seeds:
             continue
-        cells = [Cell(*mean_interval([by_part[p][s].average for s in seeds])) for p in parts]
+        cells = [_cell(by_part[p][s].average for s in seeds) for p in parts]
         reached = _reaches(parts, [c.mean for c in cells], _target(along.get("ntp", {}), seeds))
         steps = max(row.steps for own in by_part.values() for row in own.values())
-        found_curves.append(
-            Curve(
-                arm, seeds, parts, cells, reached,
-                None if reached is None else round(reached * steps),
-            )
-        )  # fmt: skip
+        steps_to_ntp = None if reached is None else round(reached * steps)
+        found_curves.append(Curve(arm, seeds, parts, cells, reached, steps_to_ntp))
     return found_curves
 
 
@@ -252,14 +221,10 @@ def _part(point: str) -> float:
 
 
 def _reaches(parts: list[float], means: list[float], target: float | None) -> float | None:
-    if target is None:
+    reached = [i for i, mean in enumerate(means) if target is not None and mean >= target]
+    if target is None or not reached:
         return None
-    for i, mean in enumerate(means):
-        if mean < target:
-            continue
-        if i == 0:
-            return parts[0]
-        return parts[i - 1] + (parts[i] - parts[i - 1]) * (target - means[i - 1]) / (
-            mean - means[i - 1]
-        )
-    return None
+    if (at := reached[0]) == 0:
+        return parts[0]
+    before, mean = means[at - 1], means[at]
+    return parts[at - 1] + (parts[at] - parts[at - 1]) * (target - before) / (mean - before)
