@@ -76,7 +76,7 @@ MUTANTS = [
         "objectives/token_nll", OBJECTIVES,
         ("nll.masked_fill_(~targets, 0.0)", "nll.masked_fill_(~targets, 1.0)"),
         ("ref_logprobs.exp() * (ref", "logprobs.exp() * (ref"),
-        ("grad.scatter_add_(1, wanted, -nll_grad[rows, None])", "pass"),
+        ("grad.scatter_add_(1, wanted[rows], -nll_grad[rows, None])", "pass"),
         (".mul_(kl_grad[rows, None])", ".mul_(nll_grad[rows, None])"),
         ("total = nll_grad + kl_grad", "total = nll_grad"),
         ("self.weight[:num_tokens]\n", "self.weight\n"),

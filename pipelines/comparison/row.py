@@ -19,38 +19,24 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluated model of a comparison.
-
-    Attributes:
-        point: `mid` (after mid-training), `sft`, `dpo`, `post` (after all of post-training), or the
-            share of the mid-training that was done, such as `1/4`.
-        against: the baseline, an arm that the tables subtract from this one.
-        study: hashes of what it depends on, see `Study.parts`; equal for all seeds.
-        tasks: for each task the accuracy, the number of questions, and one bit per question.
-        sampled: for each measure of the samples (pass@8, entropy) the mean over tasks.
-        tokens, steps: of the mid-training.
-        passes: passes over the source that was read most often; MiniPLM reads twice the tokens.
-        flops, seconds: cost of the arm's stages up to this row, with the whole mid-training.
-        training: measures of the arm's training up to this row, see `study.training_measures`.
-        shared: hashes of what all arms share, see `Study.shared`; empty, like `training`, in rows
-            of a version that did not record it.
-    """
+    """One evaluated model of a comparison; `tokens` and `steps` are those of its mid-training."""
 
     arm: str
     seed: int
-    point: str
-    against: str
+    point: str  # mid, sft, dpo, post, or the share of the mid-training that was done, such as 1/4
+    against: str  # the baseline, an arm that the tables subtract from this one
     identity: str
-    study: dict[str, str]
+    study: dict[str, str]  # hashes of what it depends on, see `Study.parts`; equal for all seeds
     average: float
-    tasks: dict[str, dict[str, Any]]
+    tasks: dict[str, dict[str, Any]]  # accuracy, number of questions, one bit per question
     bits_per_byte: dict[str, float]
-    sampled: dict[str, float]
+    sampled: dict[str, float]  # by measure of the samples (pass@8, entropy), the mean over tasks
     tokens: int
     steps: int
-    passes: int
-    flops: float
-    seconds: float
+    passes: int  # over the source that was read most often; MiniPLM reads twice the tokens
+    flops: float  # of the arm's stages up to this row, with the whole mid-training
+    seconds: float  # of the same stages
+    # Rows of early versions lack these: see `study.training_measures` and `Study.shared`.
     training: dict[str, float] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
 

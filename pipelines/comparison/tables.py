@@ -26,22 +26,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gain:
-    """The difference between an arm and its baseline, paired by seed.
-
-    Attributes:
-        half: half the 95% interval by Student's t; None with one seed.
-        effect: mean divided by standard deviation of the differences (Cohen's d of pairs); None if
-            undefined.
-        p_value: of the two-sided paired t-test.
-        holm: `p_value` adjusted by Holm's method for all arms of the table.
-    """
+    """The difference between an arm and its baseline, paired by seed; None where undefined."""
 
     baseline: str
     mean: float
-    half: float | None
-    effect: float | None
-    p_value: float | None
-    holm: float | None
+    half: float | None  # half the 95% interval by Student's t
+    effect: float | None  # mean / standard deviation of the differences (Cohen's d of pairs)
+    p_value: float | None  # of the two-sided paired t-test
+    holm: float | None  # `p_value` adjusted by Holm's method for all arms of the table
     by_seed: dict[int, float]
 
 
@@ -137,13 +129,13 @@ def _cell(values: Iterable[float]) -> Cell:
 
 def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
     baseline = next(row.against for row in rows.values())
-    other = values.get(baseline, {})
-    deltas = {s: values[arm][s] - other[s] for s in sorted(values[arm].keys() & other.keys())}
+    own, other = values[arm], values.get(baseline, {})
+    deltas = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
     if arm == baseline or not deltas:
         return None
     numbers = list(deltas.values())
-    spread = stdev(numbers) if len(numbers) > 1 else 0.0
     mean, half = mean_interval(numbers)
+    spread = stdev(numbers) if len(numbers) > 1 else 0.0
     if spread < NO_SPREAD:
         return Gain(baseline, mean, half, None, None, None, deltas)
     return Gain(baseline, mean, half, mean / spread, t_test(numbers), None, deltas)
@@ -162,20 +154,15 @@ def p_text(p_value: float) -> str:
 class Curve:
     """The average accuracy of one arm during mid-training.
 
-    Attributes:
-        seeds: the seeds that the averages are over.
-        parts: shares of the mid-training that were done; the last one is 1.
-        averages: means over seeds with intervals, one per part.
-        reaches_ntp: share of the mid-training after which the mean reaches NTP's final mean, linear
-            between two points. None if it never does, without an NTP arm, and if NTP's mean did
-            not rise from its first point.
-        steps_to_ntp: the same share in steps.
+    `reaches_ntp` is the share of the mid-training after which the mean reaches NTP's final mean,
+    linear between two points. It is None if the mean never does, without an NTP arm, and if NTP's
+    mean did not rise from its first point.
     """
 
     arm: str
     seeds: list[int]
-    parts: list[float]
-    averages: list[Cell]
+    parts: list[float]  # shares of the mid-training that were done; the last one is 1
+    averages: list[Cell]  # over the seeds, one per part
     reaches_ntp: float | None
     steps_to_ntp: int | None
 

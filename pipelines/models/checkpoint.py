@@ -46,7 +46,9 @@ def find_checkpoint(ckpt: str, option: str) -> ModelRef:
         raise UserError(f"{option} is empty. Give a model folder, a stage folder or org/name.")
     path = Path(ckpt).expanduser()
     if path.exists():
-        return ModelRef(ckpt, _model_folder(path, option))
+        folder = _model_folder(path.resolve(), option)
+        check_model_folder(folder, option)
+        return ModelRef(ckpt, folder)
     if HUB_NAME.match(ckpt) and not ckpt.startswith((".", "/")):
         name, _, revision = ckpt.partition("@")
         return ModelRef(name, None, revision or None)
@@ -81,18 +83,17 @@ def fetch(model: ModelRef, option: str) -> ModelRef:
 
 
 def _model_folder(path: Path, option: str) -> Path:
-    path = path.resolve()
+    """The folder itself or, of a stage, its model."""
     if not path.is_dir():
         raise UserError(f"{option} {path}: this is a file. Give the folder of a model.")
     stage = StageDir(path)
-    if stage.config.is_file():
-        if not stage.is_complete():
-            raise UserError(
-                f"{option} {path}: this stage has not finished. Run its command again to resume it."
-            )
-        path = stage.model
-    check_model_folder(path, option)
-    return path
+    if not stage.config.is_file():
+        return path
+    if not stage.is_complete():
+        raise UserError(
+            f"{option} {path}: this stage has not finished. Run its command again to resume it."
+        )
+    return stage.model
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,27 +14,21 @@ from pipelines.recipe.schema import MidTrainConfig
 
 @dataclass(frozen=True)
 class Objective:
-    """Turns the per-token scores of learner and reference into a loss.
-
-    Attributes:
-        eps, center, map, standardize, detach: arguments of `remit_weights`.
-        divisor: what ReMiT's loss is divided by: the number of targets, or the sum of the weights.
-        scope: the tokens over which `center="batch"`, `divisor="weights"` and RHO-1's ranking are
-            computed: one rank's micro-batch, or the whole step.
-        keep: fraction of the targets that RHO-1 trains on.
-        alpha: weight of the KL term in `kd`.
-    """
+    """Turns the per-token scores of learner and reference into a loss."""
 
     name: Literal["ntp", "remit", "rho1", "kd"]
+    # Arguments of `remit_weights`.
     eps: float = 0.2
     center: Center = "sequence"
     map: WeightMap = "sigmoid"
     standardize: bool = False
     detach: bool = True
+    # ReMiT's loss is divided by the number of targets, or by the sum of the weights.
     divisor: Literal["targets", "weights"] = "targets"
+    # The tokens of center="batch", divisor="weights" and RHO-1's ranking: on one rank, or all.
     scope: Literal["micro_batch", "step"] = "micro_batch"
-    keep: float = 0.6
-    alpha: float = 0.5
+    keep: float = 0.6  # fraction of the targets that RHO-1 trains on
+    alpha: float = 0.5  # weight of the KL term in `kd`
 
     @classmethod
     def of(cls, settings: MidTrainConfig) -> Objective:

@@ -71,14 +71,14 @@ class TokenScores(torch.autograd.Function):
         ref = None if reference is None else reference.in_fp32(num_tokens)
         chunks = list(_chunks(len(labels), num_tokens * (1 if ref is None else 2), chunk_bytes))
         targets = labels != IGNORE
+        wanted = labels.where(targets, 0)[:, None]
         nll, normalizer = (torch.zeros_like(labels, dtype=torch.float32) for _ in range(2))
         kl = None if ref is None else torch.zeros_like(nll)
         logits = None
         for rows in chunks:
             logits = head.logits(rows)
             normalizer[rows] = logits.logsumexp(-1)
-            wanted = labels[rows].where(targets[rows], 0)[:, None]
-            nll[rows] = normalizer[rows] - logits.gather(1, wanted)[:, 0]
+            nll[rows] = normalizer[rows] - logits.gather(1, wanted[rows])[:, 0]
             if ref is not None and kl is not None:
                 ref_logprobs = ref.logits(rows).log_softmax(-1)
                 logprobs = logits - normalizer[rows, None]
@@ -88,7 +88,7 @@ class TokenScores(torch.autograd.Function):
             kl.masked_fill_(~targets, 0.0)
         # If all logits fit into one chunk they are saved, so a small model computes them once.
         kept = logits if len(chunks) == 1 else None
-        ctx.save_for_backward(hidden, weight, bias, labels, targets, normalizer, kept)
+        ctx.save_for_backward(hidden, weight, bias, wanted, targets, normalizer, kept)
         ctx.chunks, ctx.reference, ctx.num_tokens = chunks, ref, num_tokens
         return nll, kl
 
@@ -96,7 +96,7 @@ class TokenScores(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, nll_grad: Tensor, kl_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of hidden states, weight and bias, each in its input's dtype."""
-        hidden, weight, bias, labels, targets, normalizer, kept = ctx.saved_tensors
+        hidden, weight, bias, wanted, targets, normalizer, kept = ctx.saved_tensors
         head, ref = Head(hidden, weight, bias).in_fp32(ctx.num_tokens), ctx.reference
         nll_grad = nll_grad.masked_fill(~targets, 0.0)
         kl_grad = torch.zeros_like(nll_grad) if kl_grad is None else kl_grad
@@ -110,8 +110,7 @@ class TokenScores(torch.autograd.Function):
         for rows in ctx.chunks:
             logits = head.logits(rows) if kept is None else kept.clone()
             grad = logits.sub_(normalizer[rows, None]).exp_().mul_(total[rows, None])
-            wanted = labels[rows].where(targets[rows], 0)[:, None]
-            grad.scatter_add_(1, wanted, -nll_grad[rows, None])
+            grad.scatter_add_(1, wanted[rows], -nll_grad[rows, None])
             if ref is not None:
                 grad.sub_(ref.logits(rows).softmax(-1).mul_(kl_grad[rows, None]))
             if hidden_grad is not None:

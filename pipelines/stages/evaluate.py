@@ -6,6 +6,8 @@ Finished parts are cached in files, so that a killed evaluation resumes with the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pipelines.evals.availability import nothing_asked
@@ -48,16 +50,18 @@ def _scores(job: StageJob, *, is_main: bool) -> dict[str, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = load_frozen(folder, settings.dtype, config)
+
+    def kept(part: str, name: str, answers: int, score: Callable[..., Any], *args: Any) -> Any:
+        """A score from its file, or one that is computed now."""
+        path = cache_path(folders[part], name)
+        if path.is_file():
+            progress.skip(answers)
+        make = partial(score, job, name, *args, model, tokenizer, progress)
+        return cached(path, make, writes=is_main)
+
     tasks: dict[str, Any] = {}
     for name, problems in asked.items():
-        path = cache_path(folders["tasks"], name)
-        if path.is_file():
-            progress.skip(counts[name])
-
-        def score(name: str = name, problems: Any = problems) -> Any:
-            return task_scores(job, name, problems, model, tokenizer, progress)
-
-        tasks |= cached(path, score, writes=is_main)
+        tasks |= kept("tasks", name, counts[name], task_scores, problems)
     if benchmarks.answers:
         tasks |= benchmark_scores(job, benchmarks, model, tokenizer, progress)
     scores: dict[str, Any] = {"tasks": tasks, "not_asked": benchmarks.not_asked}
@@ -65,7 +69,8 @@ def _scores(job: StageJob, *, is_main: bool) -> dict[str, Any]:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
     if is_main:
-        texts = _bits_per_byte(job, model, tokenizer, progress)
+        score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
+        texts = {n: kept("bits_per_byte", n, 1, _bits_per_byte) for n in settings.bits_per_byte}
         scores["heldout_blocks"] = {name: text.pop("blocks", {}) for name, text in texts.items()}
         scores["bits_per_byte"] = texts
         progress.end()
@@ -73,23 +78,12 @@ def _scores(job: StageJob, *, is_main: bool) -> dict[str, Any]:
 
 
 def _bits_per_byte(
-    job: StageJob, model: Any, tokenizer: Any, progress: EvalProgress
+    job: StageJob, name: str, model: Any, tokenizer: Any, progress: EvalProgress
 ) -> dict[str, Any]:
     config, settings = job.config, job.config.eval
-    score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
-    found = {}
-    for name, source in settings.bits_per_byte.items():
-        path = cache_path(job.stage_dir.root / "bits_per_byte", name)
-        if path.is_file():
-            progress.skip(1)
-
-        def score(name: str = name, source: Any = source) -> Any:
-            progress.begin(f"bits per byte of {name}", 1)
-            text = heldout_text(name, source, config.data_root)
-            return bits_per_byte(
-                model, tokenizer, text, named=name, sequence_length=config.sequence_length,
-                max_tokens=settings.bits_per_byte_tokens, batch_size=settings.batch_size,
-            )  # fmt: skip
-
-        found[name] = cached(path, score, writes=True)
-    return found
+    progress.begin(f"bits per byte of {name}", 1)
+    return bits_per_byte(
+        model, tokenizer, heldout_text(name, settings.bits_per_byte[name], config.data_root),
+        named=name, sequence_length=config.sequence_length,
+        max_tokens=settings.bits_per_byte_tokens, batch_size=settings.batch_size,
+    )  # fmt: skip

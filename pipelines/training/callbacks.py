@@ -16,20 +16,11 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from pipelines.errors import DamagedFile, UserError
 from pipelines.models.checkpoint import file_sha256
-from pipelines.run_dir import heartbeat
+from pipelines.run_dir import heartbeat, resume_state
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import fail_point
 from pipelines.run_dir.ownership import check_resume_state, make_private
 from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, fsync_dir, write_json
-from pipelines.run_dir.resume_state import (
-    check_identity,
-    check_split,
-    checkpoint_folders,
-    complete_checkpoints,
-    read_checkpoint_marker,
-    remove_checkpoint,
-    write_checkpoint_marker,
-)
 from pipelines.training.ranks import barrier, is_main_rank, replaced, world_size
 
 # Optimizer state per parameter in a checkpoint: fp32 master weight and two moments.
@@ -154,7 +145,7 @@ class CheckpointMarker(TrainerCallback):
                 with open(path, "rb") as stream:
                     os.fsync(stream.fileno())
             zero_stage = args.deepspeed["zero_optimization"]["stage"]
-            write_checkpoint_marker(
+            resume_state.write_checkpoint_marker(
                 folder,
                 self.stage_dir,
                 {"world_size": args.world_size, "zero_stage": zero_stage},
@@ -162,8 +153,8 @@ class CheckpointMarker(TrainerCallback):
             )
             fsync_dir(self.checkpoints)
             fail_point("after the marker, before pruning")
-            for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
-                remove_checkpoint(old)
+            for old in resume_state.complete_checkpoints(self.checkpoints)[: -self.keep]:
+                resume_state.remove_checkpoint(old)
         barrier()
 
 
@@ -175,17 +166,17 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     chosen: list[str | None] = [None]
     if is_main_rank():
         make_private(stage_dir.checkpoints)
-        for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
+        for folder in reversed(resume_state.complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
                 check_resume_state(folder)
-                check_identity(folder, stage_dir)
-                check_split(folder, world_size(), zero_stage)
+                resume_state.check_identity(folder, stage_dir)
+                resume_state.check_split(folder, world_size(), zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"removing checkpoint {folder}: it is damaged", flush=True)
-            remove_checkpoint(folder)
-        whole = complete_checkpoints(stage_dir.checkpoints)
-        for folder in set(checkpoint_folders(stage_dir.checkpoints)).difference(whole):
+            resume_state.remove_checkpoint(folder)
+        whole = resume_state.complete_checkpoints(stage_dir.checkpoints)
+        for folder in set(resume_state.checkpoint_folders(stage_dir.checkpoints)).difference(whole):
             shutil.rmtree(folder)
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
@@ -194,7 +185,7 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        files: dict[str, list[Any]] = read_checkpoint_marker(folder)["files"]
+        files: dict[str, list[Any]] = resume_state.read_checkpoint_marker(folder)["files"]
     except DamagedFile:
         return False
     return all(
