@@ -20,10 +20,7 @@ _EVALUATION = re.compile(
 
 
 def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
-    """The stages that a stage depends on, back to the mid-training or, if `whole`, to the start.
-
-    Stages that are not in `by_name` are not followed.
-    """
+    """The stages in `by_name` behind one, back to its mid-training or, if `whole`, to the start."""
     if stage.kind == "mid_train":
         # A mid-training stage finds its scores by their fingerprint, not by an input.
         for name, scored in by_name.items():
@@ -43,7 +40,7 @@ def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[
 
 
 def needed(stages: Sequence[Stage], known: set[Place]) -> list[Stage]:
-    """The evaluations that are not `known` (arm, seed, point), and all stages they depend on."""
+    """The evaluations that are not `known`, and all stages they depend on."""
     by_name = {stage.name: stage for stage in stages}
     kept: set[str] = set()
     for stage in stages:

@@ -1,8 +1,8 @@
 """The plan of `compare`: the arms of the paper's table, and variants of them. Pure.
 
-Every arm mid-trains with the same settings on the same data order. Arms differ only in the
-objective and its inputs, variants also in the keys that they override. Seeds vary the data order
-and the random numbers, and with `compare.base_per_seed` the base too.
+Arms mid-train with the same settings on the same data order. They differ only in the objective and
+its inputs, variants also in the keys that they override. Seeds vary the data order and the random
+numbers, and with `compare.base_per_seed` the base too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.comparison.arm_rules import (
-    ARMS,
-    BASE,
-    PLAIN,
-    WITHOUT_REFERENCE,
-    check_comparison,
-    known_arms,
-    variant_of,
-)
+from pipelines.comparison import arm_rules
+from pipelines.comparison.arm_rules import BASE, PLAIN, known_arms, variant_of
 from pipelines.comparison.arm_stages import CHECK, FOLDER
 from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef, find_checkpoint
@@ -43,7 +36,7 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
         UserError: an unknown arm, no task, settings that cannot be combined, or an arm whose
             reference cannot be found.
     """
-    check_comparison(config, base, ref)
+    arm_rules.check_comparison(config, base, ref)
     given = config.compare
     small = find_checkpoint(given.small, "compare.small") if given.small else None
     stages: dict[str, Stage] = {}
@@ -181,7 +174,7 @@ class _Seed:
 
     def _reference_of(self, arm: str) -> Given | None:
         variant = variant_of(self.recipe, arm)
-        if variant.arm in WITHOUT_REFERENCE:
+        if variant.arm in arm_rules.WITHOUT_REFERENCE:
             return None
         name, _, step = variant.ref.partition("/")
         if not name and variant.arm == "sft":
@@ -273,7 +266,7 @@ class _Seed:
         self, arm: str, config: Config, name: str, base: Given, ref: Given | None
     ) -> list[Stage]:
         kind = variant_of(self.recipe, arm).arm
-        config = _with_mid(config, objective=ARMS[kind])
+        config = _with_mid(config, objective=arm_rules.ARMS[kind])
         if kind == "kd":
             # KD needs full distributions; the cache stores only the log-probability of each token.
             config = _with_mid(config, reference="inline")
@@ -286,7 +279,7 @@ class _Seed:
         The reference counts as large as the base, as it is in ReMiT.
         """
         # All references cost the same, so BASE can stand in for one that does not exist yet.
-        ref = None if variant_of(self.recipe, arm).arm in WITHOUT_REFERENCE else BASE
+        ref = None if variant_of(self.recipe, arm).arm in arm_rules.WITHOUT_REFERENCE else BASE
         return sum(stage_flops(s, 1) for s in self._mid_stages(arm, config, "", BASE, ref))
 
     def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:

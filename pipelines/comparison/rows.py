@@ -1,7 +1,6 @@
 """Writing, reading and combining the rows of a comparison.
 
-Rows can be copied out of their run directory and read elsewhere, so that a study can continue on
-another machine. Each row identifies the study it belongs to; rows of another study are refused.
+A study can continue on another machine with its rows. Rows of another study are refused.
 """
 
 from __future__ import annotations
@@ -26,20 +25,13 @@ def rows_path(run: RunDir) -> Path:
 
 
 def existing_rows(run: RunDir) -> list[Row]:
-    """The rows that earlier comparisons wrote to a run directory.
-
-    Raises as `collected`.
-    """
+    """The rows that earlier comparisons wrote to a run directory; raises as `collected`."""
     path = rows_path(run)
     return collected([path]) if path.is_file() else []
 
 
 def check_kept(run: RunDir, study: Study) -> None:
-    """Refuse a plan whose rows cannot be combined with those that its run directory has.
-
-    Raises:
-        UserError: names the row and how it differs.
-    """
+    """Refuse, by a `UserError`, a plan whose rows do not fit to those of its run directory."""
     planned = {place(s): study.parts(s) for s in study.stages if s.kind == "evaluate"}
     for number, row in enumerate(existing_rows(run), 1):
         if row.place in planned:
@@ -57,10 +49,7 @@ def check_kept(run: RunDir, study: Study) -> None:
 
 
 def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
-    """Write `compare/rows.jsonl` and return its path.
-
-    Rows of other arms and seeds that earlier comparisons wrote to it stay.
-    """
+    """Write `compare/rows.jsonl`, where earlier rows of other arms and seeds stay; its path."""
     path = rows_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {row.place for row in found}

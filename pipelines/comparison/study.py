@@ -28,16 +28,10 @@ _OF_AN_ARM = (*_OF_A_SEED, "mid_train.objective", "mid_train.reference")
 
 @dataclass
 class Study:
-    """Hashes of what each evaluation of a plan depends on, apart from its seed.
+    """Hashes of what each evaluation of a comparison depends on, apart from its seed."""
 
-    Args:
-        stages: the whole plan of a comparison.
-        data_sha256: hash of each source, by config key.
-        config, base, ref: the recipe and the checkpoints given to the comparison.
-    """
-
-    stages: Sequence[Stage]
-    data_sha256: dict[str, str]
+    stages: Sequence[Stage]  # the whole plan
+    data_sha256: dict[str, str]  # of each source, by config key
     config: Config
     base: ModelRef | None
     ref: ModelRef | None

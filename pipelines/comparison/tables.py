@@ -168,9 +168,9 @@ class Curve:
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
-    """The curve of each arm that has points during mid-training.
+    """The curve of each arm with points during mid-training, over the seeds that have every point.
 
-    It covers the seeds that have every point, and is compared with NTP's final mean of those seeds.
+    It is compared with NTP's final mean of the same seeds.
     """
     along: dict[str, dict[float, dict[int, Row]]] = {}
     for row in found:
@@ -178,8 +178,7 @@ def curves(found: Sequence[Row]) -> list[Curve]:
             along.setdefault(row.arm, {}).setdefault(_part(row.point), {})[row.seed] = row
     found_curves = []
     for arm in _arms(row for row in found if "/" in row.point):
-        by_part = along[arm]
-        parts = sorted(by_part)
+        by_part, parts = along[arm], sorted(along[arm])
         seeds = sorted(set.intersection(*(set(by_part[part]) for part in parts)))
         if not seeds:
             continue

@@ -111,11 +111,7 @@ def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenizer_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template.
-
-    Raises:
-        UserError: the folder has no tokenizer.
-    """
+    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template."""
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         rules: Any = _rules(_read(folder / "tokenizer.json"))
@@ -132,16 +128,13 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
 
 
 def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
-    """Compare how base and reference tokenize text.
+    """Compare how base and reference tokenize text; raises `UserError` without a fast tokenizer.
 
     Tokens that the import of the base added for chat are ignored: packed text never contains them.
 
     Returns:
         None if every token of the base has the same id in the reference (which may have more) and
         both split text by the same rules; else a clause that names the first difference.
-
-    Raises:
-        UserError: a folder without a fast tokenizer.
     """
     added = set(added_for_chat(base_folder))
     return rules_difference(saved_rules(base_folder), saved_rules(ref_folder), added)

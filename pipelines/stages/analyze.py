@@ -1,8 +1,8 @@
 """Stage analyze: training dynamics, which tokens are up-weighted, and how far RL moves the model.
 
-One process, without a DeepSpeed engine. It loads each model of the run once and scores held-out
-text. Models that take part in token weighting also score the first training sequences, and models
-along the annealing also answer questions.
+One process, without a DeepSpeed engine, loads each model of the run once to score held-out text.
+Models that take part in token weighting also score the first training sequences, and models along
+the annealing also answer questions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -81,25 +80,18 @@ def missing(analysis: Analysis) -> list[str]:
     return [sentence for is_missing, sentence in parts if is_missing]
 
 
-@dataclass
 class Analysis:
-    """Scores of the models of one run, and the results computed from them.
+    """Scores of the models of one run, and the results computed from them."""
 
-    Attributes:
-        window_sums: by model and domain, summed log-probabilities of held-out windows, [windows].
-        logprobs: by model, log-probabilities of the training sequences, [sequences, context].
-        answered: by model along an annealing, its scores on the questions.
-    """
-
-    job: StageJob
-    models: Lineage
-    window_sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    logprobs: dict[str, Tensor] = field(default_factory=dict)
-    answered: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.config = self.job.config
+    def __init__(self, job: StageJob, models: Lineage) -> None:
+        self.job, self.models, self.config = job, models, job.config
         self.dtype = self.config.mid_train.dtype
+        # By model and domain, summed log-probabilities of held-out windows, [windows].
+        self.window_sums: dict[str, dict[str, np.ndarray]] = {}
+        # By model, log-probabilities of the training sequences, [sequences, context].
+        self.logprobs: dict[str, Tensor] = {}
+        # By model along an annealing, its scores on the questions.
+        self.answered: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -148,11 +140,10 @@ class Analysis:
     @property
     def no_accuracy(self) -> str:
         """Why accuracy along the annealing is missing; empty if it is not."""
-        if self.questions:
-            return ""
         asks = self.config.analysis.accuracy_questions
         why = "eval.tasks enables no task" if asks else "analysis.accuracy_questions is 0"
-        return f"Accuracy along the annealing is missing, because {why}."
+        missing = f"Accuracy along the annealing is missing, because {why}."
+        return "" if self.questions else missing
 
     @property
     def along_annealing(self) -> list[Checkpoint]:
@@ -241,16 +232,13 @@ class Analysis:
         if not self.questions:
             return []
         ends = {number: self.models.checkpoints[mid] for number, mid in self.models.mids.items()}
-        return [
-            {
-                "checkpoint": made.name,
-                "round": made.round,
-                "step": made.step if made.round is not None else 0,
-                "done": made.step / ends[made.round].step if made.round is not None else 0.0,
-                **self.answered[made.name],
-            }
-            for made in self.along_annealing
-        ]
+        found = []
+        for made in self.along_annealing:
+            # The base is step 0 of every annealing.
+            step, end = (made.step, ends[made.round].step) if made.round is not None else (0, 1)
+            place = {"checkpoint": made.name, "round": made.round, "step": step, "done": step / end}
+            found.append(place | self.answered[made.name])
+        return found
 
     def movement(self) -> list[dict[str, Any]]:
         """KL(base || mid) and KL(mid || post) of each round, mean per held-out token."""

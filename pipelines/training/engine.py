@@ -1,8 +1,4 @@
-"""The DeepSpeed and transformers setup that every gradient stage shares.
-
-It builds DeepSpeed's configuration and the training arguments, starts the ranks, trains with
-resume, and exports a model that it has reloaded and checked.
-"""
+"""The DeepSpeed setup of every gradient stage: arguments, ranks, resume, checked export."""
 
 from __future__ import annotations
 
@@ -27,13 +23,7 @@ from pipelines.run_dir.fail_points import armed, fail_point
 from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import StageDir
 from pipelines.run_dir.shared_memory import own_buffer
-from pipelines.training.callbacks import (
-    CheckpointMarker,
-    MetricsWriter,
-    SpaceCheck,
-    model_bytes,
-    newest_checkpoint,
-)
+from pipelines.training import callbacks
 from pipelines.training.finite_guard import FiniteGuard
 from pipelines.training.ranks import PATIENCE, barrier, is_main_rank, replaced, world_size
 from pipelines.training.step_boundary import StepBoundary, generation_steps
@@ -85,8 +75,7 @@ def training_arguments(
 ) -> Arguments:
     """Build the training arguments of a gradient stage, and start its process group.
 
-    Call this before building the model: under ZeRO-3 the order must be arguments (with DeepSpeed's
-    configuration), process group, model.
+    Call this before building the model, which ZeRO-3 needs to come last.
     """
     # Trackers write next to the metrics unless the environment names another folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
@@ -176,13 +165,14 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
         stage_dir, settings.save_steps, settings.save_seconds, generation_steps(trainer)
     )
     for callback in (
-        CheckpointMarker(stage_dir, keep=settings.save_total_limit), boundary,
-        FiniteGuard(trainer, stage_dir), MetricsWriter(stage_dir), SpaceCheck(stage_dir),
+        callbacks.CheckpointMarker(stage_dir, keep=settings.save_total_limit), boundary,
+        FiniteGuard(trainer, stage_dir), callbacks.MetricsWriter(stage_dir),
+        callbacks.SpaceCheck(stage_dir),
     ):  # fmt: skip
         trainer.add_callback(callback)
     if armed("during a checkpoint write"):
         _fail_inside_saves(trainer)
-    checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
+    checkpoint = callbacks.newest_checkpoint(stage_dir, settings.zero_stage)
     if is_main_rank():
         print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
     barrier()
@@ -217,7 +207,8 @@ def export(
     difference = 0.0
     with replaced(job.stage_dir.model) as folder:
         if is_main_rank():
-            require_space(job.stage_dir.root, model_bytes(trainer.model), "the exported model")
+            needed = callbacks.model_bytes(trainer.model)
+            require_space(job.stage_dir.root, needed, "the exported model")
         trainer.save_model(str(folder))
         probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
         probe = probe.to(trainer.args.device)

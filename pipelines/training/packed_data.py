@@ -32,17 +32,12 @@ def packed(
 
     def load(verify: bool) -> PackedDataset:
         return pack(
-            settings.sources,
-            tokenizer,
-            sequence_length=config.sequence_length,
-            document_mask=config.document_mask,
-            num_tokens=factor * budget,
-            seed=config.seed,
-            data_root=config.data_root,
-            out_dir=job.run.data,
+            settings.sources, tokenizer,
+            sequence_length=config.sequence_length, document_mask=config.document_mask,
+            num_tokens=factor * budget, seed=config.seed, data_root=config.data_root,
+            out_dir=job.run.data, verify=verify,
             data_sha256={n: job.data_sha256[f"{key}.sources.{n}"] for n in settings.sources},
-            verify=verify,
-        )
+        )  # fmt: skip
 
     if is_main_rank():
         # Only one command writes to a run, so these folders were left by a killed one.
