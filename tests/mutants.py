@@ -148,7 +148,7 @@ MUTANTS = [
     *in_file(
         "training/callbacks", STATE,
         ("and file_sha256(folder / name) == digest", ""),
-        ("for folder in reversed(complete", "for folder in (complete"),
+        ("for folder in reversed(resume_state.complete", "for folder in (resume_state.complete"),
     ),
     *in_file(
         "training/step_boundary", PARTS,
