@@ -74,12 +74,10 @@ prebuild:
 flywheel: install
 	$(BIN)/remit flywheel --iterations 3 --gpus $(RANKS) $(ARGS)
 
-# Tests that kill, stop and time stages come alone; the others share the cores. pytest's exit code 5
-# says that ARGS chose no test of a part.
+# tests/conftest.py puts the longest files first, for two processes to end together.
 JOBS ?= 2
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not all' $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m 'slow and not all' $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: test
 	$(BIN)/python -m pytest -m all $(ARGS)

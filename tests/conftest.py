@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm_start
 import yaml
+from filelock import FileLock
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 # Would colour the output of the CLI, or hold it to a width, or point it at data of this machine.
@@ -161,11 +162,21 @@ def remit(
 
 @pytest.fixture(scope="session")
 def tiny_run(remit: Remit, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A flywheel of one round through the CLI and DeepSpeed, from cold. Copy it to change it."""
-    cwd = tmp_path_factory.mktemp("flywheel")
+    """A flywheel of one round through the CLI and DeepSpeed, from cold, made by the worker that
+    needs it first. Copy it to change it."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    cwd = session / "flywheel"
     args = ("flywheel", "--config", "world-tiny", "--iterations", "1", "--json",
             "--run-dir", "tiny", *LOG_EVERY_STEP)  # fmt: skip
-    return TinyRun(cwd, args, remit(*args, cwd=cwd, check=True, cold=True))
+    with FileLock(session / "flywheel.lock"):
+        said = cwd / "said.json"
+        if not said.is_file():
+            cwd.mkdir(exist_ok=True)
+            finished = remit(*args, cwd=cwd, check=True, cold=True)
+            said.write_text(json.dumps(asdict(finished)))
+    return TinyRun(cwd, args, Finished(**json.loads(said.read_text())))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
-
 MODELS = [
     "base@1", "base",
     *(f"round-{k}/{step}" for k in (0, 1)

@@ -432,7 +432,6 @@ def test_answers_are_sampled_only_at_the_end() -> None:
     assert drawn == {"1/4": 0, "2/4": 0, "3/4": 0, "mid": 4}
 
 
-@pytest.mark.slow
 def test_in_the_run_directory_of_a_flywheel(
     remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
 ) -> None:
@@ -508,7 +507,6 @@ def test_the_plan_of_a_comparison(remit: Callable[..., Any], tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: Path) -> None:
     values = remit(
         "compare", *TINY, "--run-dir", tmp_path / "run", "seeds=1", "base_per_seed=true",
@@ -534,7 +532,6 @@ def test_more_rl_and_a_base_for_every_seed(remit: Callable[..., Any], tmp_path: 
     assert rows["remit", "mid"]["training"] == {}
 
 
-@pytest.mark.slow
 def test_all_arms_from_one_base(remit: Callable[..., Any], tiny_run: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ("compare", *TINY, "--base", tiny_run.root / "base", "--ref",

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
-
 ROUND = ("10-mid-train", "15-eval", "20-sft", "30-dpo", "40-rlvr", "50-eval")
 STAGES = [
     "base",

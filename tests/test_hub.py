@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -218,12 +218,9 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
     assert b"Network is unreachable" in refused.stderr
     small = ["--config", "world-tiny", "--run-dir", "run", "sequence_length=64"]
     chain = [
-        ["pretrain-ckpt", *small, "--base", str(tiny_model)],
-        ["mid-train", *small, "--base", "run/base", "mid_train.tokens=1024"],
-        ["post-train", *small, "--base", "run/base", "sft.max_steps=1", "dpo.max_steps=1",
-        "rlvr.max_steps=1",
-         "rlvr.global_batch_size=4", "dpo.heldout_pairs=1"],
-        ["eval", *small, "--model", "run/mid-train", "eval.tasks.world.limit=10",
+        ["flywheel", *small, "--base", str(tiny_model), "--until", "round-0/50-eval",
+         "mid_train.tokens=1024", "sft.max_steps=1", "dpo.max_steps=1", "dpo.heldout_pairs=1",
+         "rlvr.max_steps=1", "rlvr.global_batch_size=4", "eval.tasks.world.limit=10",
          "eval.bits_per_byte_tokens=200"],
         ["plan", *small, "--base", str(tiny_model)], ["status", "run", "--once"],
         ["report", "run"], ["doctor"],
@@ -234,7 +231,7 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{args}: {done.stdout}\n{done.stderr}"
-    assert (tmp_path / "run" / "post-train" / "40-rlvr" / "result.json").is_file()
+    assert (tmp_path / "run" / "round-0" / "50-eval" / "result.json").is_file()
 
 
 def test_doctor(remit: Any, tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from held_files import holders
 
-pytestmark = pytest.mark.slow
-
 # Long enough to be met in the middle, short enough to be finished afterwards.
 ARGS = ("pretrain-ckpt", "--config", "world-tiny", "--run-dir", "run", "pretrain.tokens=200_000",
         "pretrain.logging_steps=1")  # fmt: skip

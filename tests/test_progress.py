@@ -71,7 +71,7 @@ def test_status_follows_a_run_on_a_terminal(
     remit = [sys.executable, "-m", "remit_cli"]
     train = subprocess.Popen(
         [*remit, "pretrain-ckpt", "--config", "world-tiny", "--run-dir", str(run),
-         "pretrain.tokens=600_000", "pretrain.logging_steps=5"],
+         "pretrain.tokens=200_000", "pretrain.logging_steps=5"],
         env=stage_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -92,7 +92,7 @@ def test_status_follows_a_run_on_a_terminal(
     os.close(ours)
     assert watch.wait(timeout=30) == 0 and train.wait(timeout=30) == 0
     text = seen.decode(errors="replace")
-    assert " of 58" in text and "loss" in text and "left" in text
+    assert " of 19" in text and "loss" in text and "left" in text
     assert "running: host" in text and text.rstrip().endswith("Nothing is running.")
 
 

@@ -277,7 +277,6 @@ def test_a_run_without_a_comparison_has_no_arms_to_choose(
         assert f"{option} applies to comparisons, and {tmp_path} has none" in wrong.stderr
 
 
-@pytest.mark.slow
 def test_rows_of_another_run_are_read_back(
     remit: Callable[..., Any], tiny_run: Any, tmp_path: Path
 ) -> None:

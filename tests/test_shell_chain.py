@@ -9,10 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 SCRIPT = r"""#!/usr/bin/env bash
 set -euo pipefail
 remit() { "$PYTHON" -m remit_cli "$@"; }

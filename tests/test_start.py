@@ -60,6 +60,7 @@ def finished(run: Path) -> dict[str, dict[str, Any]]:
     return {line["stage"]: line for line in lines if line["event"] == "finish"}
 
 
+@pytest.mark.all
 def test_two_forked_ranks_make_what_the_launchers_two_ranks_make(
     remit: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_no_shared_memory_stays_behind(remit: Any, tmp_path: Path) -> None:
     assert shared_buffers(port) == []
 
 
+@pytest.mark.all
 def test_a_hostfile_of_this_machine(remit: Any, tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs 2 cores")

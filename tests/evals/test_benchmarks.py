@@ -289,9 +289,9 @@ def test_cli_leaves_out_what_stands_in_training_text(
 
 
 def test_cli_goes_on_with_the_next_benchmark_after_a_kill(
-    remit: Any, cli_env: dict[str, str], reader: Path, tmp_path: Path
+    remit: Any, stage_env: dict[str, str], reader: Path, tmp_path: Path
 ) -> None:
-    write_questions(tmp_path / "data", 400)
+    write_questions(tmp_path / "data", 80)
     suite = tmp_path / "two.yaml"
     suite.write_text(
         "benchmarks:\n"
@@ -299,16 +299,16 @@ def test_cli_goes_on_with_the_next_benchmark_after_a_kill(
             f"  {name}: {{task: gsm8k, metric: 'exact_match,flexible-extract', shots: 0, limit: "
             f"{limit}, max_new_tokens: 200, files: {{train: gsm8k/train.jsonl, "
             "test: gsm8k/test.jsonl}}\n"
-            for name, limit in (("first", 2), ("second", 400))
+            for name, limit in (("first", 2), ("second", 80))
         )
     )
     args = (
         "eval", "--model", reader, "--suite", suite, "--run-dir", tmp_path / "run",
-        "eval.batch_size=4", f"data_root={tmp_path / 'data'}",
+        "eval.batch_size=1", f"data_root={tmp_path / 'data'}",
     )  # fmt: skip
     kept = tmp_path / "run" / "eval" / "benchmarks" / "first.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "remit_cli", *map(str, args)], env=cli_env,
+        [sys.executable, "-m", "remit_cli", *map(str, args)], env=stage_env,
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -323,7 +323,7 @@ def test_cli_goes_on_with_the_next_benchmark_after_a_kill(
     assert kept.stat().st_mtime_ns == made
     result = json.loads((tmp_path / "run" / "eval" / "result.json").read_text())
     assert {name: t["questions"] for name, t in result["tasks"].items()} == {
-        "first": 2, "second": 400,
+        "first": 2, "second": 80,
     }  # fmt: skip
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ARGS = "pretrain-ckpt --config world-tiny --run-dir run pretrain.tokens=200_000 " \
     "pretrain.save_steps=4"  # fmt: skip
 # $REMIT runs the command. The disk is filled to the brim when the first checkpoint is complete,

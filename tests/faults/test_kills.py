@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from held_files import holders
 
-pytestmark = pytest.mark.slow
-
 # 20 steps in one epoch; the checkpoints are at 5, 10 and 15.
 BASE = ("pretrain-ckpt", "--config", "world-tiny", "pretrain.save_steps=5",
         "pretrain.logging_steps=1")  # fmt: skip

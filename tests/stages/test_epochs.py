@@ -67,7 +67,6 @@ def test_steps_of_epochs_of_pairs() -> None:
     assert steps_of_epochs(DpoConfig(num_train_epochs=2, global_batch_size=4), 8) == 4
 
 
-@pytest.mark.slow
 def test_a_training_by_epochs(remit: Any, tiny_model: Path, colours: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "epochs.yaml"
     source = f"{{all: {{path: {colours}}}}}"

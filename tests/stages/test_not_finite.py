@@ -14,8 +14,6 @@ import yaml
 
 from pipelines.machine.process import free_port
 
-pytestmark = pytest.mark.slow
-
 # A rank of a stage, whose loss or gradient is spoilt at one micro-batch of rank 1. It prints the
 # sum over its weights' bits after each step, and at the end.
 RANK = """

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
-
 STEPS = 4
 COMMON = (
     "--config", "world-tiny", f"mid_train.tokens={STEPS * 8 * 128}", "mid_train.logging_steps=1",

@@ -7,10 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 
 def test_what_a_model_says_of_generation_changes_no_rollout(
     remit: Any, tiny_model: Path, tmp_path: Path

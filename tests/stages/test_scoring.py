@@ -67,7 +67,6 @@ def test_one_sequence_that_does_not_fit_is_an_error(
         score(model, dataset, range(4), batch_size=4)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
 def test_two_ranks_write_the_shards_of_one(remit: Any, tiny_model: Path, tmp_path: Path) -> None:
     found = []

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 STEPS = 150
 FAR_TOO_LONG = 120.0
 Start = Callable[..., subprocess.Popen[bytes]]
