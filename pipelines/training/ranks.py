@@ -41,7 +41,7 @@ def of_all_ranks(own: Any) -> list[Any]:
 
 @contextmanager
 def without_engine() -> Iterator[tuple[int, int]]:
-    """Rank and number of ranks of a stage without a DeepSpeed engine, whose process group they join."""
+    """Join the process group of a stage without a DeepSpeed engine; rank and number of ranks."""
     rank, world = int(os.environ.get("RANK", "0")), world_size()
     if world > 1:
         dist.init_process_group("gloo", timeout=PATIENCE)
