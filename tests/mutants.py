@@ -25,8 +25,7 @@ FAR_TOO_LONG = 900
 OBJECTIVES = ("tests/objectives",)
 PARTS = ("tests/stages/test_training_parts.py",)
 VALUES = ("tests/stages/test_values.py",)
-STEPS = ("tests/stages/test_objectives.py", "-k", "step or rho1 or kd")
-PARITY = ("tests/stages/test_parity.py", "-k", "one_rank or chunks")
+PARITY = ("tests/stages/test_parity.py", "-k", "one_rank or chunks or scope_step")
 STATE = ("tests/test_saved_state.py",)
 
 
@@ -108,9 +107,6 @@ MUTANTS = [
     *in_file(
         "training/mid_trainer", PARITY,
         ("loss = loss * self.args.world_size", "loss = loss * 1.0"),
-    ),
-    *in_file(
-        "training/mid_trainer", STEPS,
         ("own = slice(self.args.process_index * rows, (self.args.process_index + 1) * rows)",
          "own = slice(0, rows)"),
         ("self.step_divisor = float(weights.sum())", "self.step_divisor = float(targets.sum())"),

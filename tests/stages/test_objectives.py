@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,36 +175,6 @@ def test_a_pool_that_is_scored_serves_the_arms_that_train_on_its_beginning(
     inline = mid_train("beside-pool", "seed=5")
     for one, other in zip(*(logged(s, "loss", "d_mean") for s in (inline, cached)), strict=True):
         assert other == pytest.approx(one, abs=2e-3)
-
-
-EXACT = {
-    "divided by weights": ("mid_train.remit.divisor=weights",),
-    "centred over the batch": ("mid_train.remit.center=batch",),
-    "rho1": ("mid_train.objective=rho1",),
-}
-
-
-@pytest.mark.parametrize("switches", EXACT.values(), ids=list(EXACT))
-def test_scope_step_is_the_same_over_every_layout(
-    mid_train: MidTrain, switches: tuple[str, ...], request: pytest.FixtureRequest
-) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs 2 cores")
-    name = request.node.callspec.id.replace(" ", "-")
-    layouts = {
-        "whole": ("mid_train.micro_batch_size=8",),
-        # Two micro-batches on each of two ranks.
-        "ranks": ("mid_train.micro_batch_size=2", "--gpus", "2", "mid_train.zero_stage=3"),
-    }
-    found = {
-        layout: logged(
-            mid_train(f"{name}-{layout}", "mid_train.scope=step", *switches, *args),
-            "loss", "grad_norm", "weight_std",
-        )
-        for layout, args in layouts.items()
-    }  # fmt: skip
-    for one, other in zip(found["whole"], found["ranks"], strict=True):
-        assert other == pytest.approx(one, rel=2e-5)
 
 
 def test_centring_over_documents_and_gradient_through_the_weights(mid_train: MidTrain) -> None:

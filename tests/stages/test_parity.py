@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import logged, pair_and_single
+
+from pipelines.run_dir.paths import StageDir
 
 STEPS = 4
 COMMON = (
-    "--config", "world-tiny", f"mid_train.tokens={STEPS * 8 * 128}", "mid_train.logging_steps=1",
-    "mid_train.warmup_ratio=0.0",
+    f"mid_train.tokens={STEPS * 8 * 128}", "mid_train.logging_steps=1",
+    "mid_train.warmup_ratio=0.0", "mid_train.snapshots=0",
 )  # fmt: skip
 # ranks, micro-batch (the global batch is 8), ZeRO stage -> accumulation
 LAYOUTS = {
@@ -22,40 +26,33 @@ LAYOUTS = {
     "2 ranks, accumulation 2, ZeRO-2": (2, 2, 2),
     "2 ranks, accumulation 1, ZeRO-3": (2, 4, 3),
 }
+MidTrain = Callable[..., StageDir]
 
 
 @pytest.fixture(scope="module")
 def mid_train(
-    remit: Any, tiny_run: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
-    """Run mid-train from the tiny base under a name of its own; its stage folder."""
-    run_dir = tmp_path_factory.mktemp("parity") / "run"
+    tiny_run: Any, stage_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MidTrain]:
+    """Mid-train from the tiny base on one rank or two; the reference is a stage of the tiny run."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs 2 cores")
+    with pair_and_single(tiny_run, tmp_path_factory.mktemp("parity"), stage_env) as groups:
 
-    def run(name: str, *args: str) -> Path:
-        base = tiny_run.root / "base"
-        remit(
-            "mid-train", *COMMON, "--base", base, "--run-dir", run_dir, f"stage.name={name}", *args,
-            check=True,
-        )  # fmt: skip
-        return run_dir / f"mid-train-{name}"
+        def run(name: str, *overrides: str, ref: str = "round-0/40-rlvr", ranks: int = 1) -> Any:
+            stages = {"base": "base"} | ({"ref": ref} if ref else {})
+            inputs = {role: tiny_run.root / stage / "model" for role, stage in stages.items()}
+            objective = f"mid_train.objective={'remit' if ref else 'ntp'}"
+            return groups[ranks].train(name, inputs, *COMMON, objective, *overrides)
 
-    return run
-
-
-def logged(stage: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").open()]
-    return [line for line in lines if "loss" in line]
+        yield run
 
 
 @pytest.mark.parametrize("objective", ["remit", "kd"])
-def test_chunks_of_the_loss_inside_gathered_shards(
-    mid_train: Callable[..., Path], tiny_run: Any, objective: str
-) -> None:
-    ref = str(tiny_run.root / "round-0" / "40-rlvr")
+def test_chunks_of_the_loss_inside_gathered_shards(mid_train: MidTrain, objective: str) -> None:
     whole, chunked = (
-        logged(mid_train(f"{objective}{chunk_bytes}", "--ref", ref, "--gpus", str(ranks),
-                         "mid_train.micro_batch_size=4", f"mid_train.zero_stage={zero}",
-                         f"mid_train.objective={objective}", f"chunk_bytes={chunk_bytes}"))
+        logged(mid_train(f"{objective}{chunk_bytes}", "mid_train.micro_batch_size=4",
+                         f"mid_train.zero_stage={zero}", f"mid_train.objective={objective}",
+                         f"chunk_bytes={chunk_bytes}", ranks=ranks))
         # 4 x 128 tokens of 57 and more tokens: 100,000 bytes are a chunk of some 400 and the rest.
         for ranks, zero, chunk_bytes in ((1, 2, 1 << 26), (2, 3, 100_000))
     )  # fmt: skip
@@ -66,13 +63,12 @@ def test_chunks_of_the_loss_inside_gathered_shards(
 
 
 @pytest.fixture(scope="module")
-def layouts(mid_train: Callable[..., Path], tiny_run: Any) -> dict[str, Path]:
+def layouts(mid_train: MidTrain) -> dict[str, StageDir]:
     """One ReMiT mid-training per layout, all else equal."""
-    ref = str(tiny_run.root / "round-0" / "40-rlvr")
     return {
         title: mid_train(
-            f"layout{number}", "--ref", ref, "--gpus", str(ranks),
-            f"mid_train.micro_batch_size={micro}", f"mid_train.zero_stage={zero}",
+            f"layout{number}", f"mid_train.micro_batch_size={micro}",
+            f"mid_train.zero_stage={zero}", ranks=ranks,
         )
         for number, (title, (ranks, micro, zero)) in enumerate(LAYOUTS.items())
     }  # fmt: skip
@@ -80,7 +76,7 @@ def layouts(mid_train: Callable[..., Path], tiny_run: Any) -> dict[str, Path]:
 
 @pytest.mark.parametrize("title", list(LAYOUTS)[1:])
 def test_loss_and_gradient_norm_equal_those_of_one_rank(
-    layouts: dict[str, Path], title: str
+    layouts: dict[str, StageDir], title: str
 ) -> None:
     expected = logged(layouts["1 rank, accumulation 1"])
     found = logged(layouts[title])
@@ -90,9 +86,9 @@ def test_loss_and_gradient_norm_equal_those_of_one_rank(
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5), (key, ours["step"])
 
 
-def test_the_layouts_were_what_they_say(layouts: dict[str, Path]) -> None:
+def test_the_layouts_were_what_they_say(layouts: dict[str, StageDir]) -> None:
     for title, (ranks, micro, zero) in LAYOUTS.items():
-        result = json.loads((layouts[title] / "result.json").read_text())
+        result = json.loads(layouts[title].result.read_text())
         assert result["engine"] == "DeepSpeedEngine"
         assert (result["world_size"], result["micro_batch_size"], result["zero_stage"]) == (
             ranks, micro, zero,
@@ -101,11 +97,25 @@ def test_the_layouts_were_what_they_say(layouts: dict[str, Path]) -> None:
         assert result["reload_logits_difference"] < 1e-4
 
 
-def test_reference_equal_to_the_base_is_plain_prediction_at_first(
-    mid_train: Callable[..., Path], tiny_run: Any
+def test_the_command_makes_what_these_ranks_make(
+    layouts: dict[str, StageDir], remit: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
-    plain = logged(mid_train("ntp"))
-    remit = logged(mid_train("self", "--ref", str(tiny_run.root / "base")))
+    ref = tiny_run.root / "round-0" / "40-rlvr"
+    remit(
+        "mid-train", "--config", "world-tiny", *COMMON, "--base", tiny_run.root / "base", "--ref",
+        ref, "--run-dir", tmp_path / "run", "--gpus", "2", "mid_train.micro_batch_size=4",
+        "mid_train.zero_stage=3", check=True,
+    )  # fmt: skip
+    ours = layouts["2 ranks, accumulation 1, ZeRO-3"]
+    theirs = StageDir(tmp_path / "run" / "mid-train")
+    assert (ours.model / "model.safetensors").read_bytes() == (
+        theirs.model / "model.safetensors"
+    ).read_bytes()
+
+
+def test_reference_equal_to_the_base_is_plain_prediction_at_first(mid_train: MidTrain) -> None:
+    plain = logged(mid_train("ntp", ref=""))
+    remit = logged(mid_train("self", ref="base"))
     first = remit[0]
     assert (first["weight_mean"], first["weight_std"], first["d_std"]) == (1.0, 0.0, 0.0)
     assert first["weight_at_low"] == first["weight_at_high"] == 0.0
@@ -117,12 +127,36 @@ def test_reference_equal_to_the_base_is_plain_prediction_at_first(
 
 
 def test_another_reference_gives_other_weights_at_once(
-    layouts: dict[str, Path], mid_train: Callable[..., Path], tiny_run: Any
+    layouts: dict[str, StageDir], mid_train: MidTrain
 ) -> None:
     rl = logged(layouts["1 rank, accumulation 1"])[0]
-    sft = logged(mid_train("sft-ref", "--ref", str(tiny_run.root / "round-0" / "20-sft")))[0]
+    sft = logged(mid_train("sft-ref", ref="round-0/20-sft"))[0]
     assert rl["weight_std"] > 0 and sft["weight_std"] > 0
     assert rl["weight_std"] != sft["weight_std"]
+
+
+EXACT = {
+    "divided by weights": ("mid_train.remit.divisor=weights",),
+    "centred over the batch": ("mid_train.remit.center=batch",),
+    "rho1": ("mid_train.objective=rho1",),
+}
+
+
+@pytest.mark.parametrize("switches", EXACT.values(), ids=list(EXACT))
+def test_scope_step_is_the_same_over_every_layout(
+    mid_train: MidTrain, switches: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id.replace(" ", "-")
+    whole, split = (
+        logged(mid_train(f"{name}-{ranks}", "mid_train.scope=step", *switches,
+                         f"mid_train.micro_batch_size={micro}", f"mid_train.zero_stage={zero}",
+                         ranks=ranks))
+        # One micro-batch; two micro-batches on each of two ranks.
+        for ranks, micro, zero in ((1, 8, 2), (2, 2, 3))
+    )  # fmt: skip
+    for one, other in zip(whole, split, strict=True):
+        for key in ("loss", "grad_norm", "weight_std"):
+            assert other[key] == pytest.approx(one[key], rel=2e-5), (key, one["step"])
 
 
 def test_post_training_runs_sharded_over_two_ranks(
