@@ -184,8 +184,7 @@ class _Rows:
         self.own = study.Study(stages, data_sha256, session.config, base, ref)
         rows.check_kept(self.run, self.own)
         self.read = rows.read_rows(session.config.compare.rows, self.own)
-        known = {(row.arm, row.seed, row.point) for row in self.read}
-        self.stages = arm_stages.needed(stages, known)
+        self.stages = arm_stages.needed(stages, {row.place for row in self.read})
         self.parameters = base_parameters(session.config, session.compared)
 
     def write(self) -> Path:

@@ -75,7 +75,7 @@ MUTANTS = [
         "objectives/token_nll", OBJECTIVES,
         ("nll.masked_fill_(~targets, 0.0)", "nll.masked_fill_(~targets, 1.0)"),
         ("ref_logprobs.exp() * (ref", "logprobs.exp() * (ref"),
-        ("grad.scatter_add_(1, wanted, -nll_grad[rows, None])", "pass"),
+        ("grad.scatter_add_(1, wanted[rows], -nll_grad[rows, None])", "pass"),
         (".mul_(kl_grad[rows, None])", ".mul_(nll_grad[rows, None])"),
         ("total = nll_grad + kl_grad", "total = nll_grad"),
         ("self.weight[:num_tokens]\n", "self.weight\n"),
@@ -92,7 +92,7 @@ MUTANTS = [
     *in_file(
         "objectives/objective", OBJECTIVES,
         ("self.keep * num_targets", "num_targets"),
-        ("eps=settings.remit.eps", "eps=0.2"),
+        ("eps=remit.eps", "eps=0.2"),
         ("k=self.keep", "k=0.6"),
         ('self.name in ("remit", "rho1")', 'self.name in ("remit",)'),
     ),
@@ -124,8 +124,10 @@ MUTANTS = [
         ("weight_decay=train.weight_decay", "weight_decay=0.0"),
         ("lr_scheduler_type=schedule", 'lr_scheduler_type="cosine"'),
         ("warmup_steps=round(train.warmup_ratio * steps)", "warmup_steps=0"),
-        ("job.inputs[role], dtype, attn_implementation=config.model.attn_implementation",
-         'job.inputs[role], dtype, attn_implementation="sdpa"'),
+    ),
+    *in_file(
+        "models/loading", VALUES,
+        ("attn_implementation=config.model.attn_implementation", 'attn_implementation="sdpa"'),
     ),
     *in_file(
         "training/facts", PARTS,
@@ -142,7 +144,7 @@ MUTANTS = [
     *in_file(
         "training/callbacks", STATE,
         ("and file_sha256(folder / name) == digest", ""),
-        ("for folder in reversed(complete", "for folder in (complete"),
+        ("for folder in reversed(resume_state.complete", "for folder in (resume_state.complete"),
     ),
     *in_file(
         "training/step_boundary", PARTS,

@@ -33,11 +33,6 @@ def variant_of(config: Config, arm: str) -> VariantConfig:
     return found or VariantConfig(arm="ntp" if arm == PLAIN else arm)
 
 
-def kind_of(config: Config, arm: str) -> str:
-    """The built-in arm that an arm is made from."""
-    return variant_of(config, arm).arm
-
-
 def known_arms(config: Config) -> list[str]:
     return [*ARMS, *config.compare.variants]
 
@@ -50,48 +45,59 @@ def whole_key(override: str) -> str:
 
 
 def check_comparison(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    """
-    Raises:
-        UserError: an unknown arm, no task, or settings that cannot be combined.
-    """
+    """Raise `UserError` for an unknown arm, no task, or settings that cannot be combined."""
     given = config.compare
     if not given.arms:
         raise UserError(f"compare.arms is empty. Choose from {', '.join(ARMS)}.")
     _check_arms("compare.arms", given.arms, config)
     for name, variant in given.variants.items():
         _check_variant(name, variant, config)
-    last = config.seed + given.seeds + max(v.ref_seed for v in [*_used(config), VariantConfig()])
-    if last > 2**32:
-        raise UserError(
-            f"compare.seeds = {given.seeds} with seed = {config.seed}: the last seed would exceed "
-            f"{2**32 - 1}, the largest possible one."
-        )
     tasks = any(task.enabled for task in config.eval.tasks.values())
-    if not tasks and not any(b.enabled for b in config.eval.benchmarks.values()):
-        raise UserError(
-            "compare: no task or benchmark is enabled, so there is no accuracy to compare."
-        )
-    if config.mid_train.objective != "auto":
-        raise UserError(
-            f"mid_train.objective={config.mid_train.objective}: each arm of a comparison sets its "
-            "objective. Leave it at auto, and name the arms in compare.arms."
-        )
-    if given.post_points and not given.post_train:
-        raise UserError(
-            "compare.post_points=true evaluates the steps of post-training: set "
-            "compare.post_train=true too."
-        )
-    if given.post_train and not enabled_post_steps(config):
-        raise UserError("compare.post_train: sft, dpo and rlvr are all off. Switch one on.")
-    if "more-rl" in given.arms and not (given.post_train and config.rlvr.enabled):
-        raise UserError(
-            "arm 'more-rl' spends its compute on RLVR: set compare.post_train=true and "
-            "rlvr.enabled=true, or leave it out of compare.arms."
-        )
-    if given.base_per_seed:
-        _check_own_lineage(config, base, ref)
-    else:
-        _check_given(config, base, ref)
+    benchmarks = any(benchmark.enabled for benchmark in config.eval.benchmarks.values())
+    post_steps = enabled_post_steps(config)
+    used = [variant_of(config, arm) for arm in given.arms]
+    last_seed = config.seed + given.seeds + max(0, *(variant.ref_seed for variant in used))
+    _refuse_first(
+        (last_seed > 2**32,
+         f"compare.seeds = {given.seeds} with seed = {config.seed}: the last seed would exceed "
+         f"{2**32 - 1}, the largest possible one."),
+        (not tasks and not benchmarks,
+         "compare: no task or benchmark is enabled, so there is no accuracy to compare."),
+        (config.mid_train.objective != "auto",
+         f"mid_train.objective={config.mid_train.objective}: each arm of a comparison sets its "
+         "objective. Leave it at auto, and name the arms in compare.arms."),
+        (given.post_points and not given.post_train,
+         "compare.post_points=true evaluates the steps of post-training: set "
+         "compare.post_train=true too."),
+        (given.post_train and not post_steps,
+         "compare.post_train: sft, dpo and rlvr are all off. Switch one on."),
+        ("more-rl" in given.arms and not (given.post_train and config.rlvr.enabled),
+         "arm 'more-rl' spends its compute on RLVR: set compare.post_train=true and "
+         "rlvr.enabled=true, or leave it out of compare.arms."),
+        (given.base_per_seed and bool(base or ref),
+         "compare.base_per_seed=true trains a base for every seed, and uses its plain "
+         "post-trained model as the reference: leave --base and --ref out."),
+        (given.base_per_seed and not post_steps,
+         "compare.base_per_seed: sft, dpo and rlvr are all off, so no reference is trained. "
+         "Switch one on."),
+        (given.base_per_seed and not config.sft.enabled
+         and any(variant.arm == "sft" and not variant.ref for variant in used),
+         "arm 'sft' needs an SFT model, and sft.enabled is false."),
+        (not given.base_per_seed and base is None,
+         "compare needs --base CKPT, the base model of all arms (or compare.base_per_seed=true, "
+         "which trains one for every seed)."),
+    )  # fmt: skip
+    own = {*WITHOUT_REFERENCE, *(["sft"] if given.sft_ref else [])}
+    for name, variant in zip(given.arms, used, strict=True):
+        if not (given.base_per_seed or ref or variant.ref or variant.arm in own):
+            raise UserError(f"arm '{name}' needs --ref CKPT, the RL-tuned model.")
+
+
+def _refuse_first(*checks: tuple[bool, str]) -> None:
+    """Raise the sentence of the first condition that holds."""
+    for refused, sentence in checks:
+        if refused:
+            raise UserError(sentence)
 
 
 def arms_without_baseline(config: Config, known: set[tuple[str, int]]) -> list[str]:
@@ -112,10 +118,6 @@ def arms_without_baseline(config: Config, known: set[tuple[str, int]]) -> list[s
     ]
 
 
-def _used(config: Config) -> Iterable[VariantConfig]:
-    return (variant_of(config, arm) for arm in config.compare.arms)
-
-
 def _check_arms(key: str, names: Iterable[str], config: Config) -> None:
     known = known_arms(config)
     for name in names:
@@ -126,58 +128,27 @@ def _check_arms(key: str, names: Iterable[str], config: Config) -> None:
 
 def _check_variant(name: str, variant: VariantConfig, config: Config) -> None:
     key = f"compare.variants.{name}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(
-            f"{key}: the name becomes a folder: use only letters, digits, '.', '_', '-'."
-        )
-    if name in (*ARMS, BASE, PLAIN):
-        raise UserError(f"{key}: the name '{name}' is taken; choose another.")
     made_from = [arm for arm in ARMS if arm != "more-rl"]
-    if variant.arm not in made_from:
-        raise UserError(f"{key}.arm = {variant.arm}: choose from {', '.join(made_from)}.")
+    base_arm, ref_arm = (given.partition("/")[0] for given in (variant.base, variant.ref))
+    _refuse_first(
+        (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name),
+         f"{key}: the name becomes a folder: use only letters, digits, '.', '_', '-'."),
+        (name in (*ARMS, BASE, PLAIN), f"{key}: the name '{name}' is taken; choose another."),
+        (variant.arm not in made_from,
+         f"{key}.arm = {variant.arm}: choose from {', '.join(made_from)}."),
+        (variant.against == name,
+         f"{key}.against = {name}: an arm cannot be its own baseline; name another."),
+        (variant.arm == "ntp" and bool(variant.ref or variant.ref_seed),
+         f"{key}.ref: an arm made from ntp has no reference."),
+        (base_arm == "more-rl", f"{key}.base: no arm can depend on arm 'more-rl'."),
+        (ref_arm == "more-rl", f"{key}.ref: no arm can depend on arm 'more-rl'."),
+        (variant.ref_seed != 0 and ref_arm not in known_arms(config),
+         f"{key}.ref_seed: set {key}.ref to the arm that the reference comes from."),
+    )  # fmt: skip
     _check_arms(f"{key}.against", [variant.against], config)
-    if variant.against == name:
-        raise UserError(f"{key}.against = {name}: an arm cannot be its own baseline; name another.")
-    if variant.arm == "ntp" and (variant.ref or variant.ref_seed):
-        raise UserError(f"{key}.ref: an arm made from ntp has no reference.")
-    for role in ("base", "ref"):
-        if getattr(variant, role).partition("/")[0] == "more-rl":
-            raise UserError(f"{key}.{role}: no arm can depend on arm 'more-rl'.")
-    if variant.ref_seed and variant.ref.partition("/")[0] not in known_arms(config):
-        raise UserError(f"{key}.ref_seed: set {key}.ref to the arm that the reference comes from.")
     for whole in override_keys(variant.set):
         if not whole.startswith("mid_train.") or whole in _NOT_FOR_VARIANTS:
             raise UserError(
                 f"{key}.set: '{whole}' cannot differ between arms. Only keys of mid_train can, "
                 f"except {', '.join(_NOT_FOR_VARIANTS)}."
             )
-
-
-def _check_own_lineage(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    if base or ref:
-        raise UserError(
-            "compare.base_per_seed=true trains a base for every seed, and uses its plain "
-            "post-trained model as the reference: leave --base and --ref out."
-        )
-    if not enabled_post_steps(config):
-        raise UserError(
-            "compare.base_per_seed: sft, dpo and rlvr are all off, so no reference is trained. "
-            "Switch one on."
-        )
-    if not config.sft.enabled and any(
-        variant.arm == "sft" and not variant.ref for variant in _used(config)
-    ):
-        raise UserError("arm 'sft' needs an SFT model, and sft.enabled is false.")
-
-
-def _check_given(config: Config, base: ModelRef | None, ref: ModelRef | None) -> None:
-    if base is None:
-        raise UserError(
-            "compare needs --base CKPT, the base model of all arms (or compare.base_per_seed=true, "
-            "which trains one for every seed)."
-        )
-    own = {*WITHOUT_REFERENCE, *(["sft"] if config.compare.sft_ref else [])}
-    for name in config.compare.arms:
-        variant = variant_of(config, name)
-        if ref is None and not variant.ref and variant.arm not in own:
-            raise UserError(f"arm '{name}' needs --ref CKPT, the RL-tuned model.")

@@ -12,6 +12,7 @@ CHECK = f"{FOLDER}/{CONTAMINATION}"
 # The points where an arm is evaluated after mid-training, in the order of its stages.
 AFTER = {"mid": "mid-training", "sft": "SFT", "dpo": "DPO", "post": "post-training"}
 POINTS = tuple(AFTER)
+Place = tuple[str, int, str]  # arm, seed and point of an evaluation
 _POINT = {"15": "mid", "25": "sft", "35": "dpo", "50": "post"}
 _EVALUATION = re.compile(
     rf"{FOLDER}/seed-(\d+)/([^/]+)/(?:({'|'.join(_POINT)})-eval|12-eval-(\d+-of-\d+))"
@@ -19,10 +20,7 @@ _EVALUATION = re.compile(
 
 
 def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[Stage]:
-    """The stages that a stage depends on, back to the mid-training or, if `whole`, to the start.
-
-    Stages that are not in `by_name` are not followed.
-    """
+    """The stages in `by_name` behind one, back to its mid-training or, if `whole`, to the start."""
     if stage.kind == "mid_train":
         # A mid-training stage finds its scores by their fingerprint, not by an input.
         for name, scored in by_name.items():
@@ -41,8 +39,8 @@ def behind(stage: Stage, by_name: dict[str, Stage], *, whole: bool) -> Iterator[
             yield from behind(by_name[name], by_name, whole=whole)
 
 
-def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[Stage]:
-    """The evaluations that are not `known` (arm, seed, point), and all stages they depend on."""
+def needed(stages: Sequence[Stage], known: set[Place]) -> list[Stage]:
+    """The evaluations that are not `known`, and all stages they depend on."""
     by_name = {stage.name: stage for stage in stages}
     kept: set[str] = set()
     for stage in stages:
@@ -51,14 +49,14 @@ def needed(stages: Sequence[Stage], known: set[tuple[str, int, str]]) -> list[St
     return [s for s in stages if s.name in kept or (kept and s.kind == "contamination")]
 
 
-def place(stage: Stage) -> tuple[str, int, str]:
+def place(stage: Stage) -> Place:
     """Arm, seed and point of an evaluation, see `place_of`."""
     found = place_of(stage.name)
     assert found is not None
     return found
 
 
-def place_of(name: str) -> tuple[str, int, str] | None:
+def place_of(name: str) -> Place | None:
     """Arm, seed and point of an evaluation by its name; None for other stages.
 
     `compare/seed-0/ntp/12-eval-1-of-4` is the point `1/4` of seed 0, `.../15-eval` is `mid`,

@@ -1,28 +1,20 @@
 """The plan of `compare`: the arms of the paper's table, and variants of them. Pure.
 
-Every arm mid-trains with the same settings on the same data order. Arms differ only in the
-objective and its inputs, variants also in the keys that they override. Seeds vary the data order
-and the random numbers, and with `compare.base_per_seed` the base too.
+Arms mid-train with the same settings on the same data order. They differ only in the objective and
+its inputs, variants also in the keys that they override. Seeds vary the data order and the random
+numbers, and with `compare.base_per_seed` the base too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipelines.comparison.arm_rules import (
-    ARMS,
-    BASE,
-    PLAIN,
-    WITHOUT_REFERENCE,
-    check_comparison,
-    kind_of,
-    known_arms,
-    variant_of,
-)
+from pipelines.comparison import arm_rules
+from pipelines.comparison.arm_rules import BASE, PLAIN, known_arms, variant_of
 from pipelines.comparison.arm_stages import CHECK, FOLDER
 from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef, find_checkpoint
@@ -44,22 +36,24 @@ def plan_compare(config: Config, base: ModelRef | None, ref: ModelRef | None) ->
         UserError: an unknown arm, no task, settings that cannot be combined, or an arm whose
             reference cannot be found.
     """
-    check_comparison(config, base, ref)
+    arm_rules.check_comparison(config, base, ref)
     given = config.compare
-    models = _GivenModels(base, ref)
-    if given.small:
-        models.small = find_checkpoint(given.small, "compare.small")
+    small = find_checkpoint(given.small, "compare.small") if given.small else None
     stages: dict[str, Stage] = {}
     for seed in range(config.seed, config.seed + given.seeds):
-        own = _Seed(config, seed, models, stages)
+        own = _Seed(config, seed, _GivenModels(base, ref, small), stages)
         if given.base_per_seed:
             own.reference()
         for arm in dict.fromkeys(given.arms):
             own.evaluated(arm)
     # A separate name, since a flywheel in the same run directory reads more sources.
-    return with_contamination(
-        _with_all_sources(config, stages.values()), list(stages.values()), CHECK
-    )
+    whole = _with_all_sources(config, stages.values())
+    return with_contamination(whole, list(stages.values()), CHECK)
+
+
+def _with_mid(config: Config, **changes: Any) -> Config:
+    """The recipe with other values in its section `mid_train`."""
+    return replace(config, mid_train=replace(config.mid_train, **changes))
 
 
 def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
@@ -74,24 +68,22 @@ def _with_all_sources(config: Config, stages: Iterable[Stage]) -> Config:
             continue
         for name, source in stage.config.mid_train.sources.items():
             known = sources.setdefault(name, source)
-            if dataclasses.replace(known, weight=source.weight) != source:
+            if replace(known, weight=source.weight) != source:
                 arm = stage.name.split("/")[2]
                 raise UserError(
                     f"compare.variants.{arm}.set: source '{name}' differs from the source of that "
                     "name in the recipe or in another variant. Rename it (weight=0 leaves a "
                     "source of the recipe out)."
                 )
-    mid = dataclasses.replace(config.mid_train, sources=sources)
-    return dataclasses.replace(config, mid_train=mid)
+    return _with_mid(config, sources=sources)
 
 
-@dataclass
-class _GivenModels:
+class _GivenModels(NamedTuple):
     """Checkpoints that the user gave to a comparison."""
 
     base: ModelRef | None
     ref: ModelRef | None
-    small: ModelRef | None = None
+    small: ModelRef | None
 
 
 @dataclass
@@ -111,16 +103,14 @@ class _Seed:
 
     def __post_init__(self) -> None:
         compare = self.recipe.compare
-        mid = dataclasses.replace(self.recipe.mid_train, snapshots=compare.points)
-        self.config = dataclasses.replace(self.recipe, seed=self.seed, mid_train=mid)
+        self.config = _with_mid(replace(self.recipe, seed=self.seed), snapshots=compare.points)
         self.folder = f"{FOLDER}/seed-{self.seed}"
         # With equal FLOPs, arm `ntp` trains on more tokens than the plain pipeline.
         self.plain = "ntp" if compare.budget == "tokens" else PLAIN
 
     def base(self) -> Given:
-        if self.models.base is not None:
-            return self.models.base
-        return self._add([Stage("pretrain", f"{self.folder}/base", self.config)])
+        made = Stage("pretrain", f"{self.folder}/base", self.config)
+        return self.models.base or self._add([made])
 
     def reference(self) -> Given:
         """The default reference model of the arms."""
@@ -149,10 +139,8 @@ class _Seed:
 
     def post_trained(self, arm: str) -> list[Stage]:
         mid = self.mid(arm)
-        config = self.stages[mid].config
-        stages = plan_post_train(config, mid, f"{self.folder}/{arm}")
-        for stage in stages:
-            self._add([stage])
+        stages = plan_post_train(self.stages[mid].config, mid, f"{self.folder}/{arm}")
+        self._add(stages)
         return stages
 
     def evaluated(self, arm: str) -> None:
@@ -165,16 +153,16 @@ class _Seed:
         config = self.stages[mid].config
         for number in range(1, config.mid_train.snapshots + 1):
             name = f"{folder}/12-eval-{number}-of-{compare.points + 1}"
-            inputs: dict[str, Given] = {"model": f"{mid}@{number}"}
-            self._add([Stage("evaluate", name, _without_samples(config), inputs)])
+            model = f"{mid}@{number}"
+            self._add([Stage("evaluate", name, _without_samples(config), {"model": model})])
         self._add([Stage("evaluate", f"{folder}/15-eval", config, {"model": mid})])
         if compare.post_train:
             self._post_evaluated(self.post_trained(arm), folder)
 
     def _add(self, stages: Sequence[Stage]) -> str:
-        for stage in stages:
-            self.stages.setdefault(stage.name, stage)
-        return stages[-1].name
+        """Add the stages that are new, and return the name of the last one."""
+        self.stages |= {s.name: s for s in stages if s.name not in self.stages}
+        return stages[-1].name if stages else ""
 
     def _starts_from(self, arm: str) -> Given:
         given = variant_of(self.recipe, arm).base
@@ -186,7 +174,7 @@ class _Seed:
 
     def _reference_of(self, arm: str) -> Given | None:
         variant = variant_of(self.recipe, arm)
-        if variant.arm in WITHOUT_REFERENCE:
+        if variant.arm in arm_rules.WITHOUT_REFERENCE:
             return None
         name, _, step = variant.ref.partition("/")
         if not name and variant.arm == "sft":
@@ -197,10 +185,8 @@ class _Seed:
             return self.base()
         if name not in known_arms(self.recipe):
             return self._found(variant.ref, arm, "ref")
-        own = self
-        if variant.ref_seed:
-            seed = self.seed + variant.ref_seed
-            own = _Seed(self.recipe, seed, self.models, self.stages, self.making)
+        seed = self.seed + variant.ref_seed
+        own = _Seed(self.recipe, seed, self.models, self.stages, self.making)
         if step:
             return own._step(name, step, arm)
         if not (post := own.post_trained(name)):
@@ -240,9 +226,9 @@ class _Seed:
         sibling = ref.folder.parent.parent / "20-sft" if ref and ref.folder else None
         if sibling is None or not StageDir(sibling).is_complete():
             raise UserError(
-                f"arm '{arm}': the folder of the reference"
-                f"{f' {ref.location}' if ref else ' (not given)'} has no SFT stage 20-sft. Set "
-                "compare.sft_ref=CKPT, or leave sft out of compare.arms."
+                f"arm '{arm}': the folder of the reference {ref.location if ref else '(not given)'}"
+                " has no SFT stage 20-sft. Set compare.sft_ref=CKPT, or leave sft out of "
+                "compare.arms."
             )
         return find_checkpoint(str(sibling), "compare.sft_ref")
 
@@ -252,14 +238,10 @@ class _Seed:
         first, _, step = ckpt.partition("/")
         # Such a name would otherwise pass for one on the hub.
         if not Path(ckpt).exists() and (first in known or re.match(r"\d\d-", step)):
-            raise UserError(
-                f"{named} = {ckpt}: "
-                + (
-                    "name an arm, whose mid-trained model is then the base, or a CKPT."
-                    if first in known
-                    else f"unknown arm '{first}'{did_you_mean(first, known)}"
-                )
-            )
+            why = "name an arm, whose mid-trained model is then the base, or a CKPT."
+            if first not in known:
+                why = f"unknown arm '{first}'{did_you_mean(first, known)}"
+            raise UserError(f"{named} = {ckpt}: {why}")
         try:
             return find_checkpoint(ckpt, named)
         except UserError as error:
@@ -270,14 +252,9 @@ class _Seed:
         variant = variant_of(self.recipe, arm)
         own = varied(self.config, variant.set, f"compare.variants.{arm}.set")
         if arm != PLAIN and (variant.budget or self.recipe.compare.budget) == "flops":
-            tokens = self._tokens_of_equal_flops(own, arm)
-            own = dataclasses.replace(
-                own, mid_train=dataclasses.replace(own.mid_train, tokens=tokens)
-            )
+            own = _with_mid(own, tokens=self._tokens_of_equal_flops(own, arm))
         if arm in self.recipe.compare.variants:
-            # The snapshots of a variant are not evaluated.
-            mid = dataclasses.replace(own.mid_train, snapshots=0)
-            own = dataclasses.replace(own, mid_train=mid)
+            own = _with_mid(own, snapshots=0)  # Those of a variant are not evaluated.
         try:
             check_one_step(own.mid_train, own.sequence_length)
             check_points(own.mid_train, own.sequence_length, "compare.points")
@@ -288,12 +265,12 @@ class _Seed:
     def _mid_stages(
         self, arm: str, config: Config, name: str, base: Given, ref: Given | None
     ) -> list[Stage]:
-        kind = kind_of(self.recipe, arm)
-        mid = dataclasses.replace(config.mid_train, objective=ARMS[kind])
+        kind = variant_of(self.recipe, arm).arm
+        config = _with_mid(config, objective=arm_rules.ARMS[kind])
         if kind == "kd":
             # KD needs full distributions; the cache stores only the log-probability of each token.
-            mid = dataclasses.replace(mid, reference="inline")
-        decided = with_objective(dataclasses.replace(config, mid_train=mid), ref is not None)
+            config = _with_mid(config, reference="inline")
+        decided = with_objective(config, ref is not None)
         return mid_stages(decided, name, base, ref, self.models.small)
 
     def _mid_flops(self, config: Config, arm: str) -> float:
@@ -302,7 +279,7 @@ class _Seed:
         The reference counts as large as the base, as it is in ReMiT.
         """
         # All references cost the same, so BASE can stand in for one that does not exist yet.
-        ref = None if kind_of(self.recipe, arm) in WITHOUT_REFERENCE else BASE
+        ref = None if variant_of(self.recipe, arm).arm in arm_rules.WITHOUT_REFERENCE else BASE
         return sum(stage_flops(s, 1) for s in self._mid_stages(arm, config, "", BASE, ref))
 
     def _tokens_of_equal_flops(self, config: Config, arm: str) -> int:
@@ -327,8 +304,8 @@ class _Seed:
         rlvr = Stage("rlvr", f"{folder}/40-rlvr", self.config, {"model": start})
         extra = self._mid_flops(self.config, "remit") - self._mid_flops(self.config, "ntp")
         more = max(1, round(extra * self.config.rlvr.max_steps / stage_flops(rlvr, 1)))
-        longer = dataclasses.replace(self.config.rlvr, max_steps=self.config.rlvr.max_steps + more)
-        rlvr = dataclasses.replace(rlvr, config=dataclasses.replace(self.config, rlvr=longer))
+        longer = replace(self.config.rlvr, max_steps=self.config.rlvr.max_steps + more)
+        rlvr = replace(rlvr, config=replace(self.config, rlvr=longer))
         self._add([rlvr])
         self._post_evaluated([rlvr], folder)
 
@@ -339,20 +316,11 @@ class _Seed:
             between = {f"{folder}/{int(s.name.rpartition('/')[2][:2]) + 5}-eval": s for s in post}
             evaluated = dict(list(between.items())[:-1]) | evaluated
         for name, stage in evaluated.items():
-            inputs: dict[str, Given] = {"model": stage.name}
-            self._add([Stage("evaluate", name, stage.config, inputs, chat=True)])
+            self._add([Stage("evaluate", name, stage.config, {"model": stage.name}, chat=True)])
 
 
 def _without_samples(config: Config) -> Config:
     """The same evaluation without samples for pass@k."""
-    settings = config.eval
-    return dataclasses.replace(
-        config,
-        eval=dataclasses.replace(
-            settings,
-            tasks={n: dataclasses.replace(t, samples=0) for n, t in settings.tasks.items()},
-            benchmarks={
-                n: dataclasses.replace(b, samples=0) for n, b in settings.benchmarks.items()
-            },
-        ),
-    )
+    tasks = {n: replace(task, samples=0) for n, task in config.eval.tasks.items()}
+    benchmarks = {n: replace(one, samples=0) for n, one in config.eval.benchmarks.items()}
+    return replace(config, eval=replace(config.eval, tasks=tasks, benchmarks=benchmarks))

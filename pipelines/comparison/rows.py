@@ -1,17 +1,16 @@
 """Writing, reading and combining the rows of a comparison.
 
-Rows can be copied out of their run directory and read elsewhere, so that a study can continue on
-another machine. Each row identifies the study it belongs to; rows of another study are refused.
+A study can continue on another machine with its rows. Rows of another study are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.comparison.arm_stages import FOLDER, place
+from pipelines.comparison.arm_stages import FOLDER, Place, place
 from pipelines.comparison.row import Row, parsed
 from pipelines.comparison.study import Study
 from pipelines.errors import UserError
@@ -26,24 +25,16 @@ def rows_path(run: RunDir) -> Path:
 
 
 def existing_rows(run: RunDir) -> list[Row]:
-    """The rows that earlier comparisons wrote to a run directory.
-
-    Raises:
-        UserError: a line is not a valid row, or the rows belong to different studies.
-    """
+    """The rows that earlier comparisons wrote to a run directory; raises as `collected`."""
     path = rows_path(run)
     return collected([path]) if path.is_file() else []
 
 
 def check_kept(run: RunDir, study: Study) -> None:
-    """Refuse a plan whose rows cannot be combined with those that its run directory has.
-
-    Raises:
-        UserError: names the row and how it differs.
-    """
+    """Refuse, by a `UserError`, a plan whose rows do not fit to those of its run directory."""
     planned = {place(s): study.parts(s) for s in study.stages if s.kind == "evaluate"}
     for number, row in enumerate(existing_rows(run), 1):
-        if (row.arm, row.seed, row.point) in planned:
+        if row.place in planned:
             continue  # it will be overwritten
         differing = _differing(row.shared, study.shared, both=True)
         for (arm, _, point), parts in planned.items():
@@ -58,14 +49,11 @@ def check_kept(run: RunDir, study: Study) -> None:
 
 
 def write_rows(run: RunDir, found: Sequence[Row]) -> Path:
-    """Write `compare/rows.jsonl` and return its path.
-
-    Rows of other arms and seeds that earlier comparisons wrote to it stay.
-    """
+    """Write `compare/rows.jsonl`, where earlier rows of other arms and seeds stay; its path."""
     path = rows_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = {(row.arm, row.seed, row.point): row for row in found}
-    kept = [row for row in existing_rows(run) if (row.arm, row.seed, row.point) not in new]
+    new = {row.place for row in found}
+    kept = [row for row in existing_rows(run) if row.place not in new]
     lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in [*kept, *found])
     write_text(path, "".join(lines))
     return path
@@ -79,18 +67,28 @@ def read_rows(paths: Sequence[str], study: Study) -> list[Row]:
             or two rows of one model differ; the message names file and line.
     """
     wanted = {place(stage): stage for stage in study.stages if stage.kind == "evaluate"}
-    found: dict[tuple[str, int, str], Row] = {}
+    found: dict[Place, Row] = {}
+    for where, row in _numbered(paths, "compare.rows: "):
+        if row.place not in wanted:
+            continue
+        differing = _differing(row.shared, study.shared, both=True)
+        differing |= _differing(row.study, study.parts(wanted[row.place]))
+        if differing:
+            raise UserError(
+                f"{where}: a row of another study; it differs in {', '.join(sorted(differing))}. "
+                "Use the same checkpoints, recipe and overrides, or leave the file out."
+            )
+        _keep(found, row, where)
+    return list(found.values())
+
+
+def _numbered(paths: Sequence[str | Path], option: str = "") -> Iterator[tuple[str, Row]]:
+    """The rows of some files, each with its file and line for error messages."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"compare.rows: {path} does not exist or is not a file.")
-        for number, row in enumerate(parsed(path, f"compare.rows: {path}"), 1):
-            where = f"compare.rows: {path}, line {number}"
-            key = (row.arm, row.seed, row.point)
-            if key not in wanted:
-                continue
-            _check_study(row, study.parts(wanted[key]), study.shared, where)
-            _keep(found, row, where)
-    return list(found.values())
+            raise UserError(f"{option}{path} does not exist or is not a file.")
+        for number, row in enumerate(parsed(path, f"{option}{path}"), 1):
+            yield f"{option}{path}, line {number}", row
 
 
 def collected(paths: Sequence[Path]) -> list[Row]:
@@ -100,15 +98,11 @@ def collected(paths: Sequence[Path]) -> list[Row]:
         UserError: a file does not exist, a line is not a valid row, two rows of one model differ,
             or the rows belong to different studies.
     """
-    found: dict[tuple[str, int, str], Row] = {}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist or is not a file.")
-        for number, row in enumerate(parsed(path, str(path)), 1):
-            where = f"{path}, line {number}"
-            for other in found.values():
-                _check_together(row, other, where)
-            _keep(found, row, where)
+    found: dict[Place, Row] = {}
+    for where, row in _numbered(paths):
+        for other in found.values():
+            _check_together(row, other, where)
+        _keep(found, row, where)
     return list(found.values())
 
 
@@ -136,26 +130,15 @@ def _differing(own: dict[str, str], other: dict[str, str], *, both: bool = False
     return {key for key in keys if own.get(key) != other.get(key)}
 
 
-def places(paths: Sequence[str]) -> set[tuple[str, int, str]]:
-    """Arm, seed and point of the rows of some files, of any study.
-
-    Raises:
-        UserError: a file does not exist, or a line is not a valid row.
-    """
-    found = set()
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise UserError(f"compare.rows: {path} does not exist or is not a file.")
-        found |= {(r.arm, r.seed, r.point) for r in parsed(path, f"compare.rows: {path}")}
-    return found
+def places(paths: Sequence[str]) -> set[Place]:
+    """Arm, seed and point of the rows of some files, of any study; raises as `read_rows`."""
+    return {row.place for _, row in _numbered(paths, "compare.rows: ")}
 
 
 def shown(
-    found: Sequence[Row],
-    arms: Sequence[str] | None,
-    against: str | None,
+    found: Sequence[Row], arms: Sequence[str] | None, against: str | None,
     seeds: Sequence[str] | None = None,
-) -> list[Row]:
+) -> list[Row]:  # fmt: skip
     """The rows of some arms and seeds, with baseline `against`; None leaves each as it is.
 
     Raises:
@@ -167,16 +150,22 @@ def shown(
     _check_named([("--seeds", s) for s in seeds or ()], "seed", [str(row.seed) for row in found])
     if arms is not None and against is not None and against not in arms:
         raise UserError(f"--against {against}: add this arm to --arms.")
-    kept = [
-        row
-        for row in found
-        if (arms is None or row.arm in arms) and (seeds is None or str(row.seed) in seeds)
-    ]
+    kept = [row for row in found if arms is None or row.arm in arms]
+    kept = [row for row in kept if seeds is None or str(row.seed) in seeds]
     if found and not kept:
         raise UserError("no row matches both --arms and --seeds.")
     if against is not None and against not in {row.arm for row in kept}:
         raise UserError(f"--against {against}: this arm has no row with a seed of --seeds.")
-    return _with_baseline(kept, against)
+    if against is not None:
+        return [dataclasses.replace(row, against=against) for row in kept]
+    baselines: dict[str, str] = {}
+    for row in kept:
+        if baselines.setdefault(row.arm, row.against) != row.against:
+            raise UserError(
+                f"rows of {row.arm} have different baselines, {baselines[row.arm]} and "
+                f"{row.against}: choose one with --against."
+            )
+    return kept
 
 
 def _check_named(named: Sequence[tuple[str, str]], what: str, existing: Sequence[str]) -> None:
@@ -186,32 +175,11 @@ def _check_named(named: Sequence[tuple[str, str]], what: str, existing: Sequence
             raise UserError(f"{option} {name}: no row has that {what}. Choose from {known}.")
 
 
-def _with_baseline(found: Sequence[Row], baseline: str | None) -> list[Row]:
-    if baseline is None:
-        named: dict[str, str] = {}
-        for row in found:
-            if named.setdefault(row.arm, row.against) != row.against:
-                raise UserError(
-                    f"rows of {row.arm} have different baselines, {named[row.arm]} and "
-                    f"{row.against}: choose one with --against."
-                )
-        return list(found)
-    return [dataclasses.replace(row, against=baseline) for row in found]
-
-
-def _keep(found: dict[tuple[str, int, str], Row], row: Row, where: str) -> None:
-    before = found.setdefault((row.arm, row.seed, row.point), row)
+def _keep(found: dict[Place, Row], row: Row, where: str) -> None:
+    before = found.setdefault(row.place, row)
     # Its time, and fields that rows of other versions lack, may differ.
     if any(getattr(before, key) != getattr(row, key) for key in MEASURED):
         raise UserError(
             f"{where}: this row differs from an earlier row of {row.arm}, seed {row.seed}, "
             f"{row.point}. Keep one of the two."
-        )
-
-
-def _check_study(row: Row, wanted: dict[str, str], shared: dict[str, str], where: str) -> None:
-    if differing := _differing(row.study, wanted) | _differing(row.shared, shared, both=True):
-        raise UserError(
-            f"{where}: a row of another study; it differs in {', '.join(sorted(differing))}. Use "
-            "the same checkpoints, recipe and overrides, or leave the file out."
         )

@@ -23,23 +23,15 @@ from pipelines.run_dir.paths import RunDir
 # Keys in which rows of one arm may differ.
 _OF_A_SEED = ("seed", "mid_train.snapshots")
 # Keys in which the built-in arms of a comparison may differ too; variants change more.
-_OF_AN_ARM = (
-    *_OF_A_SEED, "mid_train.objective", "mid_train.reference",
-)  # fmt: skip
+_OF_AN_ARM = (*_OF_A_SEED, "mid_train.objective", "mid_train.reference")
 
 
 @dataclass
 class Study:
-    """Hashes of what each evaluation of a plan depends on, apart from its seed.
+    """Hashes of what each evaluation of a comparison depends on, apart from its seed."""
 
-    Args:
-        stages: the whole plan of a comparison.
-        data_sha256: hash of each source, by config key.
-        config, base, ref: the recipe and the checkpoints given to the comparison.
-    """
-
-    stages: Sequence[Stage]
-    data_sha256: dict[str, str]
+    stages: Sequence[Stage]  # the whole plan
+    data_sha256: dict[str, str]  # of each source, by config key
     config: Config
     base: ModelRef | None
     ref: ModelRef | None
@@ -65,52 +57,45 @@ class Study:
         kinds = ["mid_train"] if self.base else ["pretrain", "mid_train"]
         if self.config.compare.base_per_seed or self.config.compare.post_train:
             kinds += enabled_post_steps(self.config)
-        parts = {}
-        for kind in kinds:
-            fields = identity_fields(kind, self.config, {})
-            kept = {key: value for key, value in fields.items() if key not in _OF_AN_ARM}
-            parts[kind] = digest(kept)[:16]
-        parts |= self._shared_texts()
-        models = {role: given for role, given in (("base", self.base), ("ref", self.ref)) if given}
-        return parts | {role: self._content(given) for role, given in models.items()}
-
-    def _shared_texts(self) -> dict[str, str]:
-        """Hashes of the recipe's sources that mid-training reads; variants cannot change them."""
+        parts = {kind: digest(_fields(kind, self.config, _OF_AN_ARM))[:16] for kind in kinds}
+        # Of the recipe's sources those that mid-training reads; variants cannot change them.
         own = {f"mid_train.sources.{name}" for name in self.config.mid_train.sources}
-        read = {
-            key
-            for stage in self.stages
-            if stage.kind == "mid_train"
-            for key, source in sources_of(stage).items()
-            if source.weight > 0
-        }
-        return {f"data {key}": self.data_sha256[key][:16] for key in sorted(own & read)}
+        mids = [sources_of(stage) for stage in self.stages if stage.kind == "mid_train"]
+        read = {key for mid in mids for key, source in mid.items() if source.weight > 0}
+        parts |= {f"data {key}": self.data_sha256[key][:16] for key in sorted(own & read)}
+        models = (("base", self.base), ("ref", self.ref))
+        return parts | {role: self._content(given) for role, given in models if given}
 
     def _settings(self, stage: Stage) -> str:
-        fields = identity_fields(stage.kind, stage.config, {}) | {"chat": stage.chat}
-        kept = {key: value for key, value in fields.items() if key not in _OF_A_SEED}
+        kept = _fields(stage.kind, stage.config, _OF_A_SEED) | {"chat": stage.chat}
         data = {f"data {key}": self.data_sha256[key] for key in sources_of(stage)}
         return digest(kept | data)[:16]
 
     def _model(self, given: str | ModelRef, seed: int) -> str:
         """Hash of a given model's content, or of what determines a model that the plan makes."""
-        if isinstance(given, str):
-            name, _, number = given.partition("@")
-            stage = self.by_name[name]
-            decided = {role: self._model(model, seed) for role, model in stage.inputs.items()}
-            decided["settings"] = self._settings(stage)
-            if number:
-                decided["kept model"] = f"{number} of {stage.config.mid_train.snapshots}"
-            if stage.config.seed != seed:
-                decided["seed after its own"] = str(stage.config.seed - seed)
-            return digest(decided)[:16]
-        return self._content(given)
+        if isinstance(given, ModelRef):
+            return self._content(given)
+        name, _, number = given.partition("@")
+        stage = self.by_name[name]
+        decided = {role: self._model(model, seed) for role, model in stage.inputs.items()}
+        decided["settings"] = self._settings(stage)
+        if number:
+            decided["kept model"] = f"{number} of {stage.config.mid_train.snapshots}"
+        if stage.config.seed != seed:
+            decided["seed after its own"] = str(stage.config.seed - seed)
+        return digest(decided)[:16]
 
     def _content(self, given: ModelRef) -> str:
         assert given.folder is not None
         if given.folder not in self._hashes:
             self._hashes[given.folder] = content_hash(given.folder)[:16]
         return self._hashes[given.folder]
+
+
+def _fields(kind: str, config: Config, without: Sequence[str]) -> dict[str, Any]:
+    """The keys of the recipe that a stage's result depends on, but for some of them."""
+    fields = identity_fields(kind, config, {})
+    return {key: value for key, value in fields.items() if key not in without}
 
 
 def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: int) -> list[Row]:
@@ -123,46 +108,36 @@ def result_rows(stages: Sequence[Stage], run: RunDir, study: Study, parameters: 
             continue
         arm, seed, point = place(stage)
         spent = {s.name: s for s in behind(stage, made, whole=False)}
-        mid = next(s for s in spent.values() if s.kind == "mid_train")
-        result = results[name]
-        found.append(
-            Row(
-                arm=arm,
-                seed=seed,
-                point=point,
-                against=variant_of(stage.config, arm).against,
-                identity=result["identity"],
-                study=study.parts(stage),
-                average=result["average"],
-                tasks={
-                    task: {key: score[key] for key in ("accuracy", "questions", "bits")}
-                    for task, score in result["tasks"].items()
-                },
-                bits_per_byte={
-                    domain: value["bits_per_byte"]
-                    for domain, value in result["bits_per_byte"].items()
-                },
-                sampled=_mean_sampled(result["tasks"]),
-                training=training_measures({s.kind: results[s.name] for s in spent.values()}),
-                shared=study.shared,
-                tokens=results[mid.name]["tokens"],
-                steps=results[mid.name]["steps"],
-                passes=max(s["epochs"] for s in results[mid.name]["mixture"].values()),
-                flops=sum(
-                    stage_flops(s, parameters, results[s.name].get("steps", 0))
-                    for s in spent.values()
-                ),
-                seconds=sum(results[s]["seconds"] for s in spent),
-            )
-        )
+        result, texts = results[name], results[name]["bits_per_byte"]
+        mid = next(results[s.name] for s in spent.values() if s.kind == "mid_train")
+        flops = [stage_flops(s, parameters, results[n].get("steps", 0)) for n, s in spent.items()]
+        found.append(Row(
+            arm, seed, point, variant_of(stage.config, arm).against,
+            identity=result["identity"],
+            study=study.parts(stage),
+            average=result["average"],
+            tasks={
+                task: {key: score[key] for key in ("accuracy", "questions", "bits")}
+                for task, score in result["tasks"].items()
+            },
+            bits_per_byte={domain: text["bits_per_byte"] for domain, text in texts.items()},
+            sampled=_mean_sampled(result["tasks"]),
+            tokens=mid["tokens"],
+            steps=mid["steps"],
+            passes=max(source["epochs"] for source in mid["mixture"].values()),
+            flops=sum(flops),
+            seconds=sum(results[s]["seconds"] for s in spent),
+            training=training_measures({s.kind: results[n] for n, s in spent.items()}),
+            shared=study.shared,
+        ))  # fmt: skip
     return found
 
 
 def training_measures(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Measures of an arm's training to compare, from its results by kind of stage.
 
-    The first and the last loss of SFT, in nats, which all arms compute in the same way, unlike the
-    mid-training loss. For an arm that selects sequences, also each domain's share of its tokens.
+    The first and the last loss of SFT, in nats, which all arms compute in the same way, and each
+    domain's share of the tokens of an arm that selects sequences.
     """
     sft = results.get("sft", {})
     losses = {f"SFT loss, {end}": sft[f"loss_{end}"] for end in ("first", "last") if sft}

@@ -26,61 +26,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gain:
-    """The difference between an arm and its baseline, paired by seed.
-
-    Attributes:
-        half: half the 95% interval by Student's t; None with one seed.
-        effect: mean divided by standard deviation of the differences (Cohen's d of pairs); None if
-            undefined.
-        p_value: of the two-sided paired t-test.
-        holm: `p_value` adjusted by Holm's method for all arms of the table.
-    """
+    """The difference between an arm and its baseline, paired by seed; None where undefined."""
 
     baseline: str
     mean: float
-    half: float | None
-    effect: float | None
-    p_value: float | None
-    holm: float | None
+    half: float | None  # half the 95% interval by Student's t
+    effect: float | None  # mean / standard deviation of the differences (Cohen's d of pairs)
+    p_value: float | None  # of the two-sided paired t-test
+    holm: float | None  # `p_value` adjusted by Holm's method for all arms of the table
     by_seed: dict[int, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One measure of all arms.
+    """One measure of all arms."""
 
-    Attributes:
-        cells: means of the arms; None where an arm was not measured.
-        gains: differences from the baselines; None for an arm that is its own baseline, and where
-            the baseline has no row.
-    """
-
-    cells: list[Cell | None]
-    gains: list[Gain | None]
+    cells: list[Cell | None]  # None: the arm was not measured
+    gains: list[Gain | None]  # None: the arm is its own baseline, or the baseline has no row
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of one point; each line has one entry per arm in `arms`.
-
-    Attributes:
-        baselines: the baseline of each arm.
-        own_seeds: for each arm, the seeds that it has rows for.
-        accuracy: by task, and the average over tasks.
-        bits_per_byte: by domain.
-        sampled: by measure of the samples, such as pass@8.
-        training: by measure of the training, such as the first loss of SFT.
-    """
+    """The table of one point; each line has one entry per arm in `arms`."""
 
     point: str
     arms: list[str]
-    baselines: list[str]
+    baselines: list[str]  # of each arm
     seeds: list[int]
-    own_seeds: list[list[int]]
-    accuracy: dict[str, Line]
-    bits_per_byte: dict[str, Line]
-    sampled: dict[str, Line]
-    training: dict[str, Line]
+    own_seeds: list[list[int]]  # of each arm
+    accuracy: dict[str, Line]  # by task, and the average over tasks
+    bits_per_byte: dict[str, Line]  # by domain
+    sampled: dict[str, Line]  # by measure of the samples, such as pass@8
+    training: dict[str, Line]  # by measure of the training, such as the first loss of SFT
 
     @property
     def same_seeds(self) -> bool:
@@ -112,11 +89,8 @@ def _table(point: str, found: list[Row]) -> Comparison:
     by_arm = {arm: {row.seed: row for row in found if row.arm == arm} for arm in arms}
 
     def lines(measures: Callable[[Row], dict[str, float]]) -> dict[str, Line]:
-        measured = {
-            arm: {seed: measures(row) for seed, row in own.items()} for arm, own in by_arm.items()
-        }
         titles = dict.fromkeys(title for row in found for title in measures(row))
-        return {title: _line(title, by_arm, measured) for title in titles}
+        return {title: _line(title, measures, by_arm) for title in titles}
 
     return Comparison(
         point=point,
@@ -136,33 +110,32 @@ def _accuracies(row: Row) -> dict[str, float]:
 
 
 def _line(
-    title: str,
-    by_arm: dict[str, dict[int, Row]],
-    measured: dict[str, dict[int, dict[str, float]]],
+    title: str, measures: Callable[[Row], dict[str, float]], by_arm: dict[str, dict[int, Row]]
 ) -> Line:
     values = {
-        arm: {seed: found[title] for seed, found in own.items() if title in found}
-        for arm, own in measured.items()
+        arm: {seed: measures(row)[title] for seed, row in own.items() if title in measures(row)}
+        for arm, own in by_arm.items()
     }
-    return Line(
-        [_over_seeds(own) for own in values.values()],
-        _adjusted([_gain(arm, own, values) for arm, own in by_arm.items()]),
-    )
+    cells = [_cell(own.values()) if own else None for own in values.values()]
+    gains = [_gain(arm, own, values) for arm, own in by_arm.items()]
+    adjusted = holm([gain.p_value if gain else None for gain in gains])
+    pairs = zip(gains, adjusted, strict=True)
+    return Line(cells, [replace(gain, holm=p) if gain else None for gain, p in pairs])
 
 
-def _over_seeds(values: dict[int, float]) -> Cell | None:
-    return Cell(*mean_interval(list(values.values()))) if values else None
+def _cell(values: Iterable[float]) -> Cell:
+    return Cell(*mean_interval(list(values)))
 
 
 def _gain(arm: str, rows: dict[int, Row], values: dict[str, dict[int, float]]) -> Gain | None:
     baseline = next(row.against for row in rows.values())
-    other = values.get(baseline, {})
-    deltas = {s: values[arm][s] - other[s] for s in sorted(values[arm].keys() & other.keys())}
+    own, other = values[arm], values.get(baseline, {})
+    deltas = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
     if arm == baseline or not deltas:
         return None
     numbers = list(deltas.values())
-    spread = stdev(numbers) if len(numbers) > 1 else 0.0
     mean, half = mean_interval(numbers)
+    spread = stdev(numbers) if len(numbers) > 1 else 0.0
     if spread < NO_SPREAD:
         return Gain(baseline, mean, half, None, None, None, deltas)
     return Gain(baseline, mean, half, mean / spread, t_test(numbers), None, deltas)
@@ -177,40 +150,27 @@ def p_text(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _adjusted(gains: list[Gain | None]) -> list[Gain | None]:
-    adjusted = holm([gain.p_value if gain else None for gain in gains])
-    return [
-        replace(gain, holm=p_value) if gain else None
-        for gain, p_value in zip(gains, adjusted, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class Curve:
     """The average accuracy of one arm during mid-training.
 
-    Attributes:
-        seeds: the seeds that the averages are over.
-        parts: shares of the mid-training that were done; the last one is 1.
-        averages: means over seeds with intervals, one per part.
-        reaches_ntp: share of the mid-training after which the mean reaches NTP's final mean, linear
-            between two points. None if it never does, without an NTP arm, and if NTP's mean did
-            not rise from its first point.
-        steps_to_ntp: the same share in steps.
+    `reaches_ntp` is the share of the mid-training after which the mean reaches NTP's final mean,
+    linear between two points. It is None if the mean never does, without an NTP arm, and if NTP's
+    mean did not rise from its first point.
     """
 
     arm: str
     seeds: list[int]
-    parts: list[float]
-    averages: list[Cell]
+    parts: list[float]  # shares of the mid-training that were done; the last one is 1
+    averages: list[Cell]  # over the seeds, one per part
     reaches_ntp: float | None
     steps_to_ntp: int | None
 
 
 def curves(found: Sequence[Row]) -> list[Curve]:
-    """The curve of each arm that has points during mid-training.
+    """The curve of each arm with points during mid-training, over the seeds that have every point.
 
-    It covers the seeds that have every point, and is compared with NTP's final mean of those seeds.
+    It is compared with NTP's final mean of the same seeds.
     """
     along: dict[str, dict[float, dict[int, Row]]] = {}
     for row in found:
@@ -218,20 +178,15 @@ def curves(found: Sequence[Row]) -> list[Curve]:
             along.setdefault(row.arm, {}).setdefault(_part(row.point), {})[row.seed] = row
     found_curves = []
     for arm in _arms(row for row in found if "/" in row.point):
-        by_part = along[arm]
-        parts = sorted(by_part)
+        by_part, parts = along[arm], sorted(along[arm])
         seeds = sorted(set.intersection(*(set(by_part[part]) for part in parts)))
         if not seeds:
             continue
-        cells = [Cell(*mean_interval([by_part[p][s].average for s in seeds])) for p in parts]
+        cells = [_cell(by_part[p][s].average for s in seeds) for p in parts]
         reached = _reaches(parts, [c.mean for c in cells], _target(along.get("ntp", {}), seeds))
         steps = max(row.steps for own in by_part.values() for row in own.values())
-        found_curves.append(
-            Curve(
-                arm, seeds, parts, cells, reached,
-                None if reached is None else round(reached * steps),
-            )
-        )  # fmt: skip
+        steps_to_ntp = None if reached is None else round(reached * steps)
+        found_curves.append(Curve(arm, seeds, parts, cells, reached, steps_to_ntp))
     return found_curves
 
 
@@ -252,14 +207,10 @@ def _part(point: str) -> float:
 
 
 def _reaches(parts: list[float], means: list[float], target: float | None) -> float | None:
-    if target is None:
+    reached = [i for i, mean in enumerate(means) if target is not None and mean >= target]
+    if target is None or not reached:
         return None
-    for i, mean in enumerate(means):
-        if mean < target:
-            continue
-        if i == 0:
-            return parts[0]
-        return parts[i - 1] + (parts[i] - parts[i - 1]) * (target - means[i - 1]) / (
-            mean - means[i - 1]
-        )
-    return None
+    if (at := reached[0]) == 0:
+        return parts[0]
+    before, mean = means[at - 1], means[at]
+    return parts[at - 1] + (parts[at] - parts[at - 1]) * (target - before) / (mean - before)

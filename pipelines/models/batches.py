@@ -20,18 +20,11 @@ def in_batches(
     what: str,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> list[Result]:
-    """Apply `run` to all items in batches, and return the results in order.
+    """Apply `run`, one result per item, to batches of at most `size`; the results in order.
 
-    If a batch does not fit into memory, the batch size is halved from there on.
-
-    Args:
-        size: largest number of items in a batch.
-        run: maps a batch to one result per item.
-        what: name of the items in the log.
-        on_share: called after each batch with the fraction that is done, from 0 to 1.
-
-    Raises:
-        torch.OutOfMemoryError: one item alone does not fit.
+    If a batch does not fit into memory, the batch size is halved from there on, and
+    torch.OutOfMemoryError is raised if one item alone does not fit. `what` names the items in the
+    log, and `on_share` gets the fraction that is done after each batch.
     """
     results: list[Result] = []
     while len(results) < len(items):

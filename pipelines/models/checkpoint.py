@@ -37,7 +37,7 @@ class ModelRef:
 
 
 def find_checkpoint(ckpt: str, option: str) -> ModelRef:
-    """Resolve the CKPT given for `option`, a command-line option named in messages.
+    """Resolve the CKPT given for `option`, which messages name.
 
     Raises:
         UserError: the folder does not exist, holds no model, or is an unfinished stage.
@@ -46,7 +46,9 @@ def find_checkpoint(ckpt: str, option: str) -> ModelRef:
         raise UserError(f"{option} is empty. Give a model folder, a stage folder or org/name.")
     path = Path(ckpt).expanduser()
     if path.exists():
-        return ModelRef(ckpt, _model_folder(path, option))
+        folder = _model_folder(path.resolve(), option)
+        check_model_folder(folder, option)
+        return ModelRef(ckpt, folder)
     if HUB_NAME.match(ckpt) and not ckpt.startswith((".", "/")):
         name, _, revision = ckpt.partition("@")
         return ModelRef(name, None, revision or None)
@@ -67,14 +69,9 @@ def fetch(model: ModelRef, option: str) -> ModelRef:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
     try:
-        folder = Path(
-            snapshot_download(
-                model.name,
-                revision=model.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"],
-            )
-        )
+        folder = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{option} {model.name}: there is no such local folder, and the download from the "
@@ -86,18 +83,17 @@ def fetch(model: ModelRef, option: str) -> ModelRef:
 
 
 def _model_folder(path: Path, option: str) -> Path:
-    path = path.resolve()
+    """The folder itself or, of a stage, its model."""
     if not path.is_dir():
         raise UserError(f"{option} {path}: this is a file. Give the folder of a model.")
     stage = StageDir(path)
-    if stage.config.is_file():
-        if not stage.is_complete():
-            raise UserError(
-                f"{option} {path}: this stage has not finished. Run its command again to resume it."
-            )
-        path = stage.model
-    check_model_folder(path, option)
-    return path
+    if not stage.config.is_file():
+        return path
+    if not stage.is_complete():
+        raise UserError(
+            f"{option} {path}: this stage has not finished. Run its command again to resume it."
+        )
+    return stage.model
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -120,28 +116,28 @@ def check_model_folder(folder: Path, option: str) -> None:
         UserError: a file is missing, damaged or a link out of the folder, or the weights are not in
             safetensors.
     """
+    where, weights = f"{option} {folder}", weight_files(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{option} {folder}: this folder holds no model (config.json is missing).")
+        raise UserError(f"{where}: this folder holds no model (config.json is missing).")
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{option} {folder}: this is an adapter (adapter_config.json), not a whole model. "
-            "Merge it into its base (peft: merge_and_unload, save_pretrained), and give the result."
+            f"{where}: this is an adapter (adapter_config.json), not a whole model. Merge it into "
+            "its base (peft: merge_and_unload, save_pretrained), and give the result."
         )
     _check_links(folder, option)
-    if not weight_files(folder):
+    if not weights:
         raise UserError(
-            f"{option} {folder}: this folder has no *.safetensors weights.{_way_to_convert(folder)}"
+            f"{where}: this folder has no *.safetensors weights.{_way_to_convert(folder)}"
         )
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"{option} {folder}: tokenizer.json is missing. Save the tokenizer as a fast tokenizer."
+            f"{where}: tokenizer.json is missing. Save the tokenizer as a fast tokenizer."
         )
-    for path in weight_files(folder):
-        _check_whole(path, option)
+    for path in weights:
+        _check_whole(path, f"{option} {path}")
     _check_index(folder, option)
-    weight_bytes = sum(path.stat().st_size for path in weight_files(folder))
-    config = read_model_config(folder, option)
-    check_shape(config, weight_bytes, f"{option} {folder}/config.json")
+    weight_bytes = sum(path.stat().st_size for path in weights)
+    check_shape(read_model_config(folder, option), weight_bytes, f"{where}/config.json")
 
 
 def _way_to_convert(folder: Path) -> str:
@@ -159,14 +155,15 @@ def _way_to_convert(folder: Path) -> str:
 def _check_links(folder: Path, option: str) -> None:
     """Check that all entries, also in subfolders, are regular files or folders in allowed places.
 
-    A link may point within the folder and, in a hub cache, to the blobs of its repository. Weights
-    may be links to anywhere, because they can only be read as tensors. Other files are copied into
-    models trained from this one, so a link could leak any file of the user.
+    A link may point within the folder and, in a hub cache, to the blobs of its repository; weights
+    to anywhere, because they can only be read as tensors. Other files are copied into models
+    trained from this one, so a link could leak any file of the user.
     """
     whole = folder.resolve()
     places = [whole]
     if whole.parent.name == "snapshots":
         places.append(whole.parent.parent / "blobs")
+    weights = weight_files(folder)
     for path in _all_within(folder):
         # Not Path.resolve, which fails on a link that leads to itself.
         target = Path(os.path.realpath(path))
@@ -175,9 +172,7 @@ def _check_links(folder: Path, option: str) -> None:
         if not target.is_file() and not target.is_dir():
             raise UserError(f"{option} {path}: this is not a regular file.")
         own = any(target.is_relative_to(place) for place in places)
-        # Only safetensors directly in the folder are read as weights.
-        is_weight = path.suffix == ".safetensors" and path.parent == folder and target.is_file()
-        if not own and not is_weight:
+        if not own and not (path in weights and target.is_file()):
             raise UserError(
                 f"{option} {path}: this link leads out of the model's folder, to {target}. Only "
                 "weights may do so. Replace the link by a copy of the file."
@@ -186,17 +181,16 @@ def _check_links(folder: Path, option: str) -> None:
 
 def _all_within(folder: Path) -> list[Path]:
     """Files and folders in a folder and its subfolders; links are listed but not followed."""
-    return sorted(
-        Path(parent, name)
-        for parent, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    )
+    walked = os.walk(folder)
+    return sorted(Path(parent, name) for parent, dirs, files in walked for name in [*dirs, *files])
 
 
-def _check_whole(path: Path, option: str) -> None:
-    """Check that a safetensors file has the size that its header implies."""
+def _check_whole(path: Path, where: str) -> None:
+    """Check size, dtypes, shapes and offsets of a safetensors file, without reading its data."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
-        raise UserError(f"{option} {path}: this is not a regular file.")
+        raise UserError(f"{where}: this is not a regular file.")
     size = path.stat().st_size
     try:
         with open(path, "rb") as stream:
@@ -207,24 +201,16 @@ def _check_whole(path: Path, option: str) -> None:
         ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
+        raise UserError(f"{where}: not a safetensors file ({error}).") from error
     if expected != size:
         raise UserError(
-            f"{option} {path}: the file has {size} bytes instead of {expected}. Copy or download "
-            "it again."
+            f"{where}: the file has {size} bytes instead of {expected}. Copy or download it again."
         )
-    _check_tensors(path, option)
-
-
-def _check_tensors(path: Path, option: str) -> None:
-    """Check dtypes, shapes and offsets of all tensors with safetensors; no data is read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{option} {path}: not a safetensors file ({error}).") from error
+        raise UserError(f"{where}: not a safetensors file ({error}).") from error
 
 
 def _check_index(folder: Path, option: str) -> None:
@@ -240,13 +226,11 @@ def _check_index(folder: Path, option: str) -> None:
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
     if strangers := sorted(names - present):
         raise UserError(
-            f"{option} {path}: the index names {strangers[0]}, but this folder has no such weight "
-            "file."
+            f"{option} {path}: the index names {strangers[0]}, but no such weight file exists."
         )
 
 
 def read_model_config(folder: Path, option: str) -> dict[str, Any]:
-    """Read the model's `config.json`."""
     try:
         return read_json(folder / "config.json")
     except DamagedFile as error:
@@ -255,25 +239,24 @@ def read_model_config(folder: Path, option: str) -> dict[str, Any]:
 
 def own_code(folder: Path) -> list[str]:
     """Classes that a model folder defines in custom code (`auto_map`)."""
-    found: list[str] = []
+    found: set[str] = set()
     for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        named = read_json(path).get("auto_map") if path.is_file() else None
-        values = named.values() if isinstance(named, dict) else [named] if named else []
-        found += [str(one) for value in values for one in _listed(value) if one]
-    return sorted(set(found))
+        named = _content(folder / name).get("auto_map")
+        for value in named.values() if isinstance(named, dict) else [named]:
+            found |= {str(one) for one in (value if isinstance(value, list) else [value]) if one}
+    return sorted(found)
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if it does not exist."""
+    return read_json(path) if path.is_file() else {}
 
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a model folder has a chat template."""
     if (folder / "chat_template.jinja").is_file():
         return True
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(read_json(path).get("chat_template"))
+    return bool(_content(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:
@@ -283,16 +266,15 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     read only once.
     """
     known = _known_hashes(cache) if cache and cache.is_file() else {}
+    before = len(known)
     combined = hashlib.sha256()
-    changed = False
     for path in _hashed_files(folder):
         stat = path.stat()
         key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in known:
             known[key] = file_sha256(path)
-            changed = True
         combined.update(f"{path.relative_to(folder).as_posix()}:{known[key]}\n".encode())
-    if cache and changed:
+    if cache and len(known) > before:
         write_marker(cache, known)
     return combined.hexdigest()
 
@@ -303,11 +285,8 @@ def _hashed_files(folder: Path) -> list[Path]:
     if _steers_generation(folder):
         others.append(folder / GENERATION_CONFIG)
     # Nested files come last, so that they do not change the hash of a folder without subfolders.
-    nested = [
-        path
-        for path in _all_within(folder)
-        if path.suffix in (".jinja", ".py") and path.parent != folder and path.is_file()
-    ]
+    code = [p for p in _all_within(folder) if p.suffix in (".jinja", ".py") and p.is_file()]
+    nested = [path for path in code if path.parent != folder]
     return weight_files(folder) + others + sorted(folder.glob("*.py")) + nested
 
 
@@ -316,16 +295,14 @@ def _steers_generation(folder: Path) -> bool:
 
     Every saved model has this file; without additions it is not part of the hash.
     """
-    path = folder / GENERATION_CONFIG
-    if not path.is_file():
+    if not (folder / GENERATION_CONFIG).is_file():
         return False
-    said = read_json(path)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    said, config = read_json(folder / GENERATION_CONFIG), _content(folder / "config.json")
     ids = {name: said.pop(name, None) for name in SPECIAL_IDS}
     same = all(config.get(name) == value for name, value in ids.items())
-    origin = ("_from_model_config", "transformers_version")
-    rest = {name: value for name, value in said.items() if name not in origin}
-    return not same or any(value != _SAVED_ALWAYS.get(name) for name, value in rest.items())
+    for name in ("_from_model_config", "transformers_version"):
+        said.pop(name, None)
+    return not same or any(value != _SAVED_ALWAYS.get(name) for name, value in said.items())
 
 
 def _known_hashes(cache: Path) -> dict[str, str]:
@@ -338,10 +315,7 @@ def _known_hashes(cache: Path) -> dict[str, str]:
 
 
 def check_made_model(folder: Path, digest: str) -> None:
-    """Compare the model of a stage with the hash that its result recorded.
-
-    Args:
-        digest: its current content hash.
+    """Compare a stage's model, whose hash is now `digest`, with the hash that its result recorded.
 
     Raises:
         UserError: the model has changed; the message says how to restore it.

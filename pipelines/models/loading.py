@@ -15,22 +15,14 @@ from pipelines.recipe.schema import Config
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(
-    folder: Path, dtype: str, *, attn_implementation: str, trust_remote_code: bool = False
-) -> Any:
-    """Load a model from a local folder.
-
-    Args:
-        dtype: `fp32` or `bf16`, or `auto` for the dtype of the folder.
-        attn_implementation: attention implementation. It is always set, because a model's
-            config.json could name a kernel on the hub, which is code.
-        trust_remote_code: whether custom code of the model may run.
-    """
+def load_model(folder: Path, dtype: str, config: Config) -> Any:
+    """Load a model from a local folder; `dtype` is `fp32`, `bf16` or, as in the folder, `auto`."""
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES.get(dtype, "auto"),
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
+        # Always set, because a model's config.json could name a kernel on the hub, which is code.
+        attn_implementation=config.model.attn_implementation,
+        trust_remote_code=bool(config.trust_remote_code),
         use_safetensors=True,
         local_files_only=True,
     )
@@ -38,11 +30,8 @@ def load_model(
 
 def load_frozen(folder: Path, dtype: str, config: Config) -> Any:
     """Load a model in eval mode and without gradients, on this rank's device."""
-    model = load_model(
-        folder, dtype, attn_implementation=config.model.attn_implementation,
-        trust_remote_code=bool(config.trust_remote_code),
-    ).to(rank_device())  # fmt: skip
-    return model.eval().requires_grad_(False)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return load_model(folder, dtype, config).to(device).eval().requires_grad_(False)
 
 
 def load_scorer(folder: Path, dtype: str, config: Config, num_tokens: int) -> Any:
@@ -50,8 +39,3 @@ def load_scorer(folder: Path, dtype: str, config: Config, num_tokens: int) -> An
     model = load_frozen(folder, dtype, config)
     score_tokens_in_forward(model, num_tokens, chunk_bytes=config.chunk_bytes)
     return model
-
-
-def rank_device() -> str:
-    """The GPU of this rank, else the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

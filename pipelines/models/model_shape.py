@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,7 @@ _ROWS = ("vocab_size", "num_hidden_layers")
 
 
 def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> None:
-    """Check that a `config.json` describes a causal language model that fits its weights.
-
-    Args:
-        config: content of the file.
-        weight_bytes: size of the weight files.
-        where: the file, as messages name it.
+    """Check that a `config.json`, called `where`, describes a causal model that fits its weights.
 
     Raises:
         UserError: a kernel on the hub, a model type that transformers does not know, a size that is
@@ -30,11 +25,8 @@ def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> Non
     """
     for key in _COUNTS:
         value = config.get(key)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if value is not None and not whole:
-            raise UserError(
-                f"{where}: {key} = {_shown(value)}, but it must be a whole number above 0."
-            )
+        if value is not None and not (type(value) is int and value > 0):
+            raise UserError(f"{where}: {key} = {_shown(value)}: it must be a whole number above 0.")
     width = config.get("hidden_size") or 1
     for key in _ROWS:
         if (config.get(key) or 0) * width > weight_bytes:
@@ -49,7 +41,7 @@ def check_shape(config: Mapping[str, Any], weight_bytes: int, where: str) -> Non
 def _check_kernels(config: Mapping[str, Any], where: str) -> None:
     """Refuse an `_attn_implementation` or similar key, at any depth, that names a repository.
 
-    transformers would download and run its code, whichever implementation the loader sets.
+    transformers would run its code, whichever implementation the loader sets.
     """
     left: list[tuple[str, Any, bool]] = [("", config, False)]
     while left:
@@ -69,7 +61,7 @@ def _check_type(config: Mapping[str, Any], where: str) -> None:
     own_code = config.get("auto_map")
     if isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
         return
-    known, given = known_types(), config.get("model_type")
+    known, given = _known_types(), config.get("model_type")
     if known and given not in known:
         raise UserError(
             f"{where}: model_type = {_shown(given)}, but the installed transformers has no causal "
@@ -77,15 +69,14 @@ def _check_type(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def known_types() -> tuple[str, ...]:
+@cache
+def _known_types() -> tuple[str, ...]:
     """The types of causal language models that the installed transformers supports.
 
     They are read from its source, because importing it takes seconds; empty if they are not found.
     """
     found = importlib.util.find_spec("transformers")
-    places = found.submodule_search_locations if found else None
-    path = Path(places[0], "models", "auto", "modeling_auto.py") if places else Path()
+    path = Path(found.origin or "").parent / "models/auto/modeling_auto.py" if found else Path()
     if not path.is_file():
         return ()
     for node in ast.parse(path.read_text("utf-8")).body:

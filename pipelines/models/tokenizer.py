@@ -1,7 +1,6 @@
 """Tokenizers of model folders: load them, add chat tokens, and compare two folders.
 
-`transformers` (and with it torch) is imported only to create a tokenizer object. Comparing and
-fingerprinting folders works without it.
+`transformers` (and with it torch) is imported only to create a tokenizer, not to compare folders.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
@@ -40,8 +38,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local folder, with the rules of its `tokenizer.json`.
 
-    For some model types, transformers rebuilds the rules of the model family from the vocabulary,
-    so a custom tokenizer would split text differently. If that happens, the file is loaded as is.
+    For some model types, transformers rebuilds the rules of the family from the vocabulary, and
+    would split text differently; then the file is loaded as it is.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -60,8 +58,7 @@ def load_tokenizer(
 
 def num_tokens(folder: str | Path) -> int:
     """Number of ids that a saved tokenizer needs: its largest id plus 1."""
-    text = saved_rules(folder)
-    vocab = _made(text, f"{folder}/tokenizer.json").get_vocab(with_added_tokens=True)
+    vocab = _vocab(saved_rules(folder), f"{folder}/tokenizer.json")
     return max(vocab.values(), default=-1) + 1
 
 
@@ -69,7 +66,7 @@ def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> 
     """Add to an imported tokenizer, in place, what chat training needs.
 
     It adds an EOS token if none exists, a padding token if none exists or it equals EOS, and, if
-    the tokenizer has no chat template, `chat_template` (empty: the default with its role tokens).
+    there is no chat template, `chat_template` (empty: the default with its role tokens).
 
     Returns:
         The tokens that are new in the vocabulary; the model's embeddings must grow by as many.
@@ -96,8 +93,12 @@ def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> 
 
 def added_for_chat(folder: str | Path) -> list[str]:
     """Tokens that `ensure_chat` added to a saved tokenizer or to its predecessors."""
-    path = Path(folder) / "tokenizer_config.json"
-    return list(json.loads(_read(path)).get(ADDED_KEY, [])) if path.is_file() else []
+    return list(_tokenizer_config(Path(folder)).get(ADDED_KEY, []))
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(_read(path))) if path.is_file() else {}
 
 
 def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -110,11 +111,7 @@ def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenizer_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template.
-
-    Raises:
-        UserError: the folder has no tokenizer.
-    """
+    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template."""
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         rules: Any = _rules(_read(folder / "tokenizer.json"))
@@ -123,8 +120,7 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
         if not parts:
             raise UserError(f"{folder} holds no tokenizer: tokenizer.json is missing.")
         rules = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(parts)]
-    config_path = folder / "tokenizer_config.json"
-    config = json.loads(_read(config_path)) if config_path.is_file() else {}
+    config = _tokenizer_config(folder)
     named = {key: config.get(key) for key in ("eos_token", "pad_token", "bos_token", "unk_token")}
     template_path = folder / "chat_template.jinja"
     chat = _read(template_path) if template_path.is_file() else config.get("chat_template")
@@ -132,20 +128,16 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
 
 
 def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:
-    """Compare how base and reference tokenize text.
+    """Compare how base and reference tokenize text; raises `UserError` without a fast tokenizer.
 
     Tokens that the import of the base added for chat are ignored: packed text never contains them.
 
     Returns:
         None if every token of the base has the same id in the reference (which may have more) and
         both split text by the same rules; else a clause that names the first difference.
-
-    Raises:
-        UserError: a folder without a fast tokenizer.
     """
-    return rules_difference(
-        saved_rules(base_folder), saved_rules(ref_folder), set(added_for_chat(base_folder))
-    )
+    added = set(added_for_chat(base_folder))
+    return rules_difference(saved_rules(base_folder), saved_rules(ref_folder), added)
 
 
 def saved_rules(folder: str | Path) -> str:
@@ -158,74 +150,65 @@ def saved_rules(folder: str | Path) -> str:
         raise UserError(f"{path} is not a fast tokenizer: {error}.") from error
 
 
-def _made(text: str, where: str) -> Tokenizer:
-    """Create the fast tokenizer of a `tokenizer.json`; `where` names the file in messages."""
+def _vocab(text: str, where: str) -> dict[str, int]:
+    """The ids of all tokens of a `tokenizer.json`; `where` names the file in messages."""
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(text)
+        return Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     # The library raises only Exception itself.
     except Exception as error:
         raise UserError(f"{where} is not a fast tokenizer: {error}.") from error
 
 
 def rules_difference(base_json: str, ref_json: str, added: set[str]) -> str | None:
-    base_vocab = _made(base_json, "tokenizer.json of the base").get_vocab(with_added_tokens=True)
-    ref_vocab = _made(ref_json, "tokenizer.json of the reference").get_vocab(with_added_tokens=True)
+    """Compare the contents of two `tokenizer.json`, see `tokenizers_agree`."""
+    base_vocab = _vocab(base_json, "tokenizer.json of the base")
+    ref_vocab = _vocab(ref_json, "tokenizer.json of the reference")
     base, ref = _rules(base_json), _rules(ref_json)
     for token, token_id in sorted(base_vocab.items(), key=lambda item: item[1]):
         if token not in added and ref_vocab.get(token) != token_id:
             other = f"id {ref_vocab[token]}" if token in ref_vocab else "no id"
             return f"token {token!r} has id {token_id} in the base and {other} in the reference"
-    for part, name in (("normalizer", "normalizer"), ("pre_tokenizer", "pre-tokenizer")):
-        if base.get(part) != ref.get(part):
-            return (
-                f"the {name} of the base is {base.get(part)}, that of the reference {ref.get(part)}"
-            )
+    for part in ("normalizer", "pre_tokenizer"):
+        ours, theirs = base.get(part), ref.get(part)
+        if ours != theirs:
+            name = part.replace("_", "-")
+            return f"the {name} of the base is {ours}, that of the reference {theirs}"
     return _model_difference(base["model"], ref["model"])
 
 
 def check_tokenizers(base: Path, ref: Path) -> None:
-    """Refuse a reference that tokenizes text differently from the base.
-
-    Raises:
-        UserError: the tokenizers differ; the message names the first difference.
-    """
+    """Refuse, by a `UserError`, a reference that tokenizes text differently from the base."""
     refuse_difference(tokenizers_agree(base, ref), str(base), ref)
 
 
 def refuse_difference(difference: str | None, base: str, ref: Path) -> None:
     if difference:
         raise UserError(
-            f"base {base} and reference {ref} do not share a tokenizer: "
-            f"{difference}. Token weights compare the two models token by token. Give a reference "
-            "that has the base's tokenizer."
+            f"base {base} and reference {ref} do not share a tokenizer: {difference}. Token "
+            "weights compare the two models token by token. Give a reference that has the base's "
+            "tokenizer."
         )
 
 
 def _model_difference(base: dict[str, Any], ref: dict[str, Any]) -> str | None:
     if base.get("type") != ref.get("type"):
         return f"the base is a {base.get('type')} tokenizer, the reference a {ref.get('type')} one"
-    names = sorted((base.keys() | ref.keys()) - {"type", "vocab", "merges"})
-    for name in names:
+    for name in sorted((base.keys() | ref.keys()) - {"type", "vocab", "merges"}):
+        one, other = base.get(name), ref.get(name)
         # Files of older versions omit keys that are false.
-        if (base.get(name) or None) != (ref.get(name) or None):
-            return (
-                f"{name} of the tokenizer is {base.get(name)} in the base "
-                f"and {ref.get(name)} in the reference"
-            )
+        if (one or None) != (other or None):
+            return f"{name} of the tokenizer is {one} in the base and {other} in the reference"
     if isinstance(base["vocab"], list) and ref["vocab"][: len(base["vocab"])] != base["vocab"]:
         return "the token scores of base and reference differ"
-    return _merge_difference(base.get("merges") or [], ref.get("merges") or [])
-
-
-def _merge_difference(ours: list[Any], theirs: list[Any]) -> str | None:
-    if ours == theirs:
-        return None
+    ours, theirs = base.get("merges") or [], ref.get("merges") or []
     for rank, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one != other:
             return f"merge {rank} is {one} in the base and {other} in the reference"
-    return f"the base has {len(ours)} merges, the reference {len(theirs)}"
+    if len(ours) != len(theirs):
+        return f"the base has {len(ours)} merges, the reference {len(theirs)}"
+    return None
 
 
 def _rules(text: str) -> dict[str, Any]:
@@ -233,8 +216,7 @@ def _rules(text: str) -> dict[str, Any]:
     rules: dict[str, Any] = json.loads(text)
     for state in ("padding", "truncation"):
         rules.pop(state, None)
-    merges = rules["model"].get("merges")
-    if merges:
+    if merges := rules["model"].get("merges"):
         rules["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
     return rules
 

@@ -12,12 +12,11 @@ def weighted_nll(nll: Tensor, weights: Tensor | None, divisor: Tensor | float) -
     Args:
         nll: negative log-likelihood of each target, [batch, seq]; 0 at positions without a target.
         weights: [batch, seq], or None for plain next-token prediction (w = 1).
-        divisor: N, the number of targets in the whole optimizer step, over all ranks and
-            micro-batches. It can also be the sum of the step's weights or, for RHO-1, the number of
-            selected targets.
+        divisor: N, the targets in the whole optimizer step, over all ranks and micro-batches; or
+            the sum of the step's weights or, for RHO-1, the number of selected targets.
 
     Returns:
-        A scalar. Summed over the micro-batches and ranks of a step, it gives the loss of the step.
+        A scalar. Its sum over the micro-batches and ranks of a step is the loss of the step.
     """
     total = nll.sum() if weights is None else (weights * nll).sum()
     return total / _not_zero(divisor)
@@ -28,12 +27,10 @@ def self_normalized_nll(
 ) -> Tensor:
     """Compute (n / N) * sum_t w_t nll_t / sum_t w_t, where n counts the targets (our choice).
 
-    This is what one micro-batch adds to the loss of a step when each micro-batch is normalized by
-    the sum of its own weights.
+    Each micro-batch is normalized by the sum of its own weights; this is its part of the step.
 
     Args:
-        nll, weights: [batch, seq]; 0 at positions without a target.
-        mask: true where the position has a target, [batch, seq].
+        nll, weights, mask: [batch, seq]; 0 or false at positions without a target.
         num_targets: N, the number of targets in the whole step.
     """
     weight_sum = weights.sum()
@@ -46,9 +43,7 @@ def distillation(nll: Tensor, kl: Tensor, num_targets: Tensor | float, *, alpha:
     """Distil the reference: sum_t ((1 - alpha) * nll_t + alpha * KL(p_R || p_theta)_t) / N.
 
     Args:
-        nll: [batch, seq]; 0 at positions without a target.
-        kl: forward KL from the reference at temperature 1, [batch, seq]; 0 at positions without a
-            target.
+        nll, kl: [batch, seq]; 0 at positions without a target. The KL has temperature 1.
         num_targets: N, the number of targets in the whole step.
         alpha: weight of the KL term (the paper's baseline uses 0.5).
     """

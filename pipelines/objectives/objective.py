@@ -14,46 +14,34 @@ from pipelines.recipe.schema import MidTrainConfig
 
 @dataclass(frozen=True)
 class Objective:
-    """Turns the per-token scores of learner and reference into a loss.
-
-    Attributes:
-        name: `ntp`, `remit`, `rho1` or `kd`.
-        eps, center, map, standardize, detach: arguments of `remit_weights`.
-        divisor: what ReMiT's loss is divided by: the number of targets, or the sum of the weights.
-        scope: the tokens over which `center="batch"`, `divisor="weights"` and RHO-1's ranking are
-            computed: one rank's micro-batch, or the whole step.
-        keep: fraction of the targets that RHO-1 trains on.
-        alpha: weight of the KL term in `kd`.
-    """
+    """Turns the per-token scores of learner and reference into a loss."""
 
     name: Literal["ntp", "remit", "rho1", "kd"]
+    # Arguments of `remit_weights`.
     eps: float = 0.2
     center: Center = "sequence"
     map: WeightMap = "sigmoid"
     standardize: bool = False
     detach: bool = True
+    # ReMiT's loss is divided by the number of targets, or by the sum of the weights.
     divisor: Literal["targets", "weights"] = "targets"
+    # The tokens of center="batch", divisor="weights" and RHO-1's ranking: on one rank, or all.
     scope: Literal["micro_batch", "step"] = "micro_batch"
-    keep: float = 0.6
-    alpha: float = 0.5
+    keep: float = 0.6  # fraction of the targets that RHO-1 trains on
+    alpha: float = 0.5  # weight of the KL term in `kd`
 
     @classmethod
     def of(cls, settings: MidTrainConfig) -> Objective:
         """Build the objective from the settings of a recipe, with `auto` already resolved."""
         assert settings.objective != "auto"
+        remit = settings.remit
         return cls(
             # MiniPLM selects whole sequences and trains on them by next-token prediction.
             "ntp" if settings.objective == "miniplm" else settings.objective,
-            eps=settings.remit.eps,
-            center=settings.remit.center,
-            map=settings.remit.map,
-            standardize=settings.remit.standardize,
-            detach=settings.remit.detach,
-            divisor=settings.remit.divisor,
-            scope=settings.scope,
-            keep=settings.rho1.keep,
-            alpha=settings.kd.alpha,
-        )
+            eps=remit.eps, center=remit.center, map=remit.map,
+            standardize=remit.standardize, detach=remit.detach, divisor=remit.divisor,
+            scope=settings.scope, keep=settings.rho1.keep, alpha=settings.kd.alpha,
+        )  # fmt: skip
 
     @property
     def uses_weights(self) -> bool:
@@ -75,10 +63,8 @@ class Objective:
     ) -> Tensor:
         """Compute token weights [batch, seq] from log-probabilities [batch, seq].
 
-        Args:
-            logprobs, ref_logprobs: log-probability of each target under learner and reference.
-            mask: true where the position has a target, [batch, seq].
-            documents: document number of each position, [batch, seq]; for `center="document"`.
+        `mask` is true where the position has a target. `documents`, the document number of each
+        position, is needed for `center="document"`. Both are [batch, seq].
         """
         if self.name == "rho1":
             return rho1_weights(logprobs, ref_logprobs, mask, k=self.keep)
@@ -99,11 +85,11 @@ class Objective:
 
         Args:
             scores: `nll` and, for `kd`, `kl`; each [batch, seq].
-            weights: token weights of this micro-batch, [batch, seq]; None for `ntp` and `kd`.
+            weights: token weights, [batch, seq]; None for `ntp` and `kd`.
             mask: true where the position has a target, [batch, seq].
             num_targets: number of targets in the whole step, over all ranks and micro-batches.
-            step_divisor: sum of the weights of the whole step; given if the loss is divided by it
-                and `scope` is `step`.
+            step_divisor: sum of the weights of the whole step, if the loss is divided by it and
+                `scope` is `step`.
         """
         nll = scores["nll"]
         if self.uses_kl:

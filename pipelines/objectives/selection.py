@@ -9,21 +9,14 @@ def difference_score(logprobs: np.ndarray, small_logprobs: np.ndarray, num_targe
     """Compute r = mean NLL under the small model - mean NLL under the reference, for one sequence.
 
     Args:
-        logprobs: log-probabilities of the targets under the reference, [seq]; 0 at positions
-            without a target.
+        logprobs: log-probabilities under the reference, [seq]; 0 at positions without a target.
         small_logprobs: the same under the small model, [seq].
-        num_targets: number of targets in the sequence.
     """
     total = logprobs.sum(dtype=np.float64) - small_logprobs.sum(dtype=np.float64)
     return float(total / max(1, num_targets))
 
 
 def top_half(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` largest scores, in corpus order; ties go to the first.
-
-    Args:
-        scores: r of each sequence in the pool, [pool].
-        count: number of sequences to select, half of the pool.
-    """
+    """Return the indices of the `count` largest scores [pool], in order; ties go to the first."""
     best = np.argsort(-scores, kind="stable")[:count]
     return np.sort(best)

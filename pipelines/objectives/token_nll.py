@@ -1,12 +1,9 @@
 """Per-token scores of a causal language model, computed without storing all of its logits.
 
-`TokenScores` is the autograd function. From hidden states it computes negative log-likelihoods and,
-with a reference, KL divergences in fp32. It works in chunks and recomputes their logits in the
-backward pass. `token_nll` and `token_kl` call it directly.
-
-`score_tokens_in_forward` replaces a model's forward by one that returns these scores. They are then
-computed inside the output head's own forward, where ZeRO-3 has gathered its weight. Learner and
-reference run the same code, so their log-probabilities differ only through their weights.
+`TokenScores`, the autograd function, works in chunks and recomputes their logits in the backward
+pass. `token_nll` and `token_kl` call it directly. `score_tokens_in_forward` makes a model return
+these scores, computed inside the output head's own forward, where ZeRO-3 has gathered its weight.
+Learner and reference run the same code, so that only their weights make a difference.
 """
 
 from __future__ import annotations
@@ -28,23 +25,16 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Head:
-    """An output head and the hidden states that enter it.
+    """An output head and the hidden states that enter it, fp32 or bf16."""
 
-    Attributes:
-        hidden: [tokens, dim], fp32 or bf16.
-        weight: [vocab, dim].
-        bias: [vocab], or None.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
+    hidden: Tensor  # [tokens, dim]
+    weight: Tensor  # [vocab, dim]
+    bias: Tensor | None  # [vocab]
 
     def in_fp32(self, num_tokens: int) -> Head:
         """Return the head cut to its first `num_tokens` rows, ready for products in fp32.
 
-        On a GPU, bf16 stays bf16, because tensor cores accumulate bf16 products in fp32. Elsewhere
-        both factors are cast to fp32.
+        On a GPU, bf16 stays bf16, because tensor cores accumulate its products in fp32.
         """
         bias = None if self.bias is None else self.bias[:num_tokens].float()
         hidden, weight = self.hidden, self.weight[:num_tokens]
@@ -74,22 +64,21 @@ class TokenScores(torch.autograd.Function):
         labels: Tensor,
         reference: Head | None,
         num_tokens: int,
-        ignore_index: int,
         chunk_bytes: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Return NLL and KL; `token_nll` and `token_kl` describe the arguments."""
         head = Head(hidden, weight, bias).in_fp32(num_tokens)
         ref = None if reference is None else reference.in_fp32(num_tokens)
         chunks = list(_chunks(len(labels), num_tokens * (1 if ref is None else 2), chunk_bytes))
-        targets = labels != ignore_index
+        targets = labels != IGNORE
+        wanted = labels.where(targets, 0)[:, None]
         nll, normalizer = (torch.zeros_like(labels, dtype=torch.float32) for _ in range(2))
         kl = None if ref is None else torch.zeros_like(nll)
         logits = None
         for rows in chunks:
             logits = head.logits(rows)
             normalizer[rows] = logits.logsumexp(-1)
-            wanted = labels[rows].where(targets[rows], 0)[:, None]
-            nll[rows] = normalizer[rows] - logits.gather(1, wanted)[:, 0]
+            nll[rows] = normalizer[rows] - logits.gather(1, wanted[rows])[:, 0]
             if ref is not None and kl is not None:
                 ref_logprobs = ref.logits(rows).log_softmax(-1)
                 logprobs = logits - normalizer[rows, None]
@@ -99,7 +88,7 @@ class TokenScores(torch.autograd.Function):
             kl.masked_fill_(~targets, 0.0)
         # If all logits fit into one chunk they are saved, so a small model computes them once.
         kept = logits if len(chunks) == 1 else None
-        ctx.save_for_backward(hidden, weight, bias, labels, targets, normalizer, kept)
+        ctx.save_for_backward(hidden, weight, bias, wanted, targets, normalizer, kept)
         ctx.chunks, ctx.reference, ctx.num_tokens = chunks, ref, num_tokens
         return nll, kl
 
@@ -107,7 +96,7 @@ class TokenScores(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, nll_grad: Tensor, kl_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of hidden states, weight and bias, each in its input's dtype."""
-        hidden, weight, bias, labels, targets, normalizer, kept = ctx.saved_tensors
+        hidden, weight, bias, wanted, targets, normalizer, kept = ctx.saved_tensors
         head, ref = Head(hidden, weight, bias).in_fp32(ctx.num_tokens), ctx.reference
         nll_grad = nll_grad.masked_fill(~targets, 0.0)
         kl_grad = torch.zeros_like(nll_grad) if kl_grad is None else kl_grad
@@ -121,8 +110,7 @@ class TokenScores(torch.autograd.Function):
         for rows in ctx.chunks:
             logits = head.logits(rows) if kept is None else kept.clone()
             grad = logits.sub_(normalizer[rows, None]).exp_().mul_(total[rows, None])
-            wanted = labels[rows].where(targets[rows], 0)[:, None]
-            grad.scatter_add_(1, wanted, -nll_grad[rows, None])
+            grad.scatter_add_(1, wanted[rows], -nll_grad[rows, None])
             if ref is not None:
                 grad.sub_(ref.logits(rows).softmax(-1).mul_(kl_grad[rows, None]))
             if hidden_grad is not None:
@@ -135,7 +123,7 @@ class TokenScores(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
-            *[None] * 5,
+            *[None] * 4,
         )
 
 
@@ -145,26 +133,21 @@ def token_nll(
     labels: Tensor,
     *,
     bias: Tensor | None = None,
-    ignore_index: int = IGNORE,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Compute the negative log-likelihood of each label; its gradient is exact for every token.
 
     Args:
         hidden: [tokens, dim], fp32 or bf16.
-        weight: weight of the output head, [vocab, dim].
-        labels: [tokens]; `ignore_index` at positions without a target.
-        bias: bias of the output head, [vocab].
+        weight, bias: output head, [vocab, dim] and [vocab].
+        labels: [tokens]; `IGNORE` at positions without a target.
         chunk_bytes: if the logits take more bytes than this, they are computed in chunks and
             recomputed in the backward pass; otherwise they are saved.
 
     Returns:
         fp32 [tokens]; 0 at positions without a target. Logits are accumulated in fp32.
     """
-    nll: Tensor = _scores(
-        hidden, weight, bias, labels, None, len(weight), ignore_index, chunk_bytes
-    )[0]
-    return nll
+    return _scores(hidden, weight, bias, labels, None, len(weight), chunk_bytes)[0]
 
 
 def token_kl(
@@ -177,10 +160,9 @@ def token_kl(
     num_tokens: int,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Compute the forward KL(p_R || p_theta) at each position, chunk by chunk.
+    """Compute the forward KL(p_R || p_theta) at each position, chunk by chunk; see `token_nll`.
 
     Args:
-        hidden, weight, bias: hidden states and output head of the learner, see `token_nll`.
         reference: head and hidden states of the reference, of any width; it gets no gradient.
         mask: true where the position has a target, [tokens].
         num_tokens: number of token ids to which both logits are cut.
@@ -189,10 +171,7 @@ def token_kl(
         fp32 [tokens]; 0 where the mask is false.
     """
     labels = torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, IGNORE)
-    kl: Tensor = _scores(hidden, weight, bias, labels, reference, num_tokens, IGNORE, chunk_bytes)[
-        1
-    ]
-    return kl
+    return _scores(hidden, weight, bias, labels, reference, num_tokens, chunk_bytes)[1]
 
 
 def _scores(*args: Any) -> tuple[Tensor, Tensor]:
@@ -226,19 +205,15 @@ def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _head_forward(
-    self: nn.Linear,
-    hidden: Tensor,
-    labels: Tensor | None = None,
-    reference: Head | None = None,
+    self: nn.Linear, hidden: Tensor, labels: Tensor | None = None, reference: Head | None = None
 ) -> Any:
     """Forward of an output head: fp32 logits or, given labels, the scores of `TokenScores`."""
     if labels is None:
         bias = None if self.bias is None else self.bias.float()
         return F.linear(hidden.float(), self.weight.float(), bias)
     return _scores(
-        hidden, self.weight, self.bias, labels, reference, self.num_scored_tokens, IGNORE,
-        self.chunk_bytes,
-    )  # fmt: skip
+        hidden, self.weight, self.bias, labels, reference, self.num_scored_tokens, self.chunk_bytes
+    )
 
 
 def _scoring_forward(
@@ -276,15 +251,12 @@ def score_tokens_in_forward(
     as `ref_hidden`, it adds {"kl"}. Scores have the shape of `shift_labels`, [batch, seq].
 
     Args:
-        model: a transformers causal language model.
-        num_tokens: size of the base's tokenizer, to which the logits of learner and reference are
-            cut.
+        num_tokens: size of the base's tokenizer, to which all logits are cut.
         ref_head: output head of the reference, for the KL.
         chunk_bytes: bytes of logits computed at once, see `token_nll`.
 
     Raises:
-        UserError: the model transforms its logits after the head (soft-capping, scaling), which
-            this forward does not implement.
+        UserError: the model transforms its logits after the head, which is not implemented here.
     """
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, key, None) not in (None, 1, 1.0):

@@ -43,18 +43,14 @@ def remit_weights(
         ref_logprobs: frozen reference's log-probability, [batch, seq]; it gets no gradient.
         mask: true where the position has a target, [batch, seq].
         eps: half width of the clip range (paper: 0.2).
-        center: group over which the mean of d is taken: `sequence` (one row), `document`, `batch`
-            (all rows given), or `none` (nothing is subtracted).
+        center: group of the mean: `sequence` (one row), `document`, `batch` (all rows) or `none`.
         map: `sigmoid` (the paper's 2 sigmoid(c)), `identity` (1 + c) or `tanh` (1 + tanh(c)).
-        standardize: divide c by the standard deviation of d over the same group (`none`: over all
-            rows).
+        standardize: divide c by the standard deviation of d in the group (`none`: in all rows).
         detach: if false, the gradient flows through the weights into the learner.
-        documents: document number of each position, [batch, seq], the same number at all positions
-            of a document; required for `center="document"`.
+        documents: document number of each position, [batch, seq]; for `center="document"`.
 
     Returns:
-        fp32 weights [batch, seq]; 0 where the mask is false. Where d is constant within a group,
-        its weights are 1.
+        fp32 [batch, seq]; 0 where the mask is false, 1 where d is constant within a group.
 
     Raises:
         ValueError: `center="document"` without documents, or an unknown center or map.
@@ -75,8 +71,8 @@ def remit_weights(
 def rho1_weights(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, k: float = 0.6) -> Tensor:
     """Compute RHO-1's selection: weight 1 for the fraction `k` of targets with most excess loss.
 
-    The excess loss is loss_learner - loss_ref, that is d_t of `remit_weights` before centring. It
-    is ranked over all rows given (arXiv 2404.07965, equations 3 and 4).
+    The excess loss loss_learner - loss_ref, d_t of `remit_weights`, is ranked over all rows given
+    (arXiv 2404.07965, equations 3 and 4).
 
     Args:
         logprobs, ref_logprobs: [batch, seq]; no gradient flows through the ranking.
@@ -134,9 +130,8 @@ def _mean(values: Tensor, targets: Tensor, group: Tensor | int | None) -> Tensor
     if group is None:
         return values.sum() / targets.sum().clamp(min=1)
     if isinstance(group, int):
-        return values.sum(dim=group, keepdim=True) / targets.sum(dim=group, keepdim=True).clamp(
-            min=1
-        )
+        num_targets = targets.sum(dim=group, keepdim=True).clamp(min=1)
+        return values.sum(dim=group, keepdim=True) / num_targets
     size = int(group.max()) + 1
     total = values.new_zeros(size).index_add(0, group, values.flatten())
     count = values.new_zeros(size).index_add(0, group, targets.flatten().to(values.dtype))

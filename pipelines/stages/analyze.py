@@ -1,8 +1,8 @@
 """Stage analyze: training dynamics, which tokens are up-weighted, and how far RL moves the model.
 
-One process, without a DeepSpeed engine. It loads each model of the run once and scores held-out
-text. Models that take part in token weighting also score the first training sequences, and models
-along the annealing also answer questions.
+One process, without a DeepSpeed engine, loads each model of the run once to score held-out text.
+Models that take part in token weighting also score the first training sequences, and models along
+the annealing also answer questions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -25,12 +24,7 @@ from pipelines.analysis.lineage import BASE, Checkpoint, Lineage, lineage
 from pipelines.analysis.token_classes import CLASSES
 from pipelines.analysis.token_text import TokenText
 from pipelines.analysis.token_weights import by_group, extremes, weights_of
-from pipelines.analysis.training_text import (
-    TrainingText,
-    excerpts,
-    read_training_text,
-    target_rows,
-)
+from pipelines.analysis.training_text import TrainingText, excerpts, read_training_text, target_rows
 from pipelines.data.packed_set import PackedDataset
 from pipelines.evals.questions import heldout_text
 from pipelines.models.loading import load_frozen, load_scorer
@@ -38,7 +32,7 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.token_nll import IGNORE, score_tokens_in_forward
 from pipelines.objectives.weights import discrepancy
-from pipelines.recipe.schema import Config, pool_factor, post_training_sections
+from pipelines.recipe.schema import pool_factor, post_training_sections
 from pipelines.run_dir.job import StageJob
 from pipelines.training.packed_data import packed
 from pipelines.training.scoring import score
@@ -54,7 +48,7 @@ def run(job: StageJob) -> dict[str, Any]:
         "learner": BASE,
         "dynamics_reference": analysis.rl_model,
         "heldout_tokens": {name: sum(t.counts) for name, t in analysis.heldout.items()},
-        "rounds": analysis.rounds(),
+        "rounds": [analysis.round_weights(number) for number in analysis.weighted_rounds],
         "dynamics": analysis.dynamics(),
         "movement": analysis.movement(),
         "accuracy": analysis.accuracy(),
@@ -65,50 +59,39 @@ def run(job: StageJob) -> dict[str, Any]:
 
 def missing(analysis: Analysis) -> list[str]:
     """The parts of a full analysis that are missing, one sentence each."""
-    models, found = analysis.models, []
-    if not analysis.heldout:
-        found.append(
-            "Gaps and movement are missing, because eval.bits_per_byte names no held-out text."
-        )
-    if analysis.rl_model is None:
-        found.append(
-            "Gaps to an RL model are missing, because round 0 has no post-trained model and --ref "
-            "was not given."
-        )
-    if not [number for number in models.mids if number >= 1]:
-        found.append("Weights are missing, because no round of weighted mid-training is complete.")
-    elif analysis.objective is None:
-        found.append("Weights are missing, because the objective does not weight tokens.")
-    if analysis.no_accuracy:
-        found.append(analysis.no_accuracy)
-    found += [
-        f"Movement after mid-training is missing in round {number}, because the round has no "
-        "post-trained model."
-        for number in models.mids
-        if number not in models.posts
-    ]
-    return found
+    models = analysis.models
+    weighted = any(number >= 1 for number in models.mids)
+    parts = [
+        (not analysis.heldout,
+         "Gaps and movement are missing, because eval.bits_per_byte names no held-out text."),
+        (analysis.rl_model is None,
+         "Gaps to an RL model are missing, because round 0 has no post-trained model and --ref "
+         "was not given."),
+        (not weighted,
+         "Weights are missing, because no round of weighted mid-training is complete."),
+        (weighted and analysis.objective is None,
+         "Weights are missing, because the objective does not weight tokens."),
+        (bool(analysis.no_accuracy), analysis.no_accuracy),
+        *((number not in models.posts,
+           f"Movement after mid-training is missing in round {number}, because the round has no "
+           "post-trained model.")
+          for number in models.mids),
+    ]  # fmt: skip
+    return [sentence for is_missing, sentence in parts if is_missing]
 
 
-@dataclass
 class Analysis:
-    """Scores of the models of one run, and the results computed from them.
+    """Scores of the models of one run, and the results computed from them."""
 
-    Attributes:
-        window_sums: by model and domain, summed log-probabilities of held-out windows, [windows].
-        logprobs: by model, log-probabilities of the training sequences, [sequences, context].
-        answered: by model along an annealing, its scores on the questions.
-    """
-
-    job: StageJob
-    models: Lineage
-    window_sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    logprobs: dict[str, Tensor] = field(default_factory=dict)
-    answered: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def config(self) -> Config:
-        return self.job.config
+    def __init__(self, job: StageJob, models: Lineage) -> None:
+        self.job, self.models, self.config = job, models, job.config
+        self.dtype = self.config.mid_train.dtype
+        # By model and domain, summed log-probabilities of held-out windows, [windows].
+        self.window_sums: dict[str, dict[str, np.ndarray]] = {}
+        # By model, log-probabilities of the training sequences, [sequences, context].
+        self.logprobs: dict[str, Tensor] = {}
+        # By model along an annealing, its scores on the questions.
+        self.answered: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -141,31 +124,26 @@ class Analysis:
     @cached_property
     def heldout(self) -> dict[str, held.HeldOut]:
         """Held-out text by domain."""
-        settings = self.config.analysis
+        config = self.config
         return {
             name: held.read_heldout(
-                self.tokenizer,
-                heldout_text(name, source, self.config.data_root),
-                named=name,
-                sequence_length=self.config.sequence_length,
-                max_tokens=settings.heldout_tokens,
+                self.tokenizer, heldout_text(name, source, config.data_root), named=name,
+                sequence_length=config.sequence_length, max_tokens=config.analysis.heldout_tokens,
             )
-            for name, source in self.config.eval.bits_per_byte.items()
-        }
+            for name, source in config.eval.bits_per_byte.items()
+        }  # fmt: skip
 
     @cached_property
     def questions(self) -> list[Asked]:
-        """The questions for the models along the annealing."""
         return first_questions(self.config)
 
     @property
     def no_accuracy(self) -> str:
         """Why accuracy along the annealing is missing; empty if it is not."""
-        if self.questions:
-            return ""
         asks = self.config.analysis.accuracy_questions
         why = "eval.tasks enables no task" if asks else "analysis.accuracy_questions is 0"
-        return f"Accuracy along the annealing is missing, because {why}."
+        missing = f"Accuracy along the annealing is missing, because {why}."
+        return "" if self.questions else missing
 
     @property
     def along_annealing(self) -> list[Checkpoint]:
@@ -182,17 +160,16 @@ class Analysis:
 
     @cached_property
     def num_sequences(self) -> int:
+        """Number of training sequences whose weights are analyzed."""
         wanted = -(-self.config.analysis.tokens // self.config.sequence_length)
         return min(len(self.dataset), wanted)
 
     @cached_property
     def batch(self) -> dict[str, Tensor]:
-        """The training sequences whose weights are analyzed."""
         return self.dataset.collate([self.dataset[i] for i in range(self.num_sequences)])
 
     @cached_property
     def text(self) -> TrainingText:
-        """The same sequences as text."""
         return read_training_text(
             self.dataset, self.num_sequences, TokenText(self.tokenizer),
             self.config.mid_train.sources, self.config.data_root, self.config.seed,
@@ -206,21 +183,21 @@ class Analysis:
         on_heldout: set[str] = set()
         if self.rl_model and self.heldout:
             on_heldout = {*self.models.checkpoints, self.rl_model}
-        external = self.models.external_reference
-        order = [*self.models.checkpoints, *([str(external)] if external else [])]
         on_questions = {made.name for made in self.along_annealing} if self.questions else set()
         wanted = on_heldout | on_training_text | on_questions
+        order = [*self.models.checkpoints, str(self.models.external_reference)]
         needed = [name for name in order if name in wanted]
+        size = self.config.analysis.batch_size
         # Objects that exist now stay alive, so collections after each model can skip them.
         gc.freeze()
         for done, name in enumerate(needed):
             self._progress(done, len(needed))
-            model = load_frozen(self.models.folder(name), self.config.mid_train.dtype, self.config)
+            model = load_frozen(self.models.folder(name), self.dtype, self.config)
             if name in on_questions:
-                size = self.config.eval.batch_size
-                self.answered[name] = scores_of(model, self.tokenizer, self.questions, size)
+                self.answered[name] = scores_of(
+                    model, self.tokenizer, self.questions, self.config.eval.batch_size
+                )
             score_tokens_in_forward(model, len(self.tokenizer), chunk_bytes=self.config.chunk_bytes)
-            size = self.config.analysis.batch_size
             if name in on_heldout:
                 self.window_sums[name] = {
                     domain: held.window_logprobs(model, self.tokenizer, text, size)
@@ -237,37 +214,31 @@ class Analysis:
         """The gap of every checkpoint to the RL model, by domain."""
         if self.rl_model is None or not self.heldout:
             return []
-        rl = self.window_sums[self.rl_model]
-        return [
-            {
-                "checkpoint": made.name,
-                "phase": made.phase,
-                "round": made.round,
-                "step": made.step,
-                "tokens": made.tokens,
+        found, rl = [], self.window_sums[self.rl_model]
+        for made in self.models.checkpoints.values():
+            own = self.window_sums[made.name]
+            found.append({
+                "checkpoint": made.name, "phase": made.phase, "round": made.round,
+                "step": made.step, "tokens": made.tokens,
                 "gap": {
-                    domain: held.gap(self.window_sums[made.name][domain], rl[domain], text.counts)
+                    domain: held.gap(own[domain], rl[domain], text.counts)
                     for domain, text in self.heldout.items()
                 },
-            }
-            for made in self.models.checkpoints.values()
-        ]
+            })  # fmt: skip
+        return found
 
     def accuracy(self) -> list[dict[str, Any]]:
         """The scores of the base and of each model along the annealing of each round."""
         if not self.questions:
             return []
         ends = {number: self.models.checkpoints[mid] for number, mid in self.models.mids.items()}
-        return [
-            {
-                "checkpoint": made.name,
-                "round": made.round,
-                "step": made.step if made.round is not None else 0,
-                "done": made.step / ends[made.round].step if made.round is not None else 0.0,
-                **self.answered[made.name],
-            }
-            for made in self.along_annealing
-        ]
+        found = []
+        for made in self.along_annealing:
+            # The base is step 0 of every annealing.
+            step, end = (made.step, ends[made.round].step) if made.round is not None else (0, 1)
+            place = {"checkpoint": made.name, "round": made.round, "step": step, "done": step / end}
+            found.append(place | self.answered[made.name])
+        return found
 
     def movement(self) -> list[dict[str, Any]]:
         """KL(base || mid) and KL(mid || post) of each round, mean per held-out token."""
@@ -278,15 +249,12 @@ class Analysis:
             found.append(entry | ({"mid_to_post": self._kl(mid, post)} if post else {}))
         return found
 
-    def rounds(self) -> list[dict[str, Any]]:
-        """Statistics of each round's weights, with the base and its final model as the learner."""
-        return [self._round(number) for number in self.weighted_rounds]
-
-    def _round(self, number: int) -> dict[str, Any]:
+    def round_weights(self, number: int) -> dict[str, Any]:
+        """Statistics of a round's weights, with the base and its final model as the learner."""
         mid, reference = self.models.mids[number], str(self.models.reference(number))
         values = self._token_values(BASE, reference)
-        text = TokenText(self.tokenizer)
-        published = self.text.published(self.config.mid_train.sources)
+        sources, text = self.config.mid_train.sources, TokenText(self.tokenizer)
+        published = self.text.published(sources)
         high, low = extremes(np.where(published, values["weights"], np.nan), self.text.ids)
         return {
             "round": number,
@@ -294,9 +262,9 @@ class Analysis:
             "reference": reference,
             **self._groups(values["weights"]),
             "at_end": self._groups(self._token_values(mid, reference)["weights"]),
-            "highest": [_listed(text, entry) for entry in high],
-            "lowest": [_listed(text, entry) for entry in low],
-            "sequences": excerpts(self.text, self.config.mid_train.sources, values),
+            "highest": [_listed(text, *entry) for entry in high],
+            "lowest": [_listed(text, *entry) for entry in low],
+            "sequences": excerpts(self.text, sources, values),
         }
 
     def _token_values(self, learner: str, reference: str) -> dict[str, np.ndarray]:
@@ -309,11 +277,9 @@ class Analysis:
             self.config.mid_train.micro_batch_size,
         )  # fmt: skip
         found = {
-            "weights": weights,
-            "d": discrepancy(logprobs, ref_logprobs, mask),
-            "logprobs": logprobs,
-            "ref_logprobs": ref_logprobs,
-        }
+            "weights": weights, "d": discrepancy(logprobs, ref_logprobs, mask),
+            "logprobs": logprobs, "ref_logprobs": ref_logprobs,
+        }  # fmt: skip
         return {name: target_rows(x.numpy(), mask.numpy()) for name, x in found.items()}
 
     def _groups(self, weights: np.ndarray) -> dict[str, Any]:
@@ -325,11 +291,12 @@ class Analysis:
 
     def _kl(self, first: str, second: str) -> dict[str, Any]:
         """KL(first || second), overall and by domain."""
-        reference, model = self._load(first), self._load(second)
-        score_tokens_in_forward(
-            model, len(self.tokenizer), reference.get_output_embeddings(), self.config.chunk_bytes
-        )
-        size = self.config.analysis.batch_size
+        config, num_tokens = self.config, len(self.tokenizer)
+        reference = load_scorer(self.models.folder(first), self.dtype, config, num_tokens)
+        model = load_frozen(self.models.folder(second), self.dtype, config)
+        ref_head = reference.get_output_embeddings()
+        score_tokens_in_forward(model, num_tokens, ref_head, config.chunk_bytes)
+        size = config.analysis.batch_size
         sums = {
             domain: held.window_kl(model, reference, self.tokenizer, text, size)
             for domain, text in self.heldout.items()
@@ -342,20 +309,13 @@ class Analysis:
             "domains": {name: held.divergence(sums[name], counts[name]) for name in sums},
         }
 
-    def _load(self, name: str) -> Any:
-        return load_scorer(
-            self.models.folder(name), self.config.mid_train.dtype, self.config,
-            len(self.tokenizer),
-        )  # fmt: skip
-
     def _progress(self, done: int, of: int) -> None:
         with open(self.job.stage_dir.metrics, "a", encoding="utf-8") as stream:
             line = {"step": done, "max_steps": of, "time": round(time.time(), 3)}
             stream.write(json.dumps(line) + "\n")
 
 
-def _listed(text: TokenText, entry: tuple[int, int, float]) -> dict[str, Any]:
-    token_id, count, mean = entry
+def _listed(text: TokenText, token_id: int, count: int, mean: float) -> dict[str, Any]:
     return {"token": text.alone(token_id), "id": token_id, "count": count, "mean_weight": mean}
 
 

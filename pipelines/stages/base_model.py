@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipelines.data.new_tokenizer import build_tokenizer
@@ -20,7 +14,7 @@ from pipelines.models.loading import DTYPES, load_model
 from pipelines.models.tokenizer import ensure_chat, load_tokenizer
 from pipelines.recipe.schema import Config
 from pipelines.run_dir.job import StageJob
-from pipelines.training.engine import is_main_rank
+from pipelines.training.ranks import barrier, is_main_rank, replaced
 
 
 def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
@@ -33,13 +27,9 @@ def new_tokenizer(job: StageJob) -> PreTrainedTokenizerBase:
         )
         ensure_chat(tokenizer, config.tokenizer.chat_template)
         tokenizer.model_max_length = config.sequence_length
-        temporary = folder.with_name("tokenizer.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    if dist.is_initialized():
-        dist.barrier()
+        with replaced(folder) as temporary:
+            tokenizer.save_pretrained(temporary)
+    barrier()
     return load_tokenizer(folder)
 
 
@@ -77,10 +67,9 @@ def new_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
     torch.manual_seed(config.seed)
     return AutoModelForCausalLM.from_config(
-        model_config,
-        dtype=DTYPES[config.pretrain.dtype],
+        model_config, dtype=DTYPES[config.pretrain.dtype],
         attn_implementation=shape.attn_implementation,
-    )
+    )  # fmt: skip
 
 
 def import_checkpoint(job: StageJob) -> dict[str, Any]:
@@ -89,13 +78,9 @@ def import_checkpoint(job: StageJob) -> dict[str, Any]:
     Raises:
         RuntimeError: the checkpoint does not load, or its logits are not finite.
     """
-    config = job.config
-    location = job.inputs["base"]
+    config, location = job.config, job.inputs["base"]
     tokenizer = load_tokenizer(location, trust_remote_code=bool(config.trust_remote_code))
-    model = load_model(
-        location, "auto", attn_implementation=config.model.attn_implementation,
-        trust_remote_code=bool(config.trust_remote_code),
-    )  # fmt: skip
+    model = load_model(location, "auto", config)
     added = ensure_chat(tokenizer, config.tokenizer.chat_template)
     resized = len(tokenizer) > model.get_input_embeddings().num_embeddings
     if resized:
@@ -108,14 +93,10 @@ def import_checkpoint(job: StageJob) -> dict[str, Any]:
         logits = model(input_ids=probe, use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
         raise RuntimeError(f"{location}: the model's logits are not finite")
-    temporary = job.stage_dir.root / "model.tmp"
     if is_main_rank():
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    if is_main_rank():
-        shutil.rmtree(job.stage_dir.model, ignore_errors=True)
-        temporary.rename(job.stage_dir.model)
+        with replaced(job.stage_dir.model) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return {
         "imported": config.base,
         "parameters": model.num_parameters(),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from pipelines.errors import UserError
 from pipelines.evals.availability import asked_here, check_lengths, unavailable
@@ -21,23 +20,17 @@ from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import read_json, write_text
 from pipelines.stages.contamination import contaminated_bits
 from pipelines.stages.task_scores import clean
+from pipelines.training.ranks import is_main_rank, of_all_ranks
 
 
 @dataclass
 class Benchmarks:
-    """The benchmarks of an evaluation.
+    """The benchmarks of an evaluation."""
 
-    Attributes:
-        folder: where the scores of finished benchmarks are cached.
-        answers: by benchmark that can run, its number of answers.
-        not_asked: the other benchmarks, with the reason.
-        tasks: the harness's task index; None if no benchmark can run.
-    """
-
-    folder: Path
-    answers: dict[str, int] = field(default_factory=dict)
-    not_asked: dict[str, str] = field(default_factory=dict)
-    tasks: Any = None
+    folder: Path  # of the cached scores of finished benchmarks
+    not_asked: dict[str, str]  # why a benchmark cannot run
+    answers: dict[str, int] = field(default_factory=dict)  # number of answers of all others
+    tasks: Any = None  # the harness's task index, if a benchmark can run
 
 
 def find_benchmarks(job: StageJob) -> Benchmarks:
@@ -47,7 +40,7 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
         UserError: a task, version, metric or length does not fit, or the hub cannot be reached.
     """
     settings, root = job.config.eval, job.config.data_root
-    found = Benchmarks(job.stage_dir.root / "benchmarks", not_asked=unavailable(settings, root))
+    found = Benchmarks(job.stage_dir.root / "benchmarks", unavailable(settings, root))
     asked = asked_here(settings, root)
     if not asked:
         return found
@@ -57,15 +50,18 @@ def find_benchmarks(job: StageJob) -> Benchmarks:
 
     longest = read_model_config(job.inputs["model"], "--model").get("max_position_embeddings")
     check_lengths(asked, settings.max_length or longest)
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = os.environ.get("RANK", "0")
     found.tasks = task_manager(settings, root, found.folder / f"tasks-{rank}")
     for name, benchmark in asked.items():
         done = cache_path(found.folder, name)
         if done.is_file():
-            found.answers[name] = _num_cached(read_json(done), benchmark)
+            score = read_json(done)
+            sampled = sum(one is not None for one in score.get("samples", []))
+            found.answers[name] = int(score["questions"]) + benchmark.samples * sampled
             continue
         loaded, own = loaded_or_refused(name, benchmark, found.tasks, settings, root)
-        if reason := _of_any_rank(own):
+        # The first refusal on any rank counts: either all ranks run a benchmark or none does.
+        if reason := next(filter(None, of_all_ranks(own)), ""):
             found.not_asked[name] = reason
             continue
         harness.check_fits(name, benchmark, loaded)
@@ -93,33 +89,29 @@ def benchmark_scores(
             asked_model, name, benchmark, found.tasks, chat=job.chat,
             folder=found.folder / path.stem, progress=progress,
         )  # fmt: skip
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if is_main_rank():
             write_text(path, json.dumps(scores[name]))
     return _finished(job, scores)
 
 
 def _finished(job: StageJob, scores: dict[str, Any]) -> dict[str, Any]:
     """Leave out contaminated questions if the recipe says so, and summarize the samples."""
-    benchmarks = job.config.eval.benchmarks
     if "contamination" in job.inputs:
         contaminated = contaminated_bits(job.inputs["contamination"])
-        unchecked = scores.keys() - contaminated.keys()
-        if unchecked:
+        if unchecked := scores.keys() - contaminated.keys():
             raise UserError(
                 f"eval.contamination=leave_out: {', '.join(sorted(unchecked))} can run now, but "
                 "could not when the contamination check ran. Remove the folder of the check, and "
                 "run the command again."
             )
         scores = {name: _cleaned(name, s, contaminated[name]) for name, s in scores.items()}
-    return {name: with_sampled(score, benchmarks[name]) for name, score in scores.items()}
+    return {n: with_sampled(s, job.config.eval.benchmarks[n]) for n, s in scores.items()}
 
 
 def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, Any]:
     """Replace the samples of a score by their summary, as results store it.
 
-    Args:
-        score: its `samples`, if present, has for each question the number of correct samples and
-            their entropy, or None.
+    `samples` has for each question the number of correct ones and their entropy, or None.
     """
     score = dict(score)
     samples = [one for one in score.pop("samples", []) if one is not None]
@@ -128,20 +120,6 @@ def with_sampled(score: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str,
         score["sampled"] = sampled_scores([c for c, _ in samples], benchmark.samples, entropies)
         score["sampled_questions"] = len(samples)
     return score
-
-
-def _num_cached(score: dict[str, Any], benchmark: BenchmarkConfig) -> int:
-    sampled = sum(one is not None for one in score.get("samples", []))
-    return int(score["questions"]) + benchmark.samples * sampled
-
-
-def _of_any_rank(own: str) -> str:
-    """The first refusal on any rank, so that either all ranks run a benchmark or none does."""
-    reasons = [own]
-    if dist.is_initialized():
-        reasons = [""] * dist.get_world_size()
-        dist.all_gather_object(reasons, own)
-    return next(filter(None, reasons), "")
 
 
 def _cleaned(name: str, score: dict[str, Any], contaminated: str) -> dict[str, Any]:
@@ -170,10 +148,8 @@ def _asked_model(job: StageJob, model: Any, tokenizer: Any, progress: EvalProgre
     if settings.backend == "vllm":
         return vllm_model(job.inputs["model"], dtype=settings.dtype, max_length=settings.max_length)
     found = TransformersModel(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=settings.batch_size,
+        pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size,
         max_length=settings.max_length or None,
-    )
+    )  # fmt: skip
     found.on_share = progress.reached
     return found

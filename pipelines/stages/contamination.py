@@ -34,29 +34,25 @@ def run(job: StageJob) -> dict[str, Any]:
     tasks, texts = list(evals), heldout_documents(job.config)
     # The launcher passes the sources to check: those of the plan, or of the recipe.
     keys = [key for key in job.data_sha256 if not key.startswith("eval.")]
-    read = {
-        key: _Counted(training_passages(job.config, key))
+    sources = {
+        key: {"passages": 0, "bytes": 0}
         for key in keys
         if training_source(job.config, key).weight > 0
     }
-    started = time.monotonic()
-    found = check(
-        evals | texts, read, n=settings.contamination_ngram, unpublished=unpublished(job.config)
-    )
+    read = {k: _counted(training_passages(job.config, k), count) for k, count in sources.items()}
+    started, n = time.monotonic(), settings.contamination_ngram
+    found = check(evals | texts, read, n=n, unpublished=unpublished(job.config))
     seconds = time.monotonic() - started
     for name, value in found.items():
         value["kind"] = "text" if name in texts else "task"
         print(f"{name}: {value['contaminated']} of {value['questions']} contaminated", flush=True)
     bits = {name: found[name]["bits"] for name in tasks}
-    num_bytes = sum(counted.num_bytes for counted in read.values())
+    num_bytes = sum(count["bytes"] for count in sources.values())
     return {
-        "ngram": settings.contamination_ngram,
+        "ngram": n,
         "questions": sum(found[name]["questions"] for name in tasks),
         "contaminated": sum(found[name]["contaminated"] for name in tasks),
-        "sources": {
-            key: {"passages": counted.passages, "bytes": counted.num_bytes}
-            for key, counted in read.items()
-        },
+        "sources": sources,
         "megabytes_per_second": round(num_bytes / 1e6 / max(seconds, 1e-9), 2),
         "not_checked": not_checked,
         "bits_sha256": hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest(),
@@ -85,16 +81,10 @@ def contaminated_bits(result: Path) -> dict[str, str]:
     return {name: value["bits"] for name, value in read_json(result)["evals"].items()}
 
 
-class _Counted:
-    """Iterates over passages, and counts them and their UTF-8 bytes."""
-
-    def __init__(self, passages: Iterator[Passage]) -> None:
-        self._passages = passages
-        self.passages = self.num_bytes = 0
-
-    def __iter__(self) -> Iterator[Passage]:
-        for passage in self._passages:
-            self.passages += 1
-            self.num_bytes += len(passage.text.encode())
-            heartbeat.tick()
-            yield passage
+def _counted(passages: Iterator[Passage], count: dict[str, int]) -> Iterator[Passage]:
+    """The same passages; they and their UTF-8 bytes are counted."""
+    for passage in passages:
+        count["passages"] += 1
+        count["bytes"] += len(passage.text.encode())
+        heartbeat.tick()
+        yield passage

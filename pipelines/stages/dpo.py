@@ -5,7 +5,7 @@ The built-in recipes pair a right answer with a near miss.
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from datasets import Dataset
@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import Pair, fill_steps, pair_passes, pairs
 from pipelines.errors import UserError
+from pipelines.models.loading import load_model
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.schema import max_length, steps_of_epochs
 from pipelines.run_dir.job import StageJob
@@ -32,7 +33,7 @@ def run(job: StageJob) -> dict[str, Any]:
         per_device_eval_batch_size=settings.micro_batch_size, **engine.order_of(settings),
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
-    model = engine.load_trained(job, "model", settings.dtype)
+    model = load_model(job.inputs["model"], settings.dtype, config)
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=train_set, eval_dataset=heldout,
         processing_class=tokenizer,
@@ -41,27 +42,25 @@ def run(job: StageJob) -> dict[str, Any]:
     measured = trainer.evaluate()
     history = trainer.state.log_history
     return {
-        **engine.engine_facts(trainer),
         **training_facts(trainer),
         **first_and_last(history, "loss", "loss"),
         "heldout_pairs": len(heldout),
         "heldout_pair_accuracy": measured["eval_rewards/accuracies"],
         "heldout_margin": measured["eval_rewards/margins"],
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
+        **engine.export(trainer, tokenizer, job, settings.dtype),
     }
 
 
 def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
     """Training pairs, and held-out pairs whose prompts do not occur in the training pairs."""
-    config, settings = job.config, job.config.dpo
-    batch = settings.global_batch_size
+    settings, batch = job.config.dpo, job.config.dpo.global_batch_size
+    where = (settings.sources, job.config.data_root, job.config.seed)
     if settings.max_steps:
-        count = settings.max_steps * batch + settings.heldout_pairs
-        found = pairs(settings.sources, config.data_root, config.seed, count=count)
+        found = pairs(*where, count=settings.max_steps * batch + settings.heldout_pairs)
         heldout = _held_out(found, settings.heldout_pairs)
         training = [pair for pair in found if pair.prompt not in heldout]
     else:
-        passes = pair_passes(settings.sources, config.data_root, config.seed)
+        passes = pair_passes(*where)
         first = next(passes)
         heldout = _held_out(first, settings.heldout_pairs)
         left = ([p for p in one if p.prompt not in heldout] for one in chain([first], passes))
@@ -75,19 +74,15 @@ def _preferences(job: StageJob) -> tuple[Dataset, Dataset]:
 
 def _held_out(found: list[Pair], count: int) -> dict[str, Pair]:
     """The first pair of each of the first `count` prompts, by prompt."""
-    held: dict[str, Pair] = {}
+    first: dict[str, Pair] = {}
     for pair in found:
-        if len(held) == count:
-            break
-        held.setdefault(pair.prompt, pair)
-    return held
+        first.setdefault(pair.prompt, pair)
+    return dict(islice(first.items(), count))
 
 
 def _rows(found: list[Pair]) -> Dataset:
-    return Dataset.from_list(
-        [
-            {"prompt": user(p.prompt), "chosen": assistant(p.chosen),
-             "rejected": assistant(p.rejected)}
-            for p in found
-        ]
-    )  # fmt: skip
+    return Dataset.from_list([
+        {"prompt": user(p.prompt), "chosen": assistant(p.chosen),
+         "rejected": assistant(p.rejected)}
+        for p in found
+    ])  # fmt: skip

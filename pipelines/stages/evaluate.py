@@ -6,11 +6,9 @@ Finished parts are cached in files, so that a killed evaluation resumes with the
 
 from __future__ import annotations
 
-import os
-from datetime import timedelta
+from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import torch.distributed as dist
 
 from pipelines.evals.availability import nothing_asked
 from pipelines.evals.bits_per_byte import bits_per_byte
@@ -25,17 +23,19 @@ from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import remove_parts
 from pipelines.stages.benchmark_scores import benchmark_scores, find_benchmarks
 from pipelines.stages.task_scores import num_answers, task_scores
+from pipelines.training.ranks import without_engine
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Evaluate one model; the result has scores and one bit per question."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        # Ranks may have to wait for the slowest one for hours.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    with without_engine() as (rank, world):
+        return {"chat": job.chat, "world_size": world, **_scores(job, is_main=rank == 0)}
+
+
+def _scores(job: StageJob, *, is_main: bool) -> dict[str, Any]:
     settings, root = job.config.eval, job.config.data_root
     folders = {part: job.stage_dir.root / part for part in ("tasks", "benchmarks", "bits_per_byte")}
-    if rank == 0:
+    if is_main:
         for folder in folders.values():
             remove_parts(folder)
     asked = {n: task_problems(n, task, root) for n, task in settings.tasks.items() if task.enabled}
@@ -44,65 +44,46 @@ def run(job: StageJob) -> dict[str, Any]:
         raise nothing_asked(benchmarks.not_asked)
     counts = {name: num_answers(name, settings.tasks[name], p) for name, p in asked.items()}
     total = sum(counts.values()) + sum(benchmarks.answers.values()) + len(settings.bits_per_byte)
-    progress = EvalProgress(job.stage_dir.metrics if rank == 0 else None, total)
-    model, tokenizer = _load(job)
+    progress = EvalProgress(job.stage_dir.metrics if is_main else None, total)
+    config, folder = job.config, job.inputs["model"]
+    tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.trust_remote_code))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = load_frozen(folder, settings.dtype, config)
+
+    def kept(part: str, name: str, answers: int, score: Callable[..., Any], *args: Any) -> Any:
+        """A score from its file, or one that is computed now."""
+        path = cache_path(folders[part], name)
+        if path.is_file():
+            progress.skip(answers)
+        make = partial(score, job, name, *args, model, tokenizer, progress)
+        return cached(path, make, writes=is_main)
+
     tasks: dict[str, Any] = {}
     for name, problems in asked.items():
-        path = cache_path(folders["tasks"], name)
-        if path.is_file():
-            progress.skip(counts[name])
-
-        def score(name: str = name, problems: Any = problems) -> Any:
-            return task_scores(job, name, problems, model, tokenizer, progress)
-
-        tasks |= cached(path, score, writes=rank == 0)
+        tasks |= kept("tasks", name, counts[name], task_scores, problems)
     if benchmarks.answers:
         tasks |= benchmark_scores(job, benchmarks, model, tokenizer, progress)
     scores: dict[str, Any] = {"tasks": tasks, "not_asked": benchmarks.not_asked}
     if tasks:
         mean, half = macro_average([(t["accuracy"], t["questions"]) for t in tasks.values()])
         scores["average"], scores["average_half_interval"] = mean, half
-    if rank == 0:
-        texts = _bits_per_byte(job, model, tokenizer, progress)
+    if is_main:
+        score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
+        texts = {n: kept("bits_per_byte", n, 1, _bits_per_byte) for n in settings.bits_per_byte}
         scores["heldout_blocks"] = {name: text.pop("blocks", {}) for name, text in texts.items()}
         scores["bits_per_byte"] = texts
         progress.end()
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-    return {"chat": job.chat, "world_size": world, **scores}
-
-
-def _load(job: StageJob) -> tuple[Any, Any]:
-    config, folder = job.config, job.inputs["model"]
-    tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.trust_remote_code))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return load_frozen(folder, config.eval.dtype, config), tokenizer
+    return scores
 
 
 def _bits_per_byte(
-    job: StageJob, model: Any, tokenizer: Any, progress: EvalProgress
+    job: StageJob, name: str, model: Any, tokenizer: Any, progress: EvalProgress
 ) -> dict[str, Any]:
     config, settings = job.config, job.config.eval
-    score_tokens_in_forward(model, len(tokenizer), chunk_bytes=config.chunk_bytes)
-    found = {}
-    for name, source in settings.bits_per_byte.items():
-        path = cache_path(job.stage_dir.root / "bits_per_byte", name)
-        if path.is_file():
-            progress.skip(1)
-
-        def score(name: str = name, source: Any = source) -> Any:
-            progress.begin(f"bits per byte of {name}", 1)
-            return bits_per_byte(
-                model,
-                tokenizer,
-                heldout_text(name, source, config.data_root),
-                named=name,
-                sequence_length=config.sequence_length,
-                max_tokens=settings.bits_per_byte_tokens,
-                batch_size=settings.batch_size,
-            )
-
-        found[name] = cached(path, score, writes=True)
-    return found
+    progress.begin(f"bits per byte of {name}", 1)
+    return bits_per_byte(
+        model, tokenizer, heldout_text(name, settings.bits_per_byte[name], config.data_root),
+        named=name, sequence_length=config.sequence_length,
+        max_tokens=settings.bits_per_byte_tokens, batch_size=settings.batch_size,
+    )  # fmt: skip

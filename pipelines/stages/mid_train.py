@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from pipelines.analysis.training_text import domain_shares, read_spans
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import ScoreCache, ScoredSequences, open_scores
-from pipelines.models.loading import load_scorer
+from pipelines.models.loading import load_model, load_scorer
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.objectives.objective import Objective
 from pipelines.objectives.selection import difference_score, top_half
@@ -29,8 +29,10 @@ def run(job: StageJob) -> dict[str, Any]:
     """Train and write the annealed model to `model/`."""
     config, settings = job.config, job.config.mid_train
     tokenizer = load_tokenizer(job.inputs["base"])
-    # Load the reference before the engine enters ZeRO-3 mode, so that it stays whole on each rank.
-    reference = load_reference(job, num_tokens=len(tokenizer))
+    reference = None
+    if "ref" in job.inputs and not uses_score_cache(settings):
+        # Load it before the engine enters ZeRO-3 mode, so that it stays whole on each rank.
+        reference = load_scorer(job.inputs["ref"], settings.dtype, config, len(tokenizer))
     arguments = engine.training_arguments(
         TrainingArguments, config, settings, job.stage_dir,
         steps=num_steps(settings, config.sequence_length), schedule="linear",
@@ -40,7 +42,7 @@ def run(job: StageJob) -> dict[str, Any]:
     packed_set = packed(job, "mid_train", settings, tokenizer, factor=pool_factor(settings))
     packed_set.with_documents = settings.remit.center == "document"
     dataset, collate = with_scores(job, packed_set, len(tokenizer))
-    model = engine.load_trained(job, "base", settings.dtype)
+    model = load_model(job.inputs["base"], settings.dtype, config)
     trainer = MidTrainer(
         model, arguments, dataset, collate,
         num_tokens=len(tokenizer), reference=reference, objective=Objective.of(settings),
@@ -51,39 +53,36 @@ def run(job: StageJob) -> dict[str, Any]:
     return {
         "objective": settings.objective,
         **({"reference": str(job.inputs["ref"])} if "ref" in job.inputs else {}),
-        **engine.engine_facts(trainer),
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.sequence_length),
         "mixture": packed_set.mixture,
         **_selection(job, dataset),
         **first_and_last(trainer.state.log_history, "loss", "loss"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
+        **engine.export(trainer, tokenizer, job, settings.dtype),
     }
 
 
 def with_scores(job: StageJob, packed_set: PackedDataset, num_tokens: int) -> tuple[Any, Any]:
     """The training set and its collate function, combined with the score cache if it is used.
 
-    Items then carry the cached scores of the reference; for MiniPLM, the set is the half of the
-    pool that it selects.
+    Items then carry the reference's scores; for MiniPLM, the set is the selected half of the pool.
     """
-    if not uses_score_cache(job.config.mid_train):
+    settings = job.config.mid_train
+    if not uses_score_cache(settings):
         return packed_set, packed_set.collate
 
     def scores_of(role: str) -> ScoreCache:
-        key = score_key(job, role, packed_set, num_tokens)
-        return open_scores(
-            job.run.scores, key, packed_set.stream, len(packed_set), str(job.inputs[role])
-        )
+        key, model = score_key(job, role, packed_set, num_tokens), str(job.inputs[role])
+        return open_scores(job.run.scores, key, packed_set.stream, len(packed_set), model)
 
-    if job.config.mid_train.objective == "miniplm":
+    if settings.objective == "miniplm":
         small = scores_of("small" if "small" in job.inputs else "base")
         ref = scores_of("ref")
         difference = np.array([
             difference_score(ref[i], small[i], packed_set.num_targets(i))
             for i in range(len(packed_set))
         ])  # fmt: skip
-        chosen = top_half(difference, len(packed_set) // pool_factor(job.config.mid_train))
+        chosen = top_half(difference, len(packed_set) // pool_factor(settings))
         return Subset(packed_set, chosen.tolist()), packed_set.collate
     scored = ScoredSequences(packed_set, scores_of("ref"))
     return scored, scored.collate
@@ -94,17 +93,13 @@ INSPECTED = 4096
 
 
 def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
-    """How MiniPLM's selection changed the mixture: token shares by domain in the first sequences.
-
-    Empty for objectives that do not select sequences.
-    """
+    """How MiniPLM's selection changed the mixture, by domain; empty for other objectives."""
     if not isinstance(dataset, Subset):
         return {}
     config = job.config
     pool: PackedDataset = dataset.dataset  # type: ignore[assignment]
     count = min(len(pool), INSPECTED)
-    sources = config.mid_train.sources
-    spans = read_spans(pool, count, sources, config.data_root, config.seed)
+    spans = read_spans(pool, count, config.mid_train.sources, config.data_root, config.seed)
     chosen = np.array(dataset.indices)
     return {
         "selection": {
@@ -114,11 +109,3 @@ def _selection(job: StageJob, dataset: Any) -> dict[str, Any]:
             "domains": domain_shares(spans, chosen[chosen < count], config.sequence_length),
         }
     }
-
-
-def load_reference(job: StageJob, num_tokens: int) -> Any | None:
-    """The frozen reference; None without a reference, or if its scores come from the cache."""
-    config = job.config
-    if "ref" not in job.inputs or uses_score_cache(config.mid_train):
-        return None
-    return load_scorer(job.inputs["ref"], config.mid_train.dtype, config, num_tokens)

@@ -39,10 +39,9 @@ def run(job: StageJob) -> dict[str, Any]:
     trainer.add_callback(SnapshotWriter(trainer, job.stage_dir, tokenizer, settings.snapshots))
     engine.train(trainer, job.stage_dir, settings)
     return {
-        **engine.engine_facts(trainer),
         **training_facts(trainer),
         **token_facts(trainer, len(dataset) * config.sequence_length),
         "mixture": dataset.mixture,
         **first_and_last(trainer.state.log_history, "loss", "loss"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
+        **engine.export(trainer, tokenizer, job, settings.dtype),
     }

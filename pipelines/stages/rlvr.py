@@ -13,6 +13,7 @@ from pipelines.data.records import problems
 from pipelines.errors import UserError
 from pipelines.evals.generation import decode_plainly
 from pipelines.models.checkpoint import SPECIAL_IDS
+from pipelines.models.loading import load_model
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.schema import max_prompt_length
 from pipelines.rewards import judge_all
@@ -26,8 +27,7 @@ def run(job: StageJob) -> dict[str, Any]:
     config, settings = job.config, job.config.rlvr
     arguments = engine.training_arguments(
         GRPOConfig, config, settings, job.stage_dir, steps=settings.max_steps,
-        schedule="constant_with_warmup",
-        num_generations=settings.num_generations,
+        schedule="constant_with_warmup", num_generations=settings.num_generations,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature, beta=settings.beta, epsilon=settings.epsilon,
         use_vllm=settings.use_vllm,
@@ -38,7 +38,7 @@ def run(job: StageJob) -> dict[str, Any]:
     arguments.logging_steps = 1
     tokenizer = load_tokenizer(job.inputs["model"], padding_side="left")
     dataset, num_dropped = _prompts(job, tokenizer)
-    model = engine.load_trained(job, "model", settings.dtype)
+    model = load_model(job.inputs["model"], settings.dtype, config)
     own = model.generation_config
     decode_plainly(model)
     trainer = GRPOTrainer(
@@ -52,11 +52,10 @@ def run(job: StageJob) -> dict[str, Any]:
     trainer.model.generation_config = own
     tokenizer.padding_side = "right"
     return {
-        **engine.engine_facts(trainer),
         **training_facts(trainer),
         **reward_facts(trainer.state.log_history, settings.max_zero_variance),
         "prompts_too_long": num_dropped,
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
+        **engine.export(trainer, tokenizer, job, settings.dtype),
     }
 
 
@@ -72,12 +71,12 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
         if len(tokenizer(p.prompt, add_special_tokens=False).input_ids) + 4 <= room
     ]
     if len(rows) * settings.num_generations < settings.global_batch_size:
-        limit = (
-            "rlvr.max_prompt_length is"
-            if settings.max_prompt_length
-            else f"sequence_length {config.sequence_length} minus rlvr.max_completion_length "
-            f"{settings.max_completion_length} leaves"
-        )
+        limit = "rlvr.max_prompt_length is"
+        if not settings.max_prompt_length:
+            limit = (
+                f"sequence_length {config.sequence_length} minus rlvr.max_completion_length "
+                f"{settings.max_completion_length} leaves"
+            )
         raise UserError(
             f"only {len(rows)} RL prompts fit, fewer than a step needs: {limit} {room} tokens for "
             "a prompt. Lower rlvr.max_completion_length, or give shorter prompts."
@@ -86,19 +85,15 @@ def _prompts(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset
 
 
 def verified_answer(
-    completions: list[list[dict[str, str]]],
-    answer: list[str],
-    reward_kind: list[str],
-    **_: Any,
+    completions: list[list[dict[str, str]]], answer: list[str], reward_kind: list[str], **_: Any
 ) -> list[float]:
     """Reward function for TRL: 1.0 for a completion that its reward kind accepts, else 0.0."""
     judged = [(turns[0]["content"], gold) for turns, gold in zip(completions, answer, strict=True)]
-    rewards = [0.0] * len(judged)
+    rewards: dict[int, float] = {}
     for kind in sorted(set(reward_kind)):
         own = [at for at, found in enumerate(reward_kind) if found == kind]
-        for at, reward in zip(own, judge_all(kind, [judged[at] for at in own]), strict=True):
-            rewards[at] = reward
-    return rewards
+        rewards |= zip(own, judge_all(kind, [judged[at] for at in own]), strict=True)
+    return [rewards[at] for at in range(len(judged))]
 
 
 def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dict[str, Any]:
@@ -107,9 +102,8 @@ def reward_facts(history: list[dict[str, Any]], max_zero_variance: float) -> dic
     All completions of a zero-variance group get the same reward, so the group has no gradient.
     """
     rewards = [line["reward"] for line in history if "reward" in line]
-    zero_variance = [
-        line["frac_reward_zero_std"] for line in history if "frac_reward_zero_std" in line
-    ]
+    key = "frac_reward_zero_std"
+    zero_variance = [line[key] for line in history if key in line]
     quarter = max(1, len(rewards) // 4)
     share = sum(zero_variance) / len(zero_variance)
     return {

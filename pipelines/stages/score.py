@@ -5,12 +5,8 @@ Each rank loads the whole model, without a DeepSpeed engine, and the ranks split
 
 from __future__ import annotations
 
-import os
 import time
-from datetime import timedelta
 from typing import Any
-
-import torch.distributed as dist
 
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.score_cache import ScoreCache, longer_scores
@@ -19,45 +15,38 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.schema import pool_factor
 from pipelines.run_dir.job import StageJob
 from pipelines.training.packed_data import packed
+from pipelines.training.ranks import barrier, without_engine
 from pipelines.training.scoring import score, score_key
 
 
 def run(job: StageJob) -> dict[str, Any]:
     """Write the missing scores, and return facts about the whole set."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
-    config = job.config
-    folder = job.inputs.get("base", job.inputs["model"])
-    tokenizer = load_tokenizer(folder)
-    dataset = packed(
-        job, "mid_train", config.mid_train, tokenizer, factor=pool_factor(config.mid_train)
-    )
+    with without_engine() as (rank, world):
+        return _scored(job, rank, world)
+
+
+def _scored(job: StageJob, rank: int, world: int) -> dict[str, Any]:
+    mid = job.config.mid_train
+    tokenizer = load_tokenizer(job.inputs.get("base", job.inputs["model"]))
+    dataset = packed(job, "mid_train", mid, tokenizer, factor=pool_factor(mid))
     key = score_key(job, "model", dataset, len(tokenizer))
-    cache = ScoreCache(
-        job.run.scores, key, dataset.stream, len(dataset), config.score.shard_sequences
-    )
+    shard_sequences = job.config.score.shard_sequences
+    cache = ScoreCache(job.run.scores, key, dataset.stream, len(dataset), shard_sequences)
     if not cache.is_complete():
         cache = longer_scores(job.run.scores, key, dataset.stream, len(dataset)) or cache
-    if world > 1:
-        # All ranks must check for existing scores before one of them writes.
-        dist.barrier()
+    # All ranks must check for existing scores before one of them writes.
+    barrier()
     if rank == 0:
         for name in cache.drop_damaged():
             print(f"{cache.folder / name} was damaged: scoring it again", flush=True)
-    if world > 1:
-        dist.barrier()
+    barrier()
     started, scored = time.monotonic(), 0
     if not cache.is_complete():
         scored = _write_missing(job, cache, dataset, len(tokenizer), rank, world)
-    if world > 1:
-        dist.barrier()
+    barrier()
     seconds = time.monotonic() - started
     if rank == 0 and not cache.is_complete():
         cache.finish()
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
     return {
         "scores": str(cache.folder),
         "tokens": len(dataset) * dataset.sequence_length,

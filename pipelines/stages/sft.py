@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipelines.data.chat import assistant, user
 from pipelines.data.records import Conversation, conversation_passes, conversations, fill_steps
+from pipelines.models.loading import load_model
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.schema import max_length, steps_of_epochs
 from pipelines.run_dir.job import StageJob
@@ -27,30 +28,27 @@ def run(job: StageJob) -> dict[str, Any]:
         **engine.order_of(settings),
     )  # fmt: skip
     tokenizer = load_tokenizer(job.inputs["model"])
-    dataset = Dataset.from_list(
-        [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in records]
-    )
-    model = engine.load_trained(job, "model", settings.dtype)
+    rows = [{"prompt": user(c.prompt), "completion": assistant(c.response)} for c in records]
+    model = load_model(job.inputs["model"], settings.dtype, config)
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer
-    )
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )  # fmt: skip
     engine.train(trainer, job.stage_dir, settings)
     history = trainer.state.log_history
     return {
-        **engine.engine_facts(trainer),
         **training_facts(trainer),
         **first_and_last(history, "loss", "loss"),
         **first_and_last(history, "mean_token_accuracy", "token_accuracy"),
-        **engine.export(trainer, tokenizer, job.stage_dir, settings.dtype),
+        **engine.export(trainer, tokenizer, job, settings.dtype),
     }
 
 
 def _conversations(job: StageJob) -> list[Conversation]:
     """The conversations of all steps."""
-    config, settings = job.config, job.config.sft
-    batch = settings.global_batch_size
+    settings, batch = job.config.sft, job.config.sft.global_batch_size
+    where = (settings.sources, job.config.data_root, job.config.seed)
     if settings.max_steps:
-        count = settings.max_steps * batch
-        return conversations(settings.sources, config.data_root, config.seed, count=count)
-    passes = conversation_passes(settings.sources, config.data_root, config.seed)
+        return conversations(*where, count=settings.max_steps * batch)
+    passes = conversation_passes(*where)
     return fill_steps(passes, lambda count: steps_of_epochs(settings, count) * batch)

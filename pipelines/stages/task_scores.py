@@ -18,6 +18,7 @@ from pipelines.recipe.schema import TaskConfig
 from pipelines.rewards.exact import final_answer, normal_text
 from pipelines.run_dir.job import StageJob
 from pipelines.stages.contamination import contaminated_bits
+from pipelines.training.ranks import of_all_ranks
 
 
 def num_answers(name: str, task: TaskConfig, asked: list[Problem]) -> int:
@@ -26,13 +27,9 @@ def num_answers(name: str, task: TaskConfig, asked: list[Problem]) -> int:
 
 
 def task_scores(
-    job: StageJob,
-    name: str,
-    asked: list[Problem],
-    model: Any,
-    tokenizer: Any,
+    job: StageJob, name: str, asked: list[Problem], model: Any, tokenizer: Any,
     progress: EvalProgress,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Run a task; return scores by family (or by task) with the bits of all questions in order."""
     task = job.config.eval.tasks[name]
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -50,33 +47,35 @@ def task_scores(
         numbers = _sampled(task, families)
         progress.begin(f"{name}, samples", task.samples * len(numbers))
         places = sorted(i // world for i in numbers if i % world == rank)
+        sampled = replace(
+            decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
+        )
         samples = generate_answers(
-            model, tokenizer, [prompts[place] for place in places],
-            replace(
-                decoding, num_samples=task.samples, temperature=task.temperature, top_p=task.top_p
-            ),
-            batch_size=batch_size, seeds=[rank + place * world for place in places],
-            on_share=progress.reached,
+            model, tokenizer, [prompts[place] for place in places], sampled, batch_size=batch_size,
+            seeds=[rank + place * world for place in places], on_share=progress.reached,
         )  # fmt: skip
         right = right_answers(task, samples, [mine[place] for place in places])
         for place, correct, given in zip(places, right, samples, strict=True):
-            found[place] = (found[place][0], sum(correct), _answer_entropy(given))
-    gathered = [found]
-    if world > 1:
-        gathered = [[] for _ in range(world)]
-        dist.all_gather_object(gathered, found)
-    rows = {
-        family: [(asked[i], *gathered[i % world][i // world]) for i in own]
-        for family, own in families.items()
-    }
-    return _scores(job, task, rows)
+            # Final answers are extracted as the `exact` reward does, without their steps.
+            spread = entropy([normal_text(final_answer(answer)[0]) for answer in given])
+            found[place] = (found[place][0], sum(correct), spread)
+    gathered = of_all_ranks(found)
+    check = job.inputs.get("contamination")
+    contaminated = contaminated_bits(check) if check else None
+    scores = {}
+    for family, own in families.items():
+        rows = [(asked[i], *gathered[i % world][i // world]) for i in own]
+        left = rows if contaminated is None else clean(family, rows, contaminated[family])
+        scores[family] = _score(left, task)
+        if contaminated is not None:
+            scores[family]["left_out"] = len(rows) - len(left)
+    return scores
 
 
 def clean(name: str, rows: list[Any], contaminated: str) -> list[Any]:
-    """Return the rows of questions that do not occur in training text.
+    """Return the rows of a task's questions that do not occur in training text.
 
     Args:
-        rows: one per question of a task or family.
         contaminated: one character per question: "1" if it occurs in training text, else "0".
 
     Raises:
@@ -102,22 +101,6 @@ def _families(name: str, task: TaskConfig, asked: list[Problem]) -> dict[str, li
 def _sampled(task: TaskConfig, families: dict[str, list[int]]) -> list[int]:
     """The indices of the questions for which answers are sampled."""
     return [i for own in families.values() for i in own[: task.sampled_questions or None]]
-
-
-def _scores(job: StageJob, task: TaskConfig, rows: dict[str, list[Any]]) -> dict[str, Any]:
-    if "contamination" not in job.inputs:
-        return {family: _score(own, task) for family, own in rows.items()}
-    contaminated = contaminated_bits(job.inputs["contamination"])
-    scores = {}
-    for family, own in rows.items():
-        left = clean(family, own, contaminated[family])
-        scores[family] = {**_score(left, task), "left_out": len(own) - len(left)}
-    return scores
-
-
-def _answer_entropy(answers: list[str]) -> float:
-    """Entropy of the final answers, extracted as the `exact` reward does, without their steps."""
-    return entropy([normal_text(final_answer(answer)[0]) for answer in answers])
 
 
 def _score(rows: list[Any], task: TaskConfig) -> dict[str, Any]:

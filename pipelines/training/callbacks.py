@@ -12,31 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
 from pipelines.errors import DamagedFile, UserError
 from pipelines.models.checkpoint import file_sha256
-from pipelines.run_dir import heartbeat
+from pipelines.run_dir import heartbeat, resume_state
 from pipelines.run_dir.disk import require_space
 from pipelines.run_dir.fail_points import fail_point
 from pipelines.run_dir.ownership import check_resume_state, make_private
 from pipelines.run_dir.paths import SNAPSHOT_FACTS, StageDir, fsync_dir, write_json
-from pipelines.run_dir.resume_state import (
-    check_identity,
-    check_split,
-    checkpoint_folders,
-    complete_checkpoints,
-    read_checkpoint_marker,
-    remove_checkpoint,
-    write_checkpoint_marker,
-)
+from pipelines.training.ranks import barrier, is_main_rank, replaced, world_size
 
 # Optimizer state per parameter in a checkpoint: fp32 master weight and two moments.
 OPTIMIZER_BYTES = 12
@@ -49,21 +34,18 @@ class MetricsWriter(TrainerCallback):
         self.path = stage_dir.metrics
         self.started = time.time()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.started = time.time()
         self._write(state, {"event": "begin"})
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, *, logs: dict[str, Any], **_: Any
     ) -> None:
-        self._write(state, {k: v for k, v in (logs or {}).items() if _is_number(v)})
+        numbers = [
+            (key, value) for key, value in logs.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]  # fmt: skip
+        self._write(state, {k: v if math.isfinite(v) else str(v) for k, v in numbers})
 
     def _write(self, state: TrainerState, values: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
@@ -74,80 +56,52 @@ class MetricsWriter(TrainerCallback):
             "max_steps": state.max_steps,
             "time": round(now, 3),
             "elapsed": round(now - self.started, 3),
-            **{
-                k: v if not isinstance(v, float) or math.isfinite(v) else str(v)
-                for k, v in values.items()
-            },
+            **values,
         }
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 class SnapshotWriter(TrainerCallback):
-    """Saves models at evenly spaced steps before the last one; all ranks must take part.
-
-    Args:
-        trainer: gathers the weights.
-        count: number of models to save; 0 saves none.
-    """
+    """Saves `count` models at evenly spaced steps before the last; all ranks must take part."""
 
     def __init__(
-        self,
-        trainer: Trainer,
-        stage_dir: StageDir,
-        tokenizer: PreTrainedTokenizerBase,
-        count: int,
+        self, trainer: Trainer, stage_dir: StageDir, tokenizer: PreTrainedTokenizerBase, count: int
     ) -> None:
         self.trainer = trainer
         self.stage_dir = stage_dir
         self.tokenizer = tokenizer
         self.count = count
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         for number in range(1, self.count + 1):
             if state.global_step == round(number * state.max_steps / (self.count + 1)):
                 self._write(number, state.global_step, state.is_world_process_zero)
 
     def _write(self, number: int, step: int, is_main: bool) -> None:
         heartbeat.beat(heartbeat.SAVING)
-        folder = self.stage_dir.snapshot(number)
-        temporary = folder.with_name(f"{number}.tmp")
-        if is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.trainer.save_model(str(temporary))
-        if is_main:
-            self.tokenizer.save_pretrained(temporary)
-            (temporary / "training_args.bin").unlink(missing_ok=True)
-            write_json(temporary / SNAPSHOT_FACTS, {"step": step})
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+        with replaced(self.stage_dir.snapshot(number)) as folder:
+            self.trainer.save_model(str(folder))
+            if is_main:
+                self.tokenizer.save_pretrained(folder)
+                (folder / "training_args.bin").unlink(missing_ok=True)
+                write_json(folder / SNAPSHOT_FACTS, {"step": step})
 
 
 class SpaceCheck(TrainerCallback):
     """Stops before a save if the disk is too full or the checkpoint's name is taken.
 
-    It must be the last callback, after all that may ask for a save. Only the main rank checks; if
-    it stops, the launcher ends the other ranks.
+    It must be the last callback, after all that may ask for a save. Only the main rank checks; the
+    launcher then ends the others.
     """
 
     def __init__(self, stage_dir: StageDir) -> None:
         self.checkpoints = stage_dir.checkpoints
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, model: Any, **_: Any
     ) -> None:
-        if control.should_save and state.is_world_process_zero and model is not None:
+        if control.should_save and state.is_world_process_zero:
             needed = model_bytes(model) + OPTIMIZER_BYTES * num_parameters(model)
             what = f"a checkpoint at step {state.global_step}"
             place = self.checkpoints / f"checkpoint-{state.global_step}"
@@ -172,8 +126,7 @@ def model_bytes(model: torch.nn.Module) -> int:
 class CheckpointMarker(TrainerCallback):
     """Writes the marker that completes a checkpoint, after all ranks have saved.
 
-    A checkpoint without a marker does not count. Older complete checkpoints are removed only after
-    the new marker is written.
+    A checkpoint without a marker does not count. Older ones are removed only afterwards.
     """
 
     def __init__(self, stage_dir: StageDir, keep: int) -> None:
@@ -181,64 +134,50 @@ class CheckpointMarker(TrainerCallback):
         self.checkpoints = stage_dir.checkpoints
         self.keep = keep
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if dist.is_initialized():
-            dist.barrier()
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        barrier()
         if state.is_world_process_zero:
             fail_point("all ranks saved, before the marker")
             folder = self.checkpoints / f"checkpoint-{state.global_step}"
             files = sorted(p for p in folder.rglob("*") if p.is_file())
+            # Flush them, so that after a power loss no marker exists without its files.
             for path in files:
-                _fsync(path)
-            write_checkpoint_marker(
+                with open(path, "rb") as stream:
+                    os.fsync(stream.fileno())
+            zero_stage = args.deepspeed["zero_optimization"]["stage"]
+            resume_state.write_checkpoint_marker(
                 folder,
                 self.stage_dir,
-                {
-                    "world_size": args.world_size,
-                    "zero_stage": args.deepspeed["zero_optimization"]["stage"],
-                },
+                {"world_size": args.world_size, "zero_stage": zero_stage},
                 {str(p.relative_to(folder)): [p.stat().st_size, file_sha256(p)] for p in files},
             )
             fsync_dir(self.checkpoints)
             fail_point("after the marker, before pruning")
-            for old in complete_checkpoints(self.checkpoints)[: -self.keep]:
-                remove_checkpoint(old)
-        if dist.is_initialized():
-            dist.barrier()
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file to disk, so that after a power loss no marker exists without its files."""
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+            for old in resume_state.complete_checkpoints(self.checkpoints)[: -self.keep]:
+                resume_state.remove_checkpoint(old)
+        barrier()
 
 
 def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
     """The newest checkpoint whose files match its marker; None if none does.
 
-    The main rank removes damaged newer checkpoints and those without a marker. Older complete ones
-    stay.
+    The main rank removes damaged newer checkpoints and those without a marker.
     """
-    main_rank = not dist.is_initialized() or dist.get_rank() == 0
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
     chosen: list[str | None] = [None]
-    if main_rank:
+    if is_main_rank():
         make_private(stage_dir.checkpoints)
-        for folder in reversed(complete_checkpoints(stage_dir.checkpoints)):
+        for folder in reversed(resume_state.complete_checkpoints(stage_dir.checkpoints)):
             if _is_intact(folder):
                 check_resume_state(folder)
-                check_identity(folder, stage_dir)
-                check_split(folder, ranks, zero_stage)
+                resume_state.check_identity(folder, stage_dir)
+                resume_state.check_split(folder, world_size(), zero_stage)
                 chosen[0] = str(folder)
                 break
             print(f"removing checkpoint {folder}: it is damaged", flush=True)
-            remove_checkpoint(folder)
-        whole = complete_checkpoints(stage_dir.checkpoints)
-        for folder in checkpoint_folders(stage_dir.checkpoints):
-            if folder not in whole:
-                shutil.rmtree(folder)
+            resume_state.remove_checkpoint(folder)
+        whole = resume_state.complete_checkpoints(stage_dir.checkpoints)
+        for folder in set(resume_state.checkpoint_folders(stage_dir.checkpoints)).difference(whole):
+            shutil.rmtree(folder)
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
     return Path(chosen[0]) if chosen[0] else None
@@ -246,7 +185,7 @@ def newest_checkpoint(stage_dir: StageDir, zero_stage: int) -> Path | None:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        files: dict[str, list[Any]] = read_checkpoint_marker(folder)["files"]
+        files: dict[str, list[Any]] = resume_state.read_checkpoint_marker(folder)["files"]
     except DamagedFile:
         return False
     return all(

@@ -1,25 +1,16 @@
-"""The DeepSpeed and transformers setup that every gradient stage shares.
-
-It builds DeepSpeed's configuration and the training arguments, starts the ranks, trains with
-resume, and exports a model that it has reloaded and checked.
-"""
+"""The DeepSpeed setup of every gradient stage: arguments, ranks, resume, checked export."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import (
-    HfDeepSpeedConfig,
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
@@ -32,18 +23,11 @@ from pipelines.run_dir.fail_points import armed, fail_point
 from pipelines.run_dir.job import StageJob
 from pipelines.run_dir.paths import StageDir
 from pipelines.run_dir.shared_memory import own_buffer
-from pipelines.training.callbacks import (
-    CheckpointMarker,
-    MetricsWriter,
-    SpaceCheck,
-    model_bytes,
-    newest_checkpoint,
-)
+from pipelines.training import callbacks
 from pipelines.training.finite_guard import FiniteGuard
+from pipelines.training.ranks import PATIENCE, barrier, is_main_rank, replaced, world_size
 from pipelines.training.step_boundary import StepBoundary, generation_steps
 
-# Ranks wait at a barrier while the main rank packs a corpus, which may take days.
-PATIENCE = timedelta(days=7)
 # Largest allowed difference of logits between the trained and the reloaded model, by dtype. Both
 # have the same weights; only the order of summation may differ.
 LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
@@ -51,25 +35,13 @@ LOGITS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-@dataclass(frozen=True)
-class BatchSplit:
-    """How a global batch is split over ranks: micro x accumulation x world = global."""
-
-    micro: int
-    accumulation: int
-
-
-def split_batch(train: TrainConfig, world_size: int) -> BatchSplit:
-    """Split a stage's global batch over its ranks; raises as `micro_batch_rows`."""
-    micro = micro_batch_rows(train, world_size)
-    return BatchSplit(micro, train.global_batch_size // (micro * world_size))
-
-
-def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
+def zero_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
     """Build DeepSpeed's configuration for a stage from its training settings.
 
-    It has no optimizer block: DeepSpeed wraps torch's AdamW and needs to compile nothing.
+    Micro batch x accumulation x ranks = global batch; raises as `micro_batch_rows`. There is no
+    optimizer block: DeepSpeed wraps torch's AdamW and needs to compile nothing.
     """
+    micro = micro_batch_rows(train, world_size)
     zero: dict[str, Any] = {
         "stage": train.zero_stage,
         "reduce_bucket_size": 50_000_000,
@@ -80,8 +52,8 @@ def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": split.micro,
-        "gradient_accumulation_steps": split.accumulation,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": train.global_batch_size // (micro * world_size),
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -89,14 +61,6 @@ def zero_config(train: TrainConfig, split: BatchSplit) -> dict[str, Any]:
         "bf16": {"enabled": train.dtype == "bf16"},
         "steps_per_print": 1_000_000_000,
     }
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_rank() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def training_arguments(
@@ -111,18 +75,17 @@ def training_arguments(
 ) -> Arguments:
     """Build the training arguments of a gradient stage, and start its process group.
 
-    Call this before building the model: under ZeRO-3 the order must be arguments (with DeepSpeed's
-    configuration), process group, model.
+    Call this before building the model, which ZeRO-3 needs to come last.
     """
     # Trackers write next to the metrics unless the environment names another folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage_dir.root / "tensorboard"))
     os.environ.setdefault("WANDB_DIR", str(stage_dir.root))
-    split = split_batch(train, world_size())
+    zero = zero_config(train, world_size())
     arguments: Arguments = cls(
         output_dir=str(stage_dir.checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=split.micro,
-        gradient_accumulation_steps=split.accumulation,
+        per_device_train_batch_size=zero["train_micro_batch_size_per_gpu"],
+        gradient_accumulation_steps=zero["gradient_accumulation_steps"],
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
@@ -138,7 +101,7 @@ def training_arguments(
         gradient_checkpointing=train.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        deepspeed=zero_config(train, split),
+        deepspeed=zero,
         seed=config.seed,
         report_to=list(config.report_to),
         run_name="/".join(stage_dir.root.parts[-3:]),
@@ -146,7 +109,7 @@ def training_arguments(
         ddp_timeout=int(PATIENCE.total_seconds()),
         **extra,
     )
-    start_ranks()
+    _join_group()
     return arguments
 
 
@@ -158,33 +121,28 @@ def order_of(settings: SftConfig | DpoConfig) -> dict[str, Any]:
     return {} if settings.max_steps else {"train_sampling_strategy": "sequential"}
 
 
-def start_ranks() -> None:
-    """Join the process group that the launcher's environment describes, through DeepSpeed."""
+def _join_group() -> None:
+    """Join the process group that the launcher's environment describes, through DeepSpeed.
+
+    On CPU, it then unlinks the buffer that DeepSpeed's CPU op shares between ranks: DeepSpeed never
+    does, so every rank of every stage would leave 69 MB of memory behind. Mappings stay valid.
+    """
     import deepspeed
 
     # Needed even if the training arguments made the group: DeepSpeed tracks it separately.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=PATIENCE)
     if not torch.cuda.is_available():
-        _unlink_shared_buffer()
-
-
-def _unlink_shared_buffer() -> None:
-    """Unlink the buffer that DeepSpeed's CPU op shares between ranks.
-
-    DeepSpeed never unlinks it, so every rank of every stage would leave 69 MB of memory behind.
-    Existing mappings stay valid and disappear with their process, even if it is killed.
-    """
-    # After the barrier every rank has opened the buffers of the others.
-    dist.barrier()
-    own_buffer().unlink(missing_ok=True)
+        # After the barrier every rank has opened the buffers of the others.
+        dist.barrier()
+        own_buffer().unlink(missing_ok=True)
 
 
 @contextmanager
 def unsharded(arguments: TrainingArguments) -> Iterator[None]:
-    """Create a model whole on every rank, even under ZeRO-3, which shards it when training starts.
+    """Create a model whole on every rank, even under ZeRO-3, which would create it in shards.
 
-    If it were created in shards, its random initial weights would be different.
+    The random initial weights of shards would be different.
     """
     if not is_deepspeed_zero3_enabled():
         yield
@@ -196,15 +154,6 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
 
 
-def load_trained(job: StageJob, role: str, dtype: str) -> Any:
-    """Load an input model of a stage for training."""
-    config = job.config
-    return load_model(
-        job.inputs[role], dtype, attn_implementation=config.model.attn_implementation,
-        trust_remote_code=bool(config.trust_remote_code),
-    )  # fmt: skip
-
-
 def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
     """Run a trainer to its last step, resuming from the newest complete checkpoint if one exists.
 
@@ -212,21 +161,21 @@ def train(trainer: Trainer, stage_dir: StageDir, settings: TrainConfig) -> None:
         Stopped: a signal arrived; the checkpoint of the last finished step is complete.
         FloatingPointError: a loss or a gradient is not finite; raised before the update.
     """
-    trainer.add_callback(CheckpointMarker(stage_dir, keep=settings.save_total_limit))
     boundary = StepBoundary(
         stage_dir, settings.save_steps, settings.save_seconds, generation_steps(trainer)
     )
-    trainer.add_callback(boundary)
-    trainer.add_callback(FiniteGuard(trainer, stage_dir))
-    trainer.add_callback(MetricsWriter(stage_dir))
-    trainer.add_callback(SpaceCheck(stage_dir))
+    for callback in (
+        callbacks.CheckpointMarker(stage_dir, keep=settings.save_total_limit), boundary,
+        FiniteGuard(trainer, stage_dir), callbacks.MetricsWriter(stage_dir),
+        callbacks.SpaceCheck(stage_dir),
+    ):  # fmt: skip
+        trainer.add_callback(callback)
     if armed("during a checkpoint write"):
         _fail_inside_saves(trainer)
-    checkpoint = newest_checkpoint(stage_dir, settings.zero_stage)
+    checkpoint = callbacks.newest_checkpoint(stage_dir, settings.zero_stage)
     if is_main_rank():
         print(f"resuming from {checkpoint}" if checkpoint else "starting from step 0", flush=True)
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     boundary.raise_if_stopped()
 
@@ -242,26 +191,12 @@ def _fail_inside_saves(trainer: Trainer) -> None:
     trainer._save_rng_state = fail_then_save
 
 
-def engine_facts(trainer: Trainer) -> dict[str, Any]:
-    """Facts about the engine for the result: class, ZeRO stage, ranks, batch split."""
-    engine = trainer.model_wrapped
-    return {
-        "engine": type(engine).__name__,
-        "zero_stage": engine.zero_optimization_stage(),
-        "offload_optimizer": engine.zero_offload_optimizer() is not None,
-        "world_size": engine.dp_world_size,
-        "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
-        "accumulation": engine.gradient_accumulation_steps(),
-    }
-
-
 def export(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, stage_dir: StageDir, dtype: str
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, job: StageJob, dtype: str
 ) -> dict[str, Any]:
     """Write `model/` in Hugging Face format and check that it reloads to the same logits.
 
-    Every rank must call it, because under ZeRO-3 it gathers the weights. The folder is renamed into
-    place when it is complete.
+    Every rank must call it, because under ZeRO-3 it gathers the weights.
 
     Returns:
         The largest difference of logits between the model in memory and the reloaded one.
@@ -269,50 +204,32 @@ def export(
     Raises:
         RuntimeError: the reloaded model gives different logits.
     """
-    temporary = stage_dir.root / "model.tmp"
-    if is_main_rank():
-        shutil.rmtree(temporary, ignore_errors=True)
-        require_space(stage_dir.root, model_bytes(trainer.model), "the exported model")
-    trainer.save_model(str(temporary))
-    probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
-    in_memory = _logits(trainer.model_wrapped, probe.to(trainer.args.device))
     difference = 0.0
+    with replaced(job.stage_dir.model) as folder:
+        if is_main_rank():
+            needed = callbacks.model_bytes(trainer.model)
+            require_space(job.stage_dir.root, needed, "the exported model")
+        trainer.save_model(str(folder))
+        probe = torch.arange(2 * 16).view(2, 16) % len(tokenizer)
+        probe = probe.to(trainer.args.device)
+        in_memory = _logits(trainer.model_wrapped, probe)
+        if is_main_rank():
+            tokenizer.save_pretrained(folder)
+            with unsharded(trainer.args):
+                reloaded = load_model(folder, dtype, job.config).to(probe.device)
+                logits = _logits(reloaded, probe)
+            difference = float((logits.float() - in_memory.float()).abs().max())
+            if not difference <= LOGITS_TOLERANCE[dtype]:
+                raise RuntimeError(
+                    f"the exported model differs from the trained one: logits are off by "
+                    f"{difference}"
+                )
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            fail_point("before model is renamed")
     if is_main_rank():
-        tokenizer.save_pretrained(temporary)
-        difference = _reload_difference(trainer, temporary, probe, in_memory, dtype)
-        if not difference <= LOGITS_TOLERANCE[dtype]:
-            raise RuntimeError(
-                f"the exported model differs from the trained one: logits are off by {difference}"
-            )
-        (temporary / "training_args.bin").unlink(missing_ok=True)
-        fail_point("before model is renamed")
-        shutil.rmtree(stage_dir.model, ignore_errors=True)
-        temporary.rename(stage_dir.model)
         fail_point("after model is renamed")
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     return {"reload_logits_difference": difference}
-
-
-def _reload_difference(
-    trainer: Trainer, folder: Path, probe: torch.Tensor, in_memory: torch.Tensor, dtype: str
-) -> float:
-    # Leave ZeRO-3 mode, or the reloaded weights would be sharded too.
-    hf_config: HfDeepSpeedConfig | None = None
-    if is_deepspeed_zero3_enabled():
-        assert trainer.args.hf_deepspeed_config is not None
-        hf_config = trainer.args.hf_deepspeed_config
-        unset_hf_deepspeed_config()
-    attn_implementation = trainer.model.config._attn_implementation
-    reloaded = load_model(
-        folder, dtype, attn_implementation=attn_implementation,
-        # If the model has custom code, the user has already allowed it to run.
-        trust_remote_code=hasattr(trainer.model.config, "auto_map"),
-    ).to(trainer.args.device)  # fmt: skip
-    logits = _logits(reloaded, probe.to(trainer.args.device))
-    if hf_config is not None:
-        set_hf_deepspeed_config(hf_config)
-    return float((logits.float() - in_memory.float()).abs().max())
 
 
 @torch.no_grad()
@@ -320,10 +237,8 @@ def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
     """Logits [2, 16, vocab] from the class's forward, even if the instance's was replaced."""
     module = getattr(model, "module", model)
     module.eval()
-    replaced = module.__dict__.pop("forward", None)
-    try:
-        logits: torch.Tensor = model(input_ids=probe, use_cache=False).logits
-        return logits
-    finally:
-        if replaced is not None:
-            module.forward = replaced
+    own_forward = module.__dict__.pop("forward", None)
+    logits: torch.Tensor = model(input_ids=probe, use_cache=False).logits
+    if own_forward is not None:
+        module.forward = own_forward
+    return logits

@@ -6,19 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback
 
 from pipelines.run_dir import heartbeat
 from pipelines.run_dir.paths import StageDir, write_json
+from pipelines.training.ranks import barrier, of_all_ranks
 
 ROW = "row_number"
 
@@ -63,9 +57,8 @@ def take_numbers(batch: Any) -> list[int]:
 class FiniteGuard(TrainerCallback):
     """Ends training on all ranks before an update that is not finite.
 
-    A loss that is not finite makes the whole gradient NaN. The engine computes the gradient norm
-    over all ranks anyway, so every rank notices. DeepSpeed's ZeRO optimizers skip such an update;
-    for a plain optimizer (ZeRO 0) a hook stops it.
+    A loss that is not finite makes the whole gradient NaN, which every rank notices by its norm.
+    DeepSpeed's ZeRO optimizers skip such an update; for a plain optimizer (ZeRO 0) a hook stops it.
     """
 
     def __init__(self, trainer: Trainer, stage_dir: StageDir) -> None:
@@ -90,9 +83,7 @@ class FiniteGuard(TrainerCallback):
 
         return self.take_batches(recorded(), *args, **kwargs)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         wrapped = self.trainer.accelerator.deepspeed_engine_wrapped
         self.engine = wrapped.engine
         self.engine_backward = wrapped.backward
@@ -118,40 +109,28 @@ class FiniteGuard(TrainerCallback):
 
     def _stop(self) -> None:
         """Write the batch's rows and losses from all ranks, and raise on every rank."""
-        losses = [float(loss) for loss in self.losses]
-        own = {
-            "rank": self.trainer.args.process_index,
-            "micro_batches": [
-                {"loss": str(loss), "rows": rows}
-                for loss, rows in zip(losses, self.rows, strict=False)
-            ],
-        }
-        found: list[Any] = [own]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            found = [None] * dist.get_world_size()
-            dist.all_gather_object(found, own)
+        rank = self.trainer.args.process_index
+        pairs = zip(self.losses, self.rows, strict=False)
+        parts = [{"loss": str(float(loss)), "rows": rows} for loss, rows in pairs]
+        found = of_all_ranks({"rank": rank, "micro_batches": parts})
         step = self.trainer.state.global_step + 1
         guilty = [
-            rank["rank"] for rank in found
-            if any(part["loss"] in ("nan", "inf", "-inf") for part in rank["micro_batches"])
+            f"rank {one['rank']}" for one in found
+            if any(part["loss"] in ("nan", "inf", "-inf") for part in one["micro_batches"])
         ]  # fmt: skip
-        what = (
-            f"the loss is not finite on {' and '.join(f'rank {rank}' for rank in guilty)}"
-            if guilty
-            else "the gradient is not finite"
-        )
+        what = f"the loss is not finite on {' and '.join(guilty)}"
         reason = (
-            f"{what} at step {step}; the weights are still those of step {step - 1}. The rows of "
-            f"the batch are in {self.stage_dir.not_finite}. Try a smaller learning rate or a "
-            "longer warm-up, and check the input model and the data for values that are not "
-            "finite. Earlier checkpoints were kept"
+            f"{what if guilty else 'the gradient is not finite'} at step {step}; the weights are "
+            f"still those of step {step - 1}. The rows of the batch are in "
+            f"{self.stage_dir.not_finite}. Try a smaller learning rate or a longer warm-up, and "
+            "check the input model and the data for values that are not finite. Earlier "
+            "checkpoints were kept"
         )
-        if self.trainer.args.process_index == 0:
+        if rank == 0:
             rows = "index into the training set: packed sequences, or records in training order"
             write_json(
                 self.stage_dir.not_finite,
                 {"reason": reason, "step": step, "row_numbers": rows, "ranks": found},
             )
-        if dist.is_initialized():
-            dist.barrier()
+        barrier()
         raise FloatingPointError(reason)

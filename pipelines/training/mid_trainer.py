@@ -25,7 +25,6 @@ class MidTrainer(Trainer):
         num_tokens: size of the base's tokenizer, to which logits are cut.
         reference: frozen model on the training device whose forward scores tokens. None without a
             reference, or if the batches carry its scores (`ref_logprobs`).
-        objective: turns scores into a loss; None means plain next-token prediction.
         chunk_bytes: bytes of logits that the loss computes at once.
     """
 
@@ -38,14 +37,12 @@ class MidTrainer(Trainer):
         *,
         num_tokens: int,
         reference: Any | None = None,
-        objective: Objective | None = None,
+        objective: Objective = NTP,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self.objective = objective or NTP
-        ref_head = None if reference is None else reference.get_output_embeddings()
-        score_tokens_in_forward(
-            model, num_tokens, ref_head if self.objective.uses_kl else None, chunk_bytes
-        )
+        self.objective, self.reference = objective, reference
+        ref_head = reference.get_output_embeddings() if reference and objective.uses_kl else None
+        score_tokens_in_forward(model, num_tokens, ref_head, chunk_bytes)
         # The sampler starts at the resumed step; Trainer would load and drop all earlier batches.
         args.ignore_data_skip = True
         super().__init__(
@@ -53,8 +50,7 @@ class MidTrainer(Trainer):
         )
         # The loss below is divided by the targets of the whole step; Trainer must not rescale it.
         self.model_accepts_loss_kwargs = True
-        self.reference = reference
-        self.weight_sums = WeightSums(self.objective.eps, args.device)
+        self.weight_sums = WeightSums(objective.eps, args.device)
         self.step_divisor: float | None = None
         self.sequences_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -63,11 +59,10 @@ class MidTrainer(Trainer):
         self.logged_at = (time.monotonic(), 0)
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        return SequenceOrder(
-            len(self.train_dataset),  # type: ignore[arg-type]
-            self.args.seed,
-            begin=lambda: self.state.global_step * self.sequences_per_step,
-        )
+        def begin() -> int:
+            return int(self.state.global_step * self.sequences_per_step)
+
+        return SequenceOrder(len(self.train_dataset), self.args.seed, begin)  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -119,15 +114,11 @@ class MidTrainer(Trainer):
 
     def _step_part(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scored = {k: v for k, v in inputs.items() if k not in ("labels", "ref_logprobs")}
-        targets = inputs["shift_labels"] != IGNORE
+        logprobs = -self.model_wrapped(**scored)["nll"]
         # Only center=document reads documents, so zeros will do if they are missing.
         documents = inputs.get("documents", torch.zeros_like(inputs["input_ids"]))
-        return (
-            -self.model_wrapped(**scored)["nll"],
-            self._reference_logprobs(inputs),
-            targets,
-            documents,
-        )
+        targets = inputs["shift_labels"] != IGNORE
+        return logprobs, self._reference_logprobs(inputs), targets, documents
 
     def _weights(self, nll: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         ref_logprobs = self._reference_logprobs(inputs)
@@ -142,23 +133,20 @@ class MidTrainer(Trainer):
         if "ref_logprobs" in inputs:
             return inputs["ref_logprobs"]
         assert self.reference is not None
-        nll: Tensor = self.reference(**inputs)["nll"]
-        return -nll
+        return -self.reference(**inputs)["nll"]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _reference_hidden(self, inputs: dict[str, Tensor]) -> Tensor:
         assert self.reference is not None
         unscored = {key: value for key, value in inputs.items() if key != "shift_labels"}
-        hidden: Tensor = self.reference(**unscored)["hidden"]
-        return hidden
+        return self.reference(**unscored)["hidden"]  # type: ignore[no-any-return]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Trainer counts epochs from where the sampler started, so correct it after a resume.
         self.state.epoch = self.state.global_step / self.state.max_steps
         if "loss" in logs:
-            logs = {**logs, **self._rate()}
-        if self.objective.uses_weights and "loss" in logs:
-            logs = {**logs, **self.weight_sums.take()}
+            weights = self.weight_sums.take() if self.objective.uses_weights else {}
+            logs = {**logs, **self._rate(), **weights}
         super().log(logs, start_time)
 
     def _rate(self) -> dict[str, float]:
@@ -184,10 +172,7 @@ class SequenceOrder(Sampler[int]):
     """A seeded permutation of the packed sequences: sequence = f(seed, position).
 
     The order is shuffled because neighbours in a packed set often come from one long document.
-
-    Args:
-        begin: returns the position to start from, called when training starts; a resume jumps
-            there.
+    `begin` returns the position to start from when training starts or resumes.
     """
 
     def __init__(self, num_sequences: int, seed: int, begin: Callable[[], int]) -> None:
@@ -199,9 +184,8 @@ class SequenceOrder(Sampler[int]):
         return self.num_sequences
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.num_sequences]).permutation(
-            self.num_sequences
-        )
+        rng = np.random.default_rng([self.seed, self.num_sequences])
+        order = rng.permutation(self.num_sequences)
         return (int(index) for index in order[self.begin() :])
 
 
@@ -215,8 +199,7 @@ class WeightSums:
     def add(self, weights: Tensor, d: Tensor, mask: Tensor) -> None:
         """Add one micro-batch; weights, d and mask are [batch, seq]."""
         # Compare with the bounds rounded to fp32, which are the values that clamp produces.
-        low = torch.tensor(1.0 - self.eps, dtype=weights.dtype, device=weights.device)
-        high = torch.tensor(1.0 + self.eps, dtype=weights.dtype, device=weights.device)
+        low, high = weights.new_tensor(1.0 - self.eps), weights.new_tensor(1.0 + self.eps)
         at_low, at_high = mask & (weights <= low), mask & (weights >= high)
         # Sum offsets from 1, so that the squares of a small spread do not cancel.
         offset = (weights - 1.0).masked_fill(~mask, 0.0).double()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.data.local_cache import copied, place
 from pipelines.data.packed_set import PackedDataset
 from pipelines.data.packing import TEMPORARY, pack
-from pipelines.recipe.schema import Config, MidTrainConfig, PretrainConfig, whole_step_tokens
+from pipelines.recipe.schema import MidTrainConfig, PretrainConfig, whole_step_tokens
 from pipelines.run_dir.job import StageJob
-from pipelines.training.engine import is_main_rank
+from pipelines.training.ranks import barrier, is_main_rank
 
 
 def packed(
@@ -33,36 +32,25 @@ def packed(
 
     def load(verify: bool) -> PackedDataset:
         return pack(
-            settings.sources,
-            tokenizer,
-            sequence_length=config.sequence_length,
-            document_mask=config.document_mask,
-            num_tokens=factor * budget,
-            seed=config.seed,
-            data_root=config.data_root,
-            out_dir=job.run.data,
-            data_sha256={
-                name: job.data_sha256[f"{key}.sources.{name}"] for name in settings.sources
-            },
-            verify=verify,
-        )
+            settings.sources, tokenizer,
+            sequence_length=config.sequence_length, document_mask=config.document_mask,
+            num_tokens=factor * budget, seed=config.seed, data_root=config.data_root,
+            out_dir=job.run.data, verify=verify,
+            data_sha256={n: job.data_sha256[f"{key}.sources.{n}"] for n in settings.sources},
+        )  # fmt: skip
 
     if is_main_rank():
         # Only one command writes to a run, so these folders were left by a killed one.
         for leftover in job.run.data.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover)
     dataset = load(verify=True) if is_main_rank() else None
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     dataset = dataset or load(verify=False)
-    return _on_this_machine(dataset, config) if config.launch.local_cache else dataset
-
-
-def _on_this_machine(dataset: PackedDataset, config: Config) -> PackedDataset:
-    """Open the same set from `launch.local_cache`; the first rank of each node copies it there."""
     cache = config.launch.local_cache
+    if not cache:
+        return dataset
+    # The first rank of each node copies the set, and all open the copy.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         copied(dataset.folder, cache)
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     return PackedDataset(place(dataset.folder, cache), document_mask=config.document_mask)

@@ -18,13 +18,10 @@ def score_key(job: StageJob, role: str, dataset: PackedDataset, num_tokens: int)
     """The key of the scores of an input model over `dataset`."""
     config = job.config
     return ScoreKey(
-        data=dataset.fingerprint,
-        document_mask=config.document_mask,
-        model=job.hashes[role],
-        num_tokens=num_tokens,
-        attn_implementation=config.model.attn_implementation,
+        data=dataset.fingerprint, document_mask=config.document_mask, model=job.hashes[role],
+        num_tokens=num_tokens, attn_implementation=config.model.attn_implementation,
         dtype=config.mid_train.dtype,
-    )
+    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -10,13 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from pipelines.errors import Stopped
 from pipelines.machine.signals import SIGNALS
@@ -31,10 +25,8 @@ class StepBoundary(TrainerCallback):
     step. Call `raise_if_stopped` after training.
 
     Args:
-        every_steps, every_seconds: interval between checkpoints; 0 turns it off. Seconds are
-            measured by the main rank's clock.
-        unit: a checkpoint may be written only after a multiple of this many steps, see
-            `generation_steps`.
+        every_steps, every_seconds: interval between checkpoints, by the main rank's clock; 0: none.
+        unit: checkpoints are written only after a multiple of so many steps (`generation_steps`).
     """
 
     def __init__(
@@ -49,9 +41,7 @@ class StepBoundary(TrainerCallback):
         self.signum = 0
         self.stopped: Stopped | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         for signum in SIGNALS:
             signal.signal(signum, self._note)
         heartbeat.beat(heartbeat.FIRST_STEP, state.global_step)
@@ -60,7 +50,7 @@ class StepBoundary(TrainerCallback):
         self.signum = self.signum or signum
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         step = state.global_step
         gpu = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else 0
@@ -93,35 +83,28 @@ class StepBoundary(TrainerCallback):
             flags = torch.tensor([asked, int(due)], device=device)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
             asked, due = int(flags[0]), bool(flags[1])
-        # For the next boundary: a signal that came when a save was not allowed, or, to this rank
-        # alone, while it waited for the others here.
+        # Kept: a signal that came when no save was allowed, or to this rank alone, just now.
         self.signum = asked or self.signum
         return asked, due
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         heartbeat.beat(heartbeat.TRAINING)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         heartbeat.beat(heartbeat.FINISHING, state.global_step)
 
     def raise_if_stopped(self) -> None:
-        """Raise `Stopped` if training ended because a stop was requested."""
         if self.stopped is not None:
             raise self.stopped
 
 
 def generation_steps(trainer: Trainer) -> int:
-    """Number of optimizer steps that share rollouts; checkpoints do not contain rollouts.
+    """Number of optimizer steps that share rollouts, which checkpoints do not contain.
 
     TRL's GRPO generates for `steps_per_generation` micro-batches and uses each `num_iterations`
     times. For every other trainer it is 1.
     """
-    micro_batches = getattr(trainer.args, "steps_per_generation", None)
-    if micro_batches is None:
+    if not hasattr(trainer.args, "steps_per_generation"):
         return 1
-    every = int(micro_batches) * int(getattr(trainer.args, "num_iterations", 1))
+    every = int(trainer.args.steps_per_generation) * int(trainer.args.num_iterations)
     return every // math.gcd(every, trainer.args.gradient_accumulation_steps)

@@ -16,7 +16,7 @@ from pipelines.errors import Stopped
 from pipelines.recipe.schema import MidTrainConfig
 from pipelines.run_dir.paths import StageDir
 from pipelines.training.callbacks import MetricsWriter, SnapshotWriter
-from pipelines.training.engine import split_batch, zero_config
+from pipelines.training.engine import zero_config
 from pipelines.training.facts import first_and_last, token_facts
 from pipelines.training.finite_guard import ROW, numbered, take_numbers
 from pipelines.training.mid_trainer import SequenceOrder, WeightSums
@@ -52,9 +52,7 @@ def test_the_global_batch_over_ranks_and_the_engines_settings() -> None:
     settings = MidTrainConfig(
         global_batch_size=24, micro_batch_size=3, max_grad_norm=0.7, zero_stage=2, dtype="bf16",
     )  # fmt: skip
-    split = split_batch(settings, world_size=2)
-    assert (split.micro, split.accumulation) == (3, 4)
-    config = zero_config(settings, split)
+    config = zero_config(settings, world_size=2)
     assert config["train_micro_batch_size_per_gpu"] == 3
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 0.7
