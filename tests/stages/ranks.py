@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from pipelines.launch import shared_server
 from pipelines.launch.launcher import end_group
-from pipelines.launch.shared_server import SharedServer
 from pipelines.machine.process import free_port
 from pipelines.plan.placement import environment, rank_environments
 from pipelines.recipe import load as recipes
@@ -65,9 +65,10 @@ class Ranks:
         write_yaml(self.spec | {"module": "ranks"}, self.stage.config)
         launch, port = LaunchConfig(gpus=number), free_port()
         with mock.patch.dict(os.environ, env, clear=True), contextlib.chdir(Path(__file__).parent):
-            started = SharedServer(()).start(
-                self.stage, environment(launch, port, offline=True), rank_environments(launch, port)
-            )
+            started = shared_server.fork(
+                env[shared_server.VARIABLE], (), self.stage,
+                environment(launch, port, offline=True), rank_environments(launch, port),
+            )  # fmt: skip
         assert started is not None, self.stage.log.read_text()
         self.process = started
 
