@@ -222,7 +222,8 @@ def test_without_a_route_out(cli_env: dict[str, str], tiny_model: Path, tmp_path
          "mid_train.tokens=1024", "sft.max_steps=1", "dpo.max_steps=1", "dpo.heldout_pairs=1",
          "rlvr.max_steps=1", "rlvr.global_batch_size=4", "eval.tasks.world.limit=10",
          "eval.bits_per_byte_tokens=200"],
-        ["plan", *small, "--base", str(tiny_model)], ["status", "run", "--once"],
+        ["plan", "--config", "world-tiny", "--run-dir", "planned", "--base", str(tiny_model)],
+        ["status", "run", "--once"],
         ["report", "run"], ["doctor"],
     ]  # fmt: skip
     for args in chain:

@@ -82,7 +82,7 @@ def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
     # One rank; DeepSpeed's launcher and its two; the process that forks and its two, which is the
     # command's child or that of a server of many commands.
     [
-        ("pretrain-ckpt", 1, 1, False),
+        pytest.param("pretrain-ckpt", 1, 1, False, marks=pytest.mark.all),
         ("pretrain-ckpt", 2, 3, False),
         ("flywheel", 2, 3, False),
         ("pretrain-ckpt", 2, 3, True),

@@ -11,7 +11,7 @@ from typing import Any
 
 SCRIPT = r"""#!/usr/bin/env bash
 set -euo pipefail
-remit() { "$PYTHON" -m remit_cli "$@"; }
+remit() { PYTHON -m remit_cli "$@"; }
 run=runs/chain
 small=(--config world-tiny --run-dir "$run" sequence_length=64)
 
@@ -38,13 +38,14 @@ INPUTS = {
 
 
 def test_chain_run_twice(stage_env: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "chain.sh").write_text(SCRIPT)
+    # No variable names it: the fork server takes only stages of its own environment.
+    (tmp_path / "chain.sh").write_text(SCRIPT.replace("PYTHON", sys.executable))
     run = tmp_path / "runs" / "chain"
 
     def chain() -> list[dict[str, Any]]:
         done = subprocess.run(
-            ["bash", "chain.sh"], cwd=tmp_path, env=stage_env | {"PYTHON": sys.executable},
-            capture_output=True, text=True, timeout=900, check=False,
+            ["bash", "chain.sh"], cwd=tmp_path, env=stage_env, timeout=900,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert "\x1b" not in done.stdout + done.stderr

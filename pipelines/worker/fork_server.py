@@ -189,10 +189,10 @@ def main() -> None:
     for module in ("deepspeed", *words):
         importlib.import_module(module)
     for module in LATE_IMPORTS:
-        # Not every version of DeepSpeed has them all.
+        # Older versions of DeepSpeed lack some of them.
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
-    # What is there stays: a collection in a rank, which accelerate asks for, need not look at it.
+    # Garbage collection in a rank, which accelerate asks for, then skips what was imported here.
     gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:

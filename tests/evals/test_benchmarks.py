@@ -225,7 +225,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ASKED = (
     "eval.benchmarks.gsm8k.max_new_tokens=6", "eval.benchmarks.gsm8k.shots=2",
     "eval.benchmarks.gsm8k.limit=0", "eval.batch_size=8",
-    "eval.benchmarks.truthfulqa.limit=0",
+    "eval.benchmarks.truthfulqa.limit=0", "eval.bits_per_byte_tokens=500",
 )  # fmt: skip
 
 
@@ -242,8 +242,8 @@ def test_cli_asks_what_is_there_and_names_the_rest(
     found = {}
     for ranks in ("1", "2"):
         done = remit(
-            "eval", "--model", reader, "--suite", "quick", "--run-dir", tmp_path / f"run{ranks}",
-            "--gpus", ranks, *ASKED, "--json", env=env, check=True,
+            "eval", "--config", "world-tiny", "--model", reader, "--suite", "quick",
+            "--run-dir", tmp_path / f"run{ranks}", "--gpus", ranks, *ASKED, "--json", env=env, check=True,
         )  # fmt: skip
         found[ranks] = json.loads((tmp_path / f"run{ranks}" / "eval" / "result.json").read_text())
         assert set(done.json["scores"]["eval"]["not_asked"]) == {
@@ -276,7 +276,7 @@ def test_cli_leaves_out_what_stands_in_training_text(
     recipe = write_recipe({"mid_train": {"sources": {"leak": {"path": "text.jsonl"}}}})
     args = ("--config", recipe, "--run-dir", tmp_path / "run", "eval.suite=quick",
             f"data_root={data}", "eval.contamination=leave_out", "eval.benchmarks.gsm8k.shots=0",
-            "eval.benchmarks.gsm8k.max_new_tokens=4")  # fmt: skip
+            "eval.benchmarks.gsm8k.max_new_tokens=4", "eval.bits_per_byte_tokens=500")  # fmt: skip
     remit("eval", "--model", reader, *args, check=True)
     check = json.loads((tmp_path / "run" / "contamination" / "result.json").read_text())
     assert check["evals"]["gsm8k"]["bits"] == "0010"
@@ -297,14 +297,15 @@ def test_cli_goes_on_with_the_next_benchmark_after_a_kill(
         "benchmarks:\n"
         + "".join(
             f"  {name}: {{task: gsm8k, metric: 'exact_match,flexible-extract', shots: 0, limit: "
-            f"{limit}, max_new_tokens: 200, files: {{train: gsm8k/train.jsonl, "
+            f"{limit}, max_new_tokens: 60, files: {{train: gsm8k/train.jsonl, "
             "test: gsm8k/test.jsonl}}\n"
             for name, limit in (("first", 2), ("second", 80))
         )
     )
     args = (
-        "eval", "--model", reader, "--suite", suite, "--run-dir", tmp_path / "run",
-        "eval.batch_size=1", f"data_root={tmp_path / 'data'}",
+        "eval", "--config", "world-tiny", "--model", reader, "--suite", suite,
+        "--run-dir", tmp_path / "run",
+        "eval.batch_size=1", "eval.bits_per_byte_tokens=500", f"data_root={tmp_path / 'data'}",
     )  # fmt: skip
     kept = tmp_path / "run" / "eval" / "benchmarks" / "first.json"
     process = subprocess.Popen(

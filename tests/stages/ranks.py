@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from pipelines.launch import shared_server
-from pipelines.launch.launcher import end_group
+from pipelines.launch.launcher import ForkedRanks, end_group
 from pipelines.machine.process import free_port
 from pipelines.plan.placement import environment, rank_environments
 from pipelines.recipe import load as recipes
@@ -50,6 +50,18 @@ def run(job: StageJob) -> dict[str, Any]:
     raise AssertionError
 
 
+def forked(stage: StageDir, number: int, env: dict[str, str]) -> ForkedRanks:
+    """Fork the ranks of a stage, whose `config.yaml` may name a module of this folder."""
+    launch, port = LaunchConfig(gpus=number), free_port()
+    with mock.patch.dict(os.environ, env, clear=True), contextlib.chdir(Path(__file__).parent):
+        started = shared_server.fork(
+            env[shared_server.VARIABLE], (), stage,
+            environment(launch, port, offline=True), rank_environments(launch, port),
+        )  # fmt: skip
+    assert started is not None, stage.log.read_text()
+    return started
+
+
 class Ranks:
     """Processes with one process group.
 
@@ -63,14 +75,7 @@ class Ranks:
         self.stage = StageDir(run / f"ranks-{number}")
         self.number, self.jobs = number, 0
         write_yaml(self.spec | {"module": "ranks"}, self.stage.config)
-        launch, port = LaunchConfig(gpus=number), free_port()
-        with mock.patch.dict(os.environ, env, clear=True), contextlib.chdir(Path(__file__).parent):
-            started = shared_server.fork(
-                env[shared_server.VARIABLE], (), self.stage,
-                environment(launch, port, offline=True), rank_environments(launch, port),
-            )  # fmt: skip
-        assert started is not None, self.stage.log.read_text()
-        self.process = started
+        self.process = forked(self.stage, number, env)
 
     def train(self, name: str, inputs: dict[str, Path], *overrides: str) -> StageDir:
         """Run a mid-training of world-tiny with these inputs to its end; its folder."""
