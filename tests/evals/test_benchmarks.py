@@ -243,7 +243,8 @@ def test_cli_asks_what_is_there_and_names_the_rest(
     for ranks in ("1", "2"):
         done = remit(
             "eval", "--config", "world-tiny", "--model", reader, "--suite", "quick",
-            "--run-dir", tmp_path / f"run{ranks}", "--gpus", ranks, *ASKED, "--json", env=env, check=True,
+            "--run-dir", tmp_path / f"run{ranks}", "--gpus", ranks, *ASKED, "--json", env=env,
+            check=True,
         )  # fmt: skip
         found[ranks] = json.loads((tmp_path / f"run{ranks}" / "eval" / "result.json").read_text())
         assert set(done.json["scores"]["eval"]["not_asked"]) == {
