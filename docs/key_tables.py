@@ -71,12 +71,15 @@ def part_of(page: str, section: type) -> str:
 
 
 def with_tables(page: str, all_sections: list[type]) -> str:
-    """The page with the tables of these sections; text above a table is kept."""
+    """The page with the tables of these sections; the text above and below a table is kept."""
     for section in all_sections:
-        part = part_of(page, section)
-        text = re.sub(r"^\|.*\n", "", part, flags=re.M).rstrip()
+        if not (part := part_of(page, section)):
+            continue
+        found = re.search(r"(?:^\|.*\n)+", part, re.M)
+        above, below = (part[: found.start()], part[found.end() :]) if found else (part, "")
         table = HEAD + "\n".join(rows(section)) if rows(section) else ""
-        page = page.replace(part, f"{text}\n\n{table}".rstrip() + "\n\n")
+        texts = (text.strip("\n") for text in (above, table, below))
+        page = page.replace(part, "\n\n".join(text for text in texts if text) + "\n\n")
     return page.rstrip() + "\n"
 
 

@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.models.checkpoint import content_hash, find_checkpoint, own_code
+from pipelines.models.checkpoint import (
+    check_made_model,
+    content_hash,
+    find_checkpoint,
+    own_code,
+)
 
 
 @pytest.fixture
@@ -165,7 +170,35 @@ def test_a_pipe_does_not_hang(model: Path, name: str) -> None:
 
 def test_an_adapter_is_refused(model: Path) -> None:
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
-    assert "merge_and_unload" in refusal(model)
+    said = refusal(model)
+    assert "this is a LoRA adapter, not a model" in said and "merge_and_unload" in said
+    # As peft saves it: with neither the model's config nor its weights.
+    for name in ("config.json", "model.safetensors"):
+        (model / name).unlink()
+    (model / "adapter_model.safetensors").touch()
+    assert refusal(model) == said
+
+
+@pytest.mark.parametrize("spoil", ["missing", "cut", "no config"])
+def test_a_damaged_model_of_a_stage_is_restored_by_its_command(
+    model: Path, tmp_path: Path, spoil: str
+) -> None:
+    weights = model / "model.safetensors"
+    if spoil == "missing":
+        weights.unlink()
+    elif spoil == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        (model / "config.json").unlink()
+    assert "result.json" not in refusal(model)
+    (tmp_path / "config.yaml").write_text("stage: x")
+    (tmp_path / "result.json").write_text('{"model_sha256": "0"}')
+    said = refusal(tmp_path)
+    words = {"missing": "model.safetensors is missing", "cut": "bytes instead of"}
+    assert words.get(spoil, "config.json is missing") in said and "download" not in said
+    assert f"Remove {tmp_path / 'result.json'} and run that stage's command again" in said
+    with pytest.raises(UserError, match=f"{words.get(spoil, 'config.json is missing')}.*Remove"):
+        check_made_model(model, "1")
 
 
 def with_code(model: Path, trap: Path) -> Path:

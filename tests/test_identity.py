@@ -194,11 +194,21 @@ def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> Non
 def test_differing_names_key_old_and_new(config: Config) -> None:
     new = recipes.load("world-tiny", ["seed=3", "mid_train.remit.eps=0.1"])
     found = differing(identity_fields("mid_train", config, {"base": "a"}),
-                      identity_fields("mid_train", new, {"ref": "b"}))  # fmt: skip
+                      identity_fields("mid_train", new, {"ref": "b"}), {}, {})  # fmt: skip
     assert found == [
         "input base: a -> (not set)",
         "input ref: (not set) -> b",
         "mid_train.remit.eps: 0.2 -> 0.1",
         "seed: 0 -> 3",
     ]
-    assert differing({"a": "x" * 99}, {"a": 1}) == [f"a: {'x' * 57}... -> 1"]
+    assert differing({"a": "x" * 99}, {"a": 1}, {}, {}) == [f"a: {'x' * 57}... -> 1"]
+
+
+def test_a_differing_input_is_named_by_its_folder() -> None:
+    def said(old: str, new: str) -> list[str]:
+        before, now = {"base": {"path": old}}, {"base": {"path": new}}
+        return differing({"input base": "ea843816c"}, {"input base": "e469f3e61"}, before, now)
+
+    assert said("/a", "/b") == ["input base: /a (ea8438) -> /b (e469f3)"]
+    same = "input base: /a (ea8438) -> /a (e469f3), whose files have changed"
+    assert said("/a", "/a") == [same]

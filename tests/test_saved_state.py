@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.models.checkpoint import file_sha256
-from pipelines.plan.flywheel import plan_base
-from pipelines.plan.identity import check_unchanged, digest, identity_fields
+from pipelines.models.checkpoint import ModelRef, file_sha256
+from pipelines.plan.flywheel import plan_base, plan_flywheel
+from pipelines.plan.identity import check_unchanged, digest, identity_fields, stage_fields
 from pipelines.plan.preflight import check_splits
 from pipelines.plan.stage import Stage
 from pipelines.recipe.load import load
+from pipelines.run_dir import ledger
 from pipelines.run_dir.markers import read_marker
 from pipelines.run_dir.paths import RunDir, StageDir, write_yaml
 from pipelines.run_dir.resume_state import MARKER, changed_versions, write_checkpoint_marker
@@ -161,6 +163,71 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
         newest_checkpoint(stage_dir, 2)
     start_as(stage_dir)
     assert newest_checkpoint(stage_dir, 2) == stage_dir.checkpoints / "checkpoint-10"
+
+
+def refused(stages: list[Stage], run: RunDir) -> str:
+    with pytest.raises(UserError) as error:
+        check_unchanged(stages, run)
+    return str(error.value)
+
+
+def begin(run: RunDir, stages: list[Stage]) -> None:
+    """Write the folders of stages as a command does that starts them."""
+    for stage in stages:
+        read = {role: str(run.stage(str(of)).model) for role, of in stage.inputs.items()}
+        inputs = {role: {"path": path, "sha256": "a"} for role, path in read.items()}
+        fields = stage_fields(stage, dict.fromkeys(inputs, "a"), {})
+        spec = {"config": {}, "kind": stage.kind, "run_dir": str(run.root), "inputs": inputs,
+                "identity": digest(fields), "identity_fields": fields, "layout": 2}  # fmt: skip
+        run.stage(stage.name).root.mkdir(parents=True)
+        write_yaml(spec, run.stage(stage.name).config)
+        ledger.append(run.ledger, "start", stage.name, kind=stage.kind)
+
+
+def test_a_refusal_lists_the_stages_that_used_the_model(run: RunDir) -> None:
+    def plan(*overrides: str) -> list[Stage]:
+        return plan_flywheel(load("world-tiny", ["flywheel.iterations=1", *overrides]), None, None)
+
+    made = [stage.name for stage in plan()]
+    part = made[: made.index("round-1/20-sft") + 1]
+    begin(run, [stage for stage in plan() if stage.name in part])
+    run.stage("round-0/20-sft").result.touch()
+
+    def removed(said: str) -> list[str]:
+        return [path.removeprefix(f"{run.root}/") for path in said.partition("rm -r ")[2].split()]
+
+    said = refused(plan("mid_train.learning_rate=0.5"), run)
+    assert f"{run.root}/round-0/10-mid-train was made with other settings (mid_train.lear" in said
+    assert "To resume it, give the old values. Or use another --run-dir for this" in said
+    assert "remove it and the stages that used its model or changed with it" in said
+    assert sorted(removed(said)) == [name for name in sorted(part) if name.startswith("round-")]
+    said = refused(plan("sft.learning_rate=0.5"), run)
+    assert "To keep it, give the old values" in said
+    assert removed(said)[0] == "round-0/20-sft" and "round-0/15-eval" not in removed(said)
+    assert {"round-1/10-mid-train", "round-1/20-sft"} <= set(removed(said))
+
+
+def test_a_refusal_of_a_single_stage(run: RunDir) -> None:
+    def plan(*overrides: str) -> list[Stage]:
+        return [Stage("rlvr", "rl-tune", load("world-tiny", list(overrides)), {"model": "base"})]
+
+    begin(run, plan())
+    said = refused(plan("seed=7"), run)
+    assert "(seed: 0 -> 7). To resume it, give the old values. Or use another --run-dir or " in said
+    assert said.endswith(
+        f"stage.name=... for this command. To run it again, remove it: rm -r {run.root}/rl-tune"
+    )
+    keys = ("beta", "epsilon", "learning_rate", "temperature", "warmup_ratio", "weight_decay")
+    said = refused(plan("seed=7", *(f"rlvr.{key}=0.125" for key in keys)), run)
+    assert said.count(" -> ") == 5 and "; and 2 more (see config.yaml))" in said
+
+
+def test_a_refusal_of_another_kind_of_base(run: RunDir, stage_dir: StageDir) -> None:
+    config = replace(load("world-tiny", []), base="my/model")
+    imported = plan_base(config, ModelRef("my/model", stage_dir.root))
+    said = refused(imported, run)
+    assert f"{stage_dir.root} was trained from scratch, and this command imports --base my/" in said
+    assert " -> " not in said
 
 
 def test_a_marker_says_what_the_stage_was_started_as(stage_dir: StageDir) -> None:

@@ -41,9 +41,11 @@ def test_a_foreign_name(key: str, text: str) -> None:
 
 
 def test_foreign_names_in_sections() -> None:
-    words = "'micro_batch_size' here: sequences per forward"
+    bare, in_section = map(refused, ("per_device_train_batch_size=4", "sft.torch_dtype=bf16"))
+    assert "here, in a section: for example mid_train.micro_batch_size=4." in bare
+    assert in_section.endswith("It is called 'sft.dtype' here: bf16 or fp32.")
+    words = "It is called 'sft.micro_batch_size' here. It counts"
     assert words in refused("sft.per_device_train_batch_size=4")
-    assert words in refused("per_device_train_batch_size=4")
     assert "'launch.gpus'" in refused("nproc_per_node=8")
     assert "'launch.gpus'" in refused("launch.nproc-per-node=8")
     assert "'zero_stage'" in refused("zero_optimization.stage=2")

@@ -96,7 +96,8 @@ def inspect_source(
         _check_records(((where, record) for record in records), source, use, needs)
         return SourceFacts([], 0, hashlib.sha256(identity.encode()).hexdigest(), 0, kept)
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        said = str(error).removeprefix(f"source '{name}': ")  # the key ends with this name
+        raise UserError(f"{key}: {said}") from error
 
 
 def _inspect_files(

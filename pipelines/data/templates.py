@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.recipe.schema import SourceConfig
 
 _MISSING = object()
+_CALLED = "()"  # ends the name of a method that the template calls
 # A field as str.format writes it, which Jinja would take for text.
 _SINGLE_BRACES = re.compile(r"\{(\w[^{}]*)\}")
 _FILTERS = (
@@ -43,9 +44,15 @@ _ALLOWED = (
 class _Environment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A key of an object goes before a method of that name, such as `values`."""
-        if isinstance(obj, dict) and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
+        name = attribute.removesuffix(_CALLED)
+        if name != attribute and not (isinstance(obj, dict) and name in obj):
+            return super().getattr(obj, name)
+        return self.getitem(obj, name)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """A method that the template does not call is an undefined field."""
+        found = super().getitem(obj, argument)
+        return self.undefined(obj=obj, name=argument) if callable(found) else found
 
 
 class _Field(str):
@@ -84,8 +91,11 @@ _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 def compiled(template: str) -> Template:
     """A template, compiled once; UserError if it is not one, or has more than `_check` allows."""
     try:
-        _check(_ENVIRONMENT.parse(template))
-        return _ENVIRONMENT.from_string(template)
+        _check(parsed := _ENVIRONMENT.parse(template))
+        for call in parsed.find_all(nodes.Call):
+            assert isinstance(call.node, nodes.Getattr)
+            call.node.attr += _CALLED
+        return _ENVIRONMENT.from_string(parsed)
     except (TemplateError, UserError) as error:
         raise UserError(f"template {template!r}: {error}") from error
 

@@ -42,10 +42,7 @@ def check_available(settings: EvalConfig, data_root: str) -> None:
 def nothing_asked(reasons: dict[str, str]) -> UserError:
     """The error for an evaluation in which no benchmark can run and nothing else is measured."""
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return UserError(
-        f"no benchmark can run here, and the evaluation measures nothing else: {listed}. "
-        "docs/guides/evaluation.md lists the files that each benchmark reads."
-    )
+    return UserError(f"no benchmark can run here, and nothing else is measured: {listed}.")
 
 
 def check_lengths(asked: dict[str, BenchmarkConfig], max_length: int | None) -> None:
@@ -79,7 +76,10 @@ def _obstacle(benchmark: BenchmarkConfig, data_root: str) -> str:
         if reason := sandbox.unavailable():
             return reason
     missing = _missing(benchmark, data_root)
-    return f"file {missing[0]} does not exist" if missing and is_local() else ""
+    if not missing or not is_local():
+        return ""
+    path = str(missing[0]).replace("{name}", "*")
+    return f"file {path} does not exist (docs/guides/evaluation.md lists the files)"
 
 
 def _missing(benchmark: BenchmarkConfig, data_root: str) -> list[Path]:

@@ -105,7 +105,7 @@ class Runner:
         old = made_with(stage_dir)
         if old is not None and old != fields:
             if not is_remade(stage):
-                raise refusal(stage_dir, old, fields)
+                raise refusal(self.stages, self.run, {stage.name: (old, fields)}, inputs)
             stage_dir.result.unlink(missing_ok=True)
         elif old is not None and is_made(stage_dir):
             result = stage_dir.read_result()

@@ -116,28 +116,41 @@ def check_model_folder(folder: Path, option: str) -> None:
         UserError: a file is missing, damaged or a link out of the folder, or the weights are not in
             safetensors.
     """
-    where, weights = f"{option} {folder}", weight_files(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{where}: this folder holds no model (config.json is missing).")
+    where, weights, restore = f"{option} {folder}", weight_files(folder), _way_to_restore(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{where}: this is an adapter (adapter_config.json), not a whole model. Merge it into "
-            "its base (peft: merge_and_unload, save_pretrained), and give the result."
+            f"{where}: this is a LoRA adapter, not a model; merge it (peft: merge_and_unload, then "
+            "save_pretrained) and give the merged model."
         )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{where}: this folder holds no model (config.json is missing).{restore}")
     _check_links(folder, option)
     if not weights:
         raise UserError(
-            f"{where}: this folder has no *.safetensors weights.{_way_to_convert(folder)}"
+            f"{where}: model.safetensors is missing; this folder has no *.safetensors weights."
+            f"{restore or _way_to_convert(folder)}"
         )
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"{where}: tokenizer.json is missing. Save the tokenizer as a fast tokenizer."
-        )
+        advice = restore or " Save the tokenizer as a fast tokenizer."
+        raise UserError(f"{where}: tokenizer.json is missing.{advice}")
     for path in weights:
-        _check_whole(path, f"{option} {path}")
+        _check_whole(path, f"{option} {path}", restore or " Copy or download it again.")
     _check_index(folder, option)
     weight_bytes = sum(path.stat().st_size for path in weights)
     check_shape(read_model_config(folder, option), weight_bytes, f"{where}/config.json")
+
+
+def _way_to_restore(folder: Path) -> str:
+    """How to get back the damaged model of a stage; empty for another model."""
+    result = StageDir(folder.parent).result
+    return (
+        ""
+        if folder.name != "model" or not result.is_file()
+        else (
+            f" Remove {result} and run that stage's command again. It resumes from its newest "
+            "checkpoint, or starts again if there is none."
+        )
+    )
 
 
 def _way_to_convert(folder: Path) -> str:
@@ -185,7 +198,7 @@ def _all_within(folder: Path) -> list[Path]:
     return sorted(Path(parent, name) for parent, dirs, files in walked for name in [*dirs, *files])
 
 
-def _check_whole(path: Path, where: str) -> None:
+def _check_whole(path: Path, where: str, advice: str) -> None:
     """Check size, dtypes, shapes and offsets of a safetensors file, without reading its data."""
     from safetensors import SafetensorError, safe_open
 
@@ -201,16 +214,14 @@ def _check_whole(path: Path, where: str) -> None:
         ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: not a safetensors file ({error}).") from error
+        raise UserError(f"{where}: not a safetensors file ({error}).{advice}") from error
     if expected != size:
-        raise UserError(
-            f"{where}: the file has {size} bytes instead of {expected}. Copy or download it again."
-        )
+        raise UserError(f"{where}: the file has {size} bytes instead of {expected}.{advice}")
     try:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{where}: not a safetensors file ({error}).") from error
+        raise UserError(f"{where}: not a safetensors file ({error}).{advice}") from error
 
 
 def _check_index(folder: Path, option: str) -> None:
@@ -320,15 +331,12 @@ def check_made_model(folder: Path, digest: str) -> None:
     Raises:
         UserError: the model has changed; the message says how to restore it.
     """
-    result = StageDir(folder.parent).result
-    if folder.name != "model" or not result.is_file():
-        return
-    recorded = read_json(result).get("model_sha256", digest)
-    if recorded != digest:
+    result, restore = StageDir(folder.parent).result, _way_to_restore(folder)
+    if restore and read_json(result).get("model_sha256", digest) != digest:
+        check_model_folder(folder, "model")  # which says what is missing
         raise UserError(
             f"{folder} has changed since its stage wrote it: its checksum differs from the one in "
-            f"{result}. Remove {result} and run the stage's command again. It resumes from the "
-            "newest checkpoint and writes the model again."
+            f"{result}.{restore}"
         )
 
 

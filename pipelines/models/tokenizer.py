@@ -93,12 +93,8 @@ def ensure_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str = "") -> 
 
 def added_for_chat(folder: str | Path) -> list[str]:
     """Tokens that `ensure_chat` added to a saved tokenizer or to its predecessors."""
-    return list(_tokenizer_config(Path(folder)).get(ADDED_KEY, []))
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return dict(json.loads(_read(path))) if path.is_file() else {}
+    path = Path(folder) / "tokenizer_config.json"
+    return list(json.loads(_read(path)).get(ADDED_KEY, [])) if path.is_file() else []
 
 
 def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -108,23 +104,6 @@ def encoding_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         rules = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     return _sha256([rules, tokenizer.eos_token_id])
-
-
-def tokenizer_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over a saved tokenizer: its rules, its special tokens and its chat template."""
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        rules: Any = _rules(_read(folder / "tokenizer.json"))
-    else:
-        parts = [*folder.glob("*.model"), *folder.glob("vocab*"), *folder.glob("merges.txt")]
-        if not parts:
-            raise UserError(f"{folder} holds no tokenizer: tokenizer.json is missing.")
-        rules = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(parts)]
-    config = _tokenizer_config(folder)
-    named = {key: config.get(key) for key in ("eos_token", "pad_token", "bos_token", "unk_token")}
-    template_path = folder / "chat_template.jinja"
-    chat = _read(template_path) if template_path.is_file() else config.get("chat_template")
-    return _sha256([rules, named, chat])
 
 
 def tokenizers_agree(base_folder: str | Path, ref_folder: str | Path) -> str | None:

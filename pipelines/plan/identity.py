@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DamagedFile, UserError
 from pipelines.plan.kinds import kind_of
-from pipelines.plan.stage import COMPARISON, CONTAMINATION, Stage
+from pipelines.plan.stage import ANALYSIS, BASE, COMPARISON, CONTAMINATION, Stage
 from pipelines.recipe.load import result_fields
 from pipelines.recipe.schema import Config
+from pipelines.run_dir import ledger
 from pipelines.run_dir.markers import read_marker
 from pipelines.run_dir.paths import RunDir, StageDir
 from pipelines.run_dir.resume_state import made_with
 
+Fields = dict[str, Any]
+Inputs = dict[str, dict[str, str]]  # path and sha256 by role
 SHARED_KEYS = ("seed", "trust_remote_code")
+MOST_CHANGES = 5
+# How the folders begin that `stage.name` does not change.
+OF_A_LOOP = (BASE, "round-", COMPARISON, ANALYSIS)
 
 
 def identity_fields(kind: str, config: Config, inputs: dict[str, str]) -> dict[str, Any]:
@@ -58,9 +65,9 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
 
     Inputs that earlier stages make are compared when the stage starts.
     """
+    changed = {}
     for stage in stages:
-        stage_dir = run.stage(stage.name)
-        made = None if is_remade(stage) else made_with(stage_dir)
+        made = None if is_remade(stage) else made_with(run.stage(stage.name))
         if made is None:
             continue
         now = stage_fields(stage, dict.fromkeys(stage.inputs, ""), {})
@@ -69,16 +76,47 @@ def check_unchanged(stages: list[Stage], run: RunDir) -> None:
             for fields in (made, now)
         )
         if old != new:
-            raise refusal(stage_dir, old, new)
+            changed[stage.name] = (old, new)
+    if changed:
+        raise refusal(stages, run, changed, {})
 
 
-def refusal(stage_dir: StageDir, old: dict[str, Any], new: dict[str, Any]) -> UserError:
-    changes = "; ".join(differing(old, new))
+def refusal(
+    stages: list[Stage], run: RunDir, changed: dict[str, tuple[Fields, Fields]], inputs: Inputs
+) -> UserError:
+    """The error for changed stages, of which old and new fields are given, and known inputs."""
+    stage = next(stage for stage in stages if stage.name in changed)
+    stage_dir = run.stage(stage.name)
+    before = stage_dir.read_config()["inputs"] if stage_dir.config.is_file() else {}
+    found = differing(*changed[stage.name], before, inputs)
+    if more := found[MOST_CHANGES:]:
+        found[MOST_CHANGES:] = [f"and {len(more)} more (see config.yaml)"]
+    what = f"was made with other settings ({'; '.join(found)})"
+    if stage.kind == "pretrain" and bool(before) != bool(stage.inputs):
+        made = f"imported from {before['base']['path']}" if before else "trained from scratch"
+        now = f"imports --base {stage.config.base}" if stage.inputs else "trains a base"
+        what = f"was {made}, and this command {now}"
+    single = not any(stage.name.startswith(OF_A_LOOP) for stage in stages)
+    first, *others = _affected(run, [*changed])
     return UserError(
-        f"{stage_dir.root} was made with other settings ({changes}). Choose one: give the old "
-        "values to resume it; use another --run-dir; set stage.name=... for a single-stage "
-        "command; or remove that folder to run the stage again."
+        f"{first} {what}. To {'keep' if stage_dir.is_complete() else 'resume'} it, give the old "
+        f"values. Or use another --run-dir{' or stage.name=...' if single else ''} for this "
+        "command. To run it again, remove it"
+        f"{' and the stages that used its model or changed with it' if others else ''}: "
+        f"rm -r {shlex.join([first, *others])}"
     )
+
+
+def _affected(run: RunDir, names: list[str]) -> list[str]:
+    """The folders of these stages and of those that used their models, directly or not."""
+    begun = dict.fromkeys(entry["stage"] for entry in ledger.read(run.ledger))
+    specs = {n: run.stage(n).read_config() for n in begun if run.stage(n).config.is_file()}
+    for used in names:  # it grows
+        for name, spec in specs.items():
+            inside, given = f"{spec['run_dir']}/{used}/", spec["inputs"].values()
+            if name not in names and any(one["path"].startswith(inside) for one in given):
+                names.append(name)
+    return [str(run.stage(name).root) for name in names]
 
 
 def is_made(stage_dir: StageDir) -> bool:
@@ -108,19 +146,21 @@ def digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every field that differs, in a stable order."""
+def differing(old: Fields, new: Fields, before: Inputs, now: Inputs) -> list[str]:
+    """`key: old -> new` for every field that differs; an input by its folder, if it is known."""
     found = []
     for key in sorted(old.keys() | new.keys()):
-        before, after = (fields.get(key, "(not set)") for fields in (old, new))
-        if before != after:
-            found.append(f"{key}: {_short(before)} -> {_short(after)}")
+        was, has = (fields.get(key, "(not set)") for fields in (old, new))
+        there, here = (of.get(key.removeprefix("input "), {}).get("path") for of in (before, now))
+        if was != has:
+            same = ", whose files have changed" if there and there == here else ""
+            found.append(f"{key}: {_short(was, there)} -> {_short(has, here)}{same}")
     return found
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _short(value: Any, folder: str | None) -> str:
+    text = str(value) if folder is None else f"{folder} ({value[:6]})"
+    return text if folder or len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,7 +43,7 @@ def read_flywheel_plan(run: RunDir, overrides: list[str]) -> tuple[Config, list[
     if not run.flywheel_plan.is_file():
         raise UserError(
             f"{run.root} is not a run directory of a flywheel: it has no {run.flywheel_plan.name}. "
-            "Give the folder that `remit flywheel` wrote to with --run-dir."
+            "Give the run directory of a `remit flywheel` command."
         )
     written = run.read_plan(run.flywheel_plan)
     # The plan file already contains the tasks and benchmarks of the suite.

@@ -43,7 +43,10 @@ _ACCUMULATION = (
     "Set 'global_batch_size' (per optimizer step) and 'micro_batch_size' (per forward on one "
     "rank) of the section; the accumulation follows from them and the number of ranks."
 )
-_MICRO = "It is called 'micro_batch_size' here: sequences per forward on one rank."
+_MICRO = (
+    "It is called 'micro_batch_size' here, in a section: for example mid_train.micro_batch_size=4. "
+    "It counts the sequences per forward on one rank."
+)
 _STEPS = (
     "The length of a training is set by 'max_steps' in sft, dpo and rlvr, and by 'tokens' in "
     "pretrain and mid_train."

@@ -44,26 +44,12 @@ def configs_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def config_names() -> list[str]:
-    """Names of shipped recipes, which `--config` takes as well as paths."""
-    return _names(configs_dir())
-
-
-def suite_names() -> list[str]:
-    """Names of shipped suites, which `eval.suite` takes as well as paths."""
-    return _names(configs_dir() / "eval")
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
 def _find(given: str, option: str, what: str, folder: Path) -> Path:
     """The path of a recipe or suite: an existing file, else the shipped one of this name."""
     for path in (Path(os.path.expanduser(given)), folder / f"{given}.yaml"):
         if path.is_file():
             return path
-    names = _names(folder)
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
     raise UserError(
         f"{option} {given}: not a file and not a shipped {what}. "
         f"Shipped {what}s: {', '.join(names)}{did_you_mean(given, names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from pipelines.recipe.schema import Config
 
 # Stands for a name of the user's choice, such as that of a source.
 ANY_NAME = "<name>"
+# Of a key's sentence, what its full name in a section takes the place of.
+_CALLED = re.compile(r"It is called '(\w+)' here(, in (a|each) section(: for example \S+=4)?)?")
 
 
 @cache
@@ -45,7 +48,10 @@ def hint(name: str, siblings: Iterable[str]) -> str:
         return f". Did you mean '{section}.{new}'?" if section else f". Did you mean '{new}'?"
     for sentences in FOREIGN.values():
         if key in sentences:
-            return f". {sentences[key]}"
+            said = sentences[key]
+            if section and (called := _CALLED.match(said)) and called[1] in siblings:
+                said = f"It is called '{section}.{called[1]}' here{said[called.end() :]}"
+            return f". {said}"
     top = section.partition(".")[0]
     near = [whole for whole in schema_keys() if top and whole.startswith(f"{top}.")]
     # Keys of other sections that have this name, those of the same top section before all.

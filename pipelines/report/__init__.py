@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.comparison import rows
 from pipelines.errors import UserError
 from pipelines.report import accounts, objectives, scores, tokens, training, verdict
-from pipelines.report.blocks import Report
+from pipelines.report.blocks import Missing, Report
 from pipelines.report.record import Record, read_record, record_of_rows
 from pipelines.report.rendering import RENDERINGS, with_charts
 from pipelines.run_dir.paths import RunDir, write_text
@@ -101,7 +101,7 @@ def compose(record: Record, with_text: bool = True) -> Report:
     ] if is_flywheel else []  # fmt: skip
     # The time of the last event, so that the same run always gives the same report.
     last = max((entry["time"] for entry in record.entries), default=0.0)
-    return Report(
+    report = Report(
         run=record.run.root.name,
         recipe=str(record.config.get("name", "")),
         when=datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -117,3 +117,8 @@ def compose(record: Record, with_text: bool = True) -> Report:
             accounts.provenance_section(record),
         ],
     )
+    for section in report.sections:
+        for i, block in enumerate(section.blocks):
+            if isinstance(block, Missing):
+                section.blocks[i] = Missing(block.what, record.command(block.command))
+    return report

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Missing:
-    """A part that the run has no data for, and the command that produces the data."""
+    """A part that the run has no data for, and the command that produces it, if any."""
 
     what: str
     command: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -25,6 +26,7 @@ from pipelines.run_dir.paths import RunDir, json_objects, lock_holder
 from pipelines.run_dir.progress import finite_number, stage_state
 
 ROUND = re.compile(r"round-(\d+)/")
+_CONFIG = re.compile(r"--config[ =]('[^']*'|\S+)")
 
 
 @cache
@@ -140,6 +142,19 @@ class Record:
         if self.only_compares:
             return "remit compare, with the same arguments"
         return "remit flywheel --run-dir RUN"
+
+    def command(self, words: str) -> str:
+        """A command with the run's path for RUN and its recipe; empty if it cannot work here."""
+        of_flywheel = re.match("remit (flywheel|analyze)", words)
+        lacking = [
+            n for n in re.findall(r"RUN/(\S+)", words) if not self.run.stage(n).is_complete()
+        ]
+        if lacking or (of_flywheel and not self.run.flywheel_plan.is_file()):
+            return ""
+        given = [_CONFIG.search(str(entry.get("command"))) for entry in self.entries]
+        config = [f"--config {found[1]} --run-dir" for found in given if found]
+        words = words.replace("--run-dir", (config or ["--run-dir"])[-1])
+        return words.replace("RUN", shlex.quote(str(self.run.root)))
 
 
 def read_record(run: RunDir) -> Record:

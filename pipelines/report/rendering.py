@@ -218,7 +218,9 @@ def _heat_map(heat_map: blocks.HeatMap) -> list[str]:
 
 
 MARKDOWN: dict[type, Callable[[Any], list[str]]] = {
-    blocks.Missing: lambda block: [f"{plain(block.what)} To get it, run `{plain(block.command)}`"],
+    blocks.Missing: lambda block: [
+        plain(block.what) + (f" To get it, run `{plain(block.command)}`" if block.command else "")
+    ],
     blocks.Text: lambda block: [plain(block.text)],
     blocks.Table: _table,
     blocks.LineChart: _line_chart,

@@ -37,7 +37,7 @@ MOST_TOKENS = 512
 MOST_EXTREMES = 12
 MOST_EXAMPLES = 40
 ANALYZE = "remit analyze RUN"
-CONTAMINATION = "remit contamination --config RECIPE --run-dir RUN"
+CONTAMINATION = "remit contamination --run-dir RUN"
 GROUPS = {"domains": "domain", "classes": "class of token"}
 Values = dict[str, Any]
 

@@ -97,6 +97,9 @@ def headline(record: Record) -> str:
         arms = list(dict.fromkeys(arm for table in tables for arm in table.arms))
         listed = ", ".join([*arms[:8], *(["..."] if len(arms) > 8 else [])])
         return f"Comparison of {len(arms)} arm{'s' if len(arms) > 1 else ''}: {listed}"
+    if record.columns and all(stage.round is None for stage in record.own):
+        models = [f"{c.title} {score(record.stages[c.stage])}".strip() for c in record.columns]
+        return f"Evaluated: {', '.join([*models[:8], *(['...'] if models[8:] else [])])}"
     return "No result yet: no round of ReMiT has been evaluated together with round 0"
 
 
@@ -125,7 +128,7 @@ def section(record: Record) -> Section:
         "Bars are 95% intervals, paired by question. They cover the choice of questions but not of "
         f"the seed: this run has seed {seed}.",
     )  # fmt: skip
-    drawn, command = wheel(record), "remit flywheel --iterations 1"
+    drawn, command = wheel(record), "remit flywheel --iterations 1 --run-dir RUN"
     not_compared = Missing("No round of ReMiT was evaluated together with round 0.", command)
     not_planned = Missing("This run directory has no planned round.", command)
     blocks: list[Block] = [

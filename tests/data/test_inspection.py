@@ -47,6 +47,7 @@ def test_missing_path_says_where_to_set_it(tmp_path: Path) -> None:
         message = refusal(SourceConfig(path=path), tmp_path)
         assert str(tmp_path / path) in message
         assert "REMIT_DATA" in message and "data_root" in message
+        assert message.startswith(f"{KEY}: ") and "source '" not in message
     assert "needs a path" in refusal(SourceConfig(), tmp_path)
     assert "is a folder" in refusal(SourceConfig(path=str(tmp_path)), tmp_path)
 

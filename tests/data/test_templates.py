@@ -49,6 +49,21 @@ def test_a_missing_field_is_named_with_those_of_the_record() -> None:
         templates.render("{{ range }}", {"a": 1})
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ o.values }}", "{{ o['values'] }}", "{{ record.values }}", "{{ q.upper }}",
+        "{{ o.values | string }}", "{% if o.items %}x{% endif %}", "{{ 'x' ~ o.keys }}",
+    ],
+)  # fmt: skip
+def test_a_method_is_not_a_field(template: str) -> None:
+    record = {"o": {"a": 1}, "q": "text"}
+    with pytest.raises(UserError, match=r"has no attribute '\w+'; the record has: o, q"):
+        templates.render(template, record)
+    assert templates.render("{{ o.values | default('-') }}{{ q.upper() }}", record) == "-TEXT"
+    assert templates.render("{{ o.values() | join }}", record) == "1"
+
+
 @pytest.mark.parametrize("template", ["{q}", "Question: {q}\nAnswer: {a.0.b}"])
 def test_single_braces_are_refused_with_the_new_form(template: str) -> None:
     with pytest.raises(UserError, match=r"in two braces: \{\{ q \}\} instead of \{q\}"):

@@ -18,7 +18,6 @@ from pipelines.errors import UserError
 from pipelines.models.tokenizer import (
     encoding_fingerprint,
     ensure_chat,
-    tokenizer_fingerprint,
     tokenizers_agree,
 )
 from pipelines.recipe.schema import SourceConfig, TokenizerConfig
@@ -127,22 +126,6 @@ def test_ensure_chat_with_a_template_adds_no_roles() -> None:
     own.chat_template = "own"
     assert ensure_chat(own, "given") == []
     assert own.chat_template == "own"
-
-
-def test_fingerprint_covers_rules_and_template_not_call_state(tmp_path: Path) -> None:
-    def saved(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
-        tokenizer.save_pretrained(tmp_path / name)
-        return tokenizer_fingerprint(tmp_path / name)
-
-    first = saved("a", adopted())
-    padded = adopted(pad_token="a")
-    padded(["a", "a b"], padding=True, truncation=True, max_length=2)
-    plain = saved("b", adopted(pad_token="a"))
-    assert saved("c", padded) == plain != first
-    padded.chat_template = "x"
-    assert saved("d", padded) != plain
-    with pytest.raises(UserError, match="holds no tokenizer"):
-        tokenizer_fingerprint(tmp_path)
 
 
 def folder_with(folder: Path, tokens: list[str], merges: list[Any], split: bool = False) -> Path:

@@ -27,6 +27,10 @@ def test_nothing_at_all_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("REMIT_DATA", str(tmp_path))
     with pytest.raises(UserError, match=f"sums: file {tmp_path}/sums/test.jsonl"):
         check_available(SETTINGS, str(tmp_path))
+    parts = EvalConfig(benchmarks={"bbh": BenchmarkConfig(files={"test": "bbh/{name}.json"})})
+    missing = rf"file {tmp_path}/bbh/\*\.json does not exist \(docs/guides/evaluation\.md lists"
+    with pytest.raises(UserError, match=missing):
+        check_available(parts, str(tmp_path))
     text = {"web": SourceConfig()}
     check_available(EvalConfig(benchmarks={"sums": SUMS}, bits_per_byte=text), str(tmp_path))
     task = {"own": TaskConfig()}

@@ -128,7 +128,7 @@ def test_the_page_says_why_there_is_no_accuracy_along_the_annealing(
         del values[key]
     path.write_text(json.dumps(values))
     missing = sections(RunDir(copy))["training"].blocks[0]
-    assert isinstance(missing, Missing) and missing.command == "remit analyze RUN"
+    assert isinstance(missing, Missing) and missing.command == f"remit analyze {copy}"
 
 
 def test_axes_of_percent_do_not_leave_it() -> None:
@@ -150,6 +150,21 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     bits = {"round-0/50-eval": "10", "round-1/50-eval": "101"}
     report = compose(read_record(evaluated(tmp_path / "run", bits)))
     assert report.verdict == [] and report.headline.startswith("No result yet")
+
+
+def test_a_run_of_single_stages(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "my run", {"eval-ntp": "0011", "eval-remit": "0111"})
+    ledger.append(
+        run.ledger, "start", "eval-ntp", kind="evaluate", command="remit eval --config 'my r.yaml'"
+    )
+    report = compose(read_record(run))
+    assert report.headline == "Evaluated: eval-ntp 50.0%, eval-remit 75.0%"
+    for form in FORMATS:
+        told = said(run.root, form)
+        assert "remit analyze" not in told and "remit flywheel" not in told
+        assert "RUN" not in told and "RECIPE" not in told
+    command = f"remit contamination --config 'my r.yaml' --run-dir '{run.root}'"
+    assert command in said(run.root, "md").replace("`", "")
 
 
 def test_a_comparison_alone(tmp_path: Path) -> None:
@@ -305,9 +320,13 @@ def test_a_run_that_began(tmp_path: Path, tiny_run: Any) -> None:
     assert missing.keys() == {
         "verdict", "objectives", "training", "tokens", "dynamics", "contamination",
     }  # fmt: skip
-    assert missing["tokens"].command == "remit analyze RUN"
+    assert missing["tokens"].command == f"remit analyze {copy}"
     for form in FORMATS:
-        assert "remit analyze RUN" in said(copy, form)
+        assert f"remit analyze {copy}" in said(copy, form)
+    assert missing["contamination"].command == (
+        f"remit contamination --config world-tiny --run-dir {copy}"
+    )
+    assert missing["objectives"].command == "", "the model that it names is not finished"
 
 
 def test_a_run_where_nothing_is_done(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Config:
         "${oc.env:REMIT_DATA,.}", "folder that relative data paths start from"
     )
     base: str = runtime_setting(
-        "", "checkpoint to import instead of training a base from scratch (= --base)"
+        "", "base that pretrain-ckpt, plan and flywheel import (= --base); mid-train takes --base"
     )
     trust_remote_code: list[str] = setting(
         list,
