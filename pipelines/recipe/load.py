@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,7 +73,7 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     patches = [(OmegaConf.create(recipe), str(path))]
     patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
     patches = _with_suite(patches)
-    merged = OmegaConf.structured(Config)
+    merged = _defaults()
     for patch, where in patches:
         merged = _merge(merged, patch, where=where)
     if not merged.name:
@@ -197,6 +198,13 @@ def _keys(patch: Any, prefix: str = "") -> list[str]:
     return [found for key in patch for found in _keys(patch._get_node(key), f"{prefix}{key!s}.")]
 
 
+@cache
+def _defaults() -> DictConfig:
+    """The schema with its default values; `OmegaConf.merge` copies it."""
+    defaults: DictConfig = OmegaConf.structured(Config)
+    return defaults
+
+
 def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
     try:
         if missing := sorted(OmegaConf.missing_keys(patch)):
@@ -265,7 +273,7 @@ def result_fields(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """Inverse of `to_dict`, for the worker, which reads the resolved config of its stage."""
-    return _typed(OmegaConf.merge(OmegaConf.structured(Config), values))
+    return _typed(OmegaConf.merge(_defaults(), values))
 
 
 def _typed(merged: Any) -> Config:
