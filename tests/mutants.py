@@ -100,7 +100,7 @@ MUTANTS = [
         "training/mid_trainer", PARTS,
         ("square / count - (offset / count) ** 2", "square / count"),
         ("weights <= low", "weights < low"),
-        ("mask & (weights >= high)", "(weights >= high)"),
+        ("mask & (weights >= high)", "mask & (weights > high)"),
         ("default_rng([self.seed, self.num_sequences])", "default_rng([0, self.num_sequences])"),
         ("order[self.begin() :]", "order[:]"),
     ),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.errors import UserError
@@ -124,3 +125,21 @@ def test_a_model_that_changes_its_logits_is_refused() -> None:
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping"):
         score_tokens_in_forward(model, num_tokens=50)
+
+
+def test_no_more_logits_at_a_time_than_chunk_bytes() -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default:
+                self.numel = max(self.numel, found.numel())
+            return found
+
+    # 23 rows of 50 logits, five at a time.
+    rows, weight = torch.randn(23, 16), torch.randn(50, 16)
+    labels = torch.randint(50, (23,))
+    with Largest() as largest:
+        token_nll(rows, weight, labels, chunk_bytes=5 * 50 * 4)
+    assert largest.numel == 5 * 50

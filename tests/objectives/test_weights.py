@@ -244,6 +244,13 @@ def test_rho1_by_hand() -> None:
     assert rho1_weights(torch.zeros(2, 3), ref, mask, k=1.0).tolist() == mask.tolist()
 
 
+def test_rho1_keeps_no_token_for_a_rounding_error() -> None:
+    # 0.07 * 100 is 7.000000000000001 in floating point.
+    mask = torch.ones(1, 100, dtype=torch.bool)
+    weights = rho1_weights(torch.zeros(1, 100), torch.arange(100.0)[None], mask, k=0.07)
+    assert weights.sum() == 7
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0), st.floats(-3, 3))
 def test_rho1_keeps_the_largest_share(seed: int, k: float, constant: float) -> None:
