@@ -159,6 +159,17 @@ def test_scope_step_is_the_same_over_every_layout(
             assert other[key] == pytest.approx(one[key], rel=2e-5), (key, one["step"])
 
 
+def test_scope_step_divides_by_the_sum_of_the_weights_of_the_step(mid_train: MidTrain) -> None:
+    by_weights, by_targets = (
+        logged(mid_train(f"step-{divisor}", "mid_train.scope=step", "mid_train.micro_batch_size=2",
+                         f"mid_train.remit.divisor={divisor}"))[0]
+        for divisor in ("weights", "targets")
+    )  # fmt: skip
+    mean = by_weights["weight_mean"]
+    assert mean != pytest.approx(1.0, abs=1e-4)
+    assert by_weights["loss"] * mean == pytest.approx(by_targets["loss"], rel=1e-5)
+
+
 def test_post_training_runs_sharded_over_two_ranks(
     remit: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
