@@ -1,5 +1,8 @@
 """The loss of a step: divisors, micro-batches, distillation, selection of sequences."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from pipelines.objectives.losses import distillation, self_normalized_nll, weigh
 from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.selection import difference_score, top_half
 from pipelines.objectives.token_nll import Head, token_kl, token_nll
+from pipelines.recipe import load as recipes
 
 
 def scores(rows: int = 4, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -39,6 +43,33 @@ def test_the_sum_of_weights_divides_each_micro_batch_or_the_step() -> None:
         for rows in (slice(0, 2), slice(2, 4))
     ]
     torch.testing.assert_close(sum(parts), torch.tensor(sum(halves) / num_targets))
+
+
+def test_the_settings_of_a_recipe_reach_the_objective() -> None:
+    given = {
+        "eps": 0.1, "center": "batch", "map": "tanh", "standardize": True, "detach": False,
+        "divisor": "weights",
+    }  # fmt: skip
+    section = recipes.load(
+        "world-tiny",
+        ["mid_train.objective=remit", "mid_train.scope=step", "mid_train.rho1.keep=0.3",
+         "mid_train.kd.alpha=0.7", *(f"mid_train.remit.{key}={given[key]}" for key in given)],
+    ).mid_train  # fmt: skip
+    expected = Objective("remit", scope="step", keep=0.3, alpha=0.7, **given)  # type: ignore[arg-type]
+    assert Objective.of(section) == expected
+    nll, ref, mask = scores()
+    narrow = Objective("remit", eps=0.1).weights(-nll, ref, mask, None)[mask]
+    assert float(narrow.min()) == pytest.approx(0.9) and float(narrow.max()) == pytest.approx(1.1)
+    kept = Objective("rho1", keep=0.3).weights(-nll, ref, mask, None)
+    assert int(kept.sum()) == math.ceil(round(0.3 * int(mask.sum()), 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "kl"),
+    [("ntp", False, False), ("remit", True, False), ("rho1", True, False), ("kd", False, True)],
+)
+def test_what_an_objective_needs_of_the_reference(name: Any, weights: bool, kl: bool) -> None:
+    assert (Objective(name).uses_weights, Objective(name).uses_kl) == (weights, kl)
 
 
 def test_rho1_divides_by_what_it_keeps() -> None:
