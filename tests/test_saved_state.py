@@ -102,6 +102,19 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_it_used(
     assert not newest.exists()
 
 
+@pytest.mark.parametrize("content", [bytes([10]) * 99 + b"x", bytes([10]) * 99, None])
+def test_a_checkpoint_with_another_content_is_not_resumed(
+    content: bytes | None, stage_dir: StageDir
+) -> None:
+    """One byte changed, one byte missing, the file missing."""
+    state = stage_dir.checkpoints / "checkpoint-10" / "state.pt"
+    assert newest_checkpoint(stage_dir, 2) == state.parent
+    state.unlink()
+    if content is not None:
+        state.write_bytes(content)
+    assert newest_checkpoint(stage_dir, 2) == stage_dir.checkpoints / "checkpoint-5"
+
+
 @pytest.mark.parametrize("values", [{"files": []}, {"files": {"state.pt": [100]}}, {"step": True}])
 def test_types_count_without_a_checksum_too(values: dict[str, Any], stage_dir: StageDir) -> None:
     marker = stage_dir.checkpoints / "checkpoint-10" / MARKER
