@@ -102,11 +102,14 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_it_used(
     assert not newest.exists()
 
 
-@pytest.mark.parametrize("content", [bytes([10]) * 99 + b"x", bytes([10]) * 99, None])
+@pytest.mark.parametrize(
+    "content",
+    [bytes([10]) * 99 + b"x", bytes([10]) * 99, None],
+    ids=["a byte changed", "a byte missing", "no file"],
+)
 def test_a_checkpoint_with_another_content_is_not_resumed(
     content: bytes | None, stage_dir: StageDir
 ) -> None:
-    """One byte changed, one byte missing, the file missing."""
     state = stage_dir.checkpoints / "checkpoint-10" / "state.pt"
     assert newest_checkpoint(stage_dir, 2) == state.parent
     state.unlink()
