@@ -143,13 +143,11 @@ def check_model_folder(folder: Path, option: str) -> None:
 def _way_to_restore(folder: Path) -> str:
     """How to get back the damaged model of a stage; empty for another model."""
     result = StageDir(folder.parent).result
+    if folder.name != "model" or not result.is_file():
+        return ""
     return (
-        ""
-        if folder.name != "model" or not result.is_file()
-        else (
-            f" Remove {result} and run that stage's command again. It resumes from its newest "
-            "checkpoint, or starts again if there is none."
-        )
+        f" Remove {result} and run that stage's command again. It resumes from its newest "
+        "checkpoint, or starts again if there is none."
     )
 
 
