@@ -230,6 +230,7 @@ def _show_results(
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
     if session.command == "compare":
         stages = arm_stages.needed(stages, rows.places(session.config.compare.rows))
+    preflight.check_settings(stages)
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     given = base if isinstance(base, checkpoint.ModelRef) else None

@@ -339,8 +339,9 @@ def test_rl_prompts_are_never_sft_questions(
         "sft": {"sources": {"mine": mine | {"hash_range": [0, 0.6]}}},
         "rlvr": {"sources": {"mine": mine | {"hash_range": [0.5, 1], "filter": where}}},
     })  # fmt: skip
-    refuse("flywheel", "--config", recipe,
-           words=["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"])  # fmt: skip
+    for command in ("flywheel", "plan"):
+        refuse(command, "--config", recipe,
+               words=["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"])  # fmt: skip
 
 
 def test_real_recipe_without_its_data(refuse: Refuse, tmp_path: Path) -> None:
@@ -390,8 +391,9 @@ def test_ranks(refuse: Refuse, args: tuple[str, ...], words: list[str]) -> None:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_batch_that_does_not_divide(refuse: Refuse) -> None:
-    refuse("flywheel", *TINY, "--gpus", "2", "mid_train.global_batch_size=5",
+@pytest.mark.parametrize("command", ["flywheel", "plan"])
+def test_batch_that_does_not_divide(refuse: Refuse, command: str) -> None:
+    refuse(command, *TINY, "--gpus", "2", "mid_train.global_batch_size=5",
            words=["mid_train.global_batch_size = 5", "2 ranks"])  # fmt: skip
 
 

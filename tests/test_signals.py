@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -57,6 +58,16 @@ def test_a_signal_while_the_command_starts(
     assert err.splitlines()[-1].startswith(f"interrupted by {signum.name}")
     assert "Traceback" not in err and err.count("interrupted by") == 1
     assert json.loads(out)["status"] == "interrupted"
+
+
+def test_an_import_is_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = sum(range(9)) == 36\n"
+    (tmp_path / "signalled.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with signals_raise(), pytest.raises(Interrupted):
+        importlib.import_module("signalled")
+        time.sleep(30)
+    assert sys.modules["signalled"].whole
 
 
 @pytest.mark.filterwarnings("ignore:register_new_resolver")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,17 +12,35 @@ from types import FrameType
 from pipelines.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# How long a signal that came during an import is put off, in seconds, again and again.
+PUT_OFF_SECONDS = 0.02
 
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Raise `Interrupted` on the signals inside this context."""
+    """Raise `Interrupted` on the signals inside this context, after any import in progress.
+
+    Some packages cannot be imported again once an exception has cut their import short, and Python
+    turns an exception in the middle of a class into another one.
+    """
 
     def raise_interrupted(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
+        if not _is_importing(frame):
+            raise Interrupted(signum)
+        again = threading.Timer(PUT_OFF_SECONDS, os.kill, (os.getpid(), signum))
+        again.daemon = True
+        again.start()
 
     with signals_handled_by(raise_interrupted):
         yield
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -50,19 +50,15 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
     Raises:
         UserError: the first problem.
     """
-    config = stages[0].config
     _check_launches(stages)
+    check_settings(stages)
     for stage in stages:
-        _check_batches(stage)
-        _check_models(stage)
-        check_context(stage, stages)
         _check_packages(stage)
         if kind_of(stage.kind).asks:
             check_available(stage.config.eval, stage.config.data_root)
         if stage.kind == "evaluate":
             asked = asked_here(stage.config.eval, stage.config.data_root)
             check_lengths(asked, stage.config.eval.max_length or longest_context(stage, stages))
-    _check_separation(config, stages)
     _check_sandbox(stages)
     facts = _inspect_sources(stages, run)
     check_unchanged(stages, run)
@@ -70,6 +66,19 @@ def check_plan(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
     check_splits(stages, run)
     check_disk(stages, run)
     return facts
+
+
+def check_settings(stages: list[Stage]) -> None:
+    """The checks of a plan that need neither its data nor the machine that it will run on.
+
+    Raises:
+        UserError: batches, lengths, models or sources do not go together.
+    """
+    for stage in stages:
+        _check_batches(stage)
+        _check_models(stage)
+        check_context(stage, stages)
+    _check_separation(stages[0].config, stages)
 
 
 def _inspect_sources(stages: list[Stage], run: RunDir) -> dict[str, SourceFacts]:
