@@ -10,8 +10,10 @@ Run as a program it is the first of the two: `python tests/warm_start.py SOCKET`
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -141,6 +143,7 @@ def serve(connection: socket.socket) -> None:
 
 def main() -> None:
     from pipelines.machine.process import die_with_parent
+    from remit_cli.app import app
 
     die_with_parent()
     for package in PACKAGES:
@@ -151,6 +154,9 @@ def main() -> None:
     loaded = {"torch", "transformers", "deepspeed"} & sys.modules.keys()
     assert not loaded, f"the launcher's side has imported {loaded}"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The first command of a process imports what Typer parses with, and makes the schema.
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        app(["plan"])
     gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])

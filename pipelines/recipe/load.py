@@ -5,6 +5,7 @@ Only this package uses OmegaConf. All other packages get dataclasses.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from dataclasses import fields, is_dataclass
@@ -73,9 +74,9 @@ def resolved(recipe: DictConfig | dict[str, Any], overrides: list[str], path: Pa
     patches = [(OmegaConf.create(recipe), str(path))]
     patches += [(_parse_override(o), f"override {o!r}") for o in overrides]
     patches = _with_suite(patches)
-    merged = _defaults()
+    merged = copy.deepcopy(defaults())
     for patch, where in patches:
-        merged = _merge(merged, patch, where=where)
+        _merge_into(merged, patch, where=where)
     if not merged.name:
         merged.name = path.stem
     try:
@@ -109,7 +110,7 @@ def varied(config: Config, overrides: list[str], named: str) -> Config:
         return config
     merged: DictConfig = OmegaConf.structured(config)
     for override in overrides:
-        merged = _merge(merged, _parse_override(override), where=f"{named}: {override!r}")
+        _merge_into(merged, _parse_override(override), where=f"{named}: {override!r}")
     found = _typed(merged)
 
     def refuse(key: str, message: str, *others: str) -> NoReturn:
@@ -199,18 +200,19 @@ def _keys(patch: Any, prefix: str = "") -> list[str]:
 
 
 @cache
-def _defaults() -> DictConfig:
-    """The schema with its default values; `OmegaConf.merge` copies it."""
+def defaults() -> DictConfig:
+    """The schema with its default values, made once; copy it before a change."""
     defaults: DictConfig = OmegaConf.structured(Config)
     return defaults
 
 
-def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
+def _merge_into(merged: DictConfig, patch: DictConfig, where: str) -> None:
     try:
         if missing := sorted(OmegaConf.missing_keys(patch)):
             raise UserError(f"{where}: key '{missing[0]}' has no value (???)")
-        _check_keys(patch, base, where)
-        merged = OmegaConf.merge(base, patch)
+        _check_keys(patch, merged, where)
+        # In place: `OmegaConf.merge` would copy the whole schema for every override.
+        merged.merge_with(patch)
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -219,8 +221,6 @@ def _merge(base: DictConfig, patch: DictConfig, where: str) -> DictConfig:
             why = f"{wrong[1]} is not {WANTED[wrong[2]]}."
         named = f" key '{key}':" if key else ""
         raise UserError(f"{where}:{named} {why}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _check_keys(patch: DictConfig, base: DictConfig, where: str, prefix: str = "") -> None:
@@ -248,7 +248,14 @@ def _node(base: DictConfig, key: Any) -> Any:
     """The schema node of a key; for a missing entry of a table, the node that it would have."""
     kind = base._metadata.element_type
     node = base._get_node(key)
-    return OmegaConf.structured(kind) if node is None and is_dataclass(kind) else node
+    return _entry(kind) if node is None and is_dataclass(kind) else node
+
+
+@cache
+def _entry(kind: Any) -> DictConfig:
+    """The schema of an entry of a table."""
+    entry: DictConfig = OmegaConf.structured(kind)
+    return entry
 
 
 def _first_line(error: Exception) -> str:
@@ -273,7 +280,7 @@ def result_fields(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """Inverse of `to_dict`, for the worker, which reads the resolved config of its stage."""
-    return _typed(OmegaConf.merge(_defaults(), values))
+    return _typed(OmegaConf.merge(defaults(), values))
 
 
 def _typed(merged: Any) -> Config:

@@ -31,6 +31,7 @@ from pipelines.machine.process import (
     start_child,
 )
 from pipelines.machine.signals import block_signals, unblock_signals
+from pipelines.recipe.load import defaults
 from pipelines.run_dir.paths import StageDir
 from pipelines.worker.worker import run_rank
 
@@ -192,6 +193,7 @@ def main() -> None:
         # Older versions of DeepSpeed lack some of them.
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
+    defaults()  # the schema, with which every rank reads its settings
     # Garbage collection in a rank, which accelerate asks for, then skips what was imported here.
     gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
