@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ARGS = "pretrain-ckpt --config world-tiny --run-dir run pretrain.tokens=200_000 " \
+ARGS = "pretrain-ckpt --config world-tiny --run-dir run pretrain.tokens=60_000 " \
     "pretrain.save_steps=4"  # fmt: skip
 # $REMIT runs the command. The disk is filled to the brim when the first checkpoint is complete,
 # emptied again, and made read-only in the end.
