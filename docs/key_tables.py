@@ -87,4 +87,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     from pipelines.recipe.schema import Config
 
-    PAGE.write_text(with_tables(PAGE.read_text("utf-8"), sections(Config)), "utf-8")
+    page = PAGE.read_text("utf-8")
+    if new := [s.__name__ for s in sections(Config) if rows(s) and not part_of(page, s)]:
+        sys.exit(f"{PAGE} has no heading '### {new[0]}': add it where the table belongs.")
+    PAGE.write_text(with_tables(page, sections(Config)), "utf-8")

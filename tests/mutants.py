@@ -94,7 +94,11 @@ MUTANTS = [
         ("self.keep * num_targets", "num_targets"),
         ("eps=remit.eps", "eps=0.2"),
         ("k=self.keep", "k=0.6"),
-        ('self.name in ("remit", "rho1")', 'self.name in ("remit",)'),
+    ),
+    *in_file(
+        "recipe/schema/objectives", OBJECTIVES,
+        ('"rho1", reads="logprobs", weights_tokens=True', '"rho1", reads="logprobs"'),
+        ('"kd", reads="distribution"', '"kd", reads="logprobs"'),
     ),
     *in_file(
         "training/mid_trainer", PARTS,

@@ -339,9 +339,9 @@ def test_rl_prompts_are_never_sft_questions(
         "sft": {"sources": {"mine": mine | {"hash_range": [0, 0.6]}}},
         "rlvr": {"sources": {"mine": mine | {"hash_range": [0.5, 1], "filter": where}}},
     })  # fmt: skip
-    for command in ("flywheel", "plan"):
-        refuse(command, "--config", recipe,
-               words=["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"])  # fmt: skip
+    words = ["sft.sources.mine", "rlvr.sources.mine", str(path), "hash_range"]
+    refuse("flywheel", "--config", recipe, words=words)
+    refuse("plan", "--config", recipe, words=words)
 
 
 def test_real_recipe_without_its_data(refuse: Refuse, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.plan import kinds
 from pipelines.plan.identity import differing, digest, identity_fields
 from pipelines.recipe import load as recipes
-from pipelines.recipe.schema import Config
+from pipelines.recipe.schema import OBJECTIVES, Config
 
 KINDS = [kind.name for kind in kinds.KINDS]
 
@@ -85,7 +85,7 @@ def test_the_micro_batch_counts_where_weights_are_taken_over_it(
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "sequence_length=64", "document_mask=false", "mid_train.remit.eps=0.1",
+        "seed=1", "sequence_length=64", "document_mask=false",
         "mid_train.objective=remit", "mid_train.tokens=40_000", "mid_train.global_batch_size=4",
         "mid_train.learning_rate=1e-5", "mid_train.weight_decay=0", "mid_train.adam_beta2=0.9",
         "mid_train.max_grad_norm=2", "mid_train.warmup_ratio=0.5", "mid_train.dtype=bf16",
@@ -96,6 +96,24 @@ def test_the_micro_batch_counts_where_weights_are_taken_over_it(
 )  # fmt: skip
 def test_these_can_change_mid_train(config: Config, override: str) -> None:
     assert of("mid_train", recipes.load("world-tiny", [override])) != of("mid_train", config)
+
+
+@pytest.mark.parametrize("kind", ["mid_train", "analyze"])
+@pytest.mark.parametrize("objective", [kind.name for kind in OBJECTIVES])
+@pytest.mark.parametrize(
+    ("section", "override"),
+    [
+        ("remit", "mid_train.remit.eps=0.1"),
+        ("rho1", "mid_train.rho1.keep=0.3"),
+        ("kd", "mid_train.kd.alpha=0.7"),
+    ],
+)
+def test_settings_of_an_objective_count_where_it_is_used(
+    kind: str, objective: str, section: str, override: str
+) -> None:
+    chosen = f"mid_train.objective={objective}"
+    before, after = (recipes.load("world-tiny", [chosen, *more]) for more in ([], [override]))
+    assert (of(kind, before) != of(kind, after)) == (objective == section)
 
 
 @pytest.mark.parametrize(
@@ -192,13 +210,13 @@ def test_a_resolved_config_has_the_identity_of_the_recipe(config: Config) -> Non
 
 
 def test_differing_names_key_old_and_new(config: Config) -> None:
-    new = recipes.load("world-tiny", ["seed=3", "mid_train.remit.eps=0.1"])
+    new = recipes.load("world-tiny", ["seed=3", "mid_train.warmup_ratio=0.1"])
     found = differing(identity_fields("mid_train", config, {"base": "a"}),
                       identity_fields("mid_train", new, {"ref": "b"}), {}, {})  # fmt: skip
     assert found == [
         "input base: a -> (not set)",
         "input ref: (not set) -> b",
-        "mid_train.remit.eps: 0.2 -> 0.1",
+        "mid_train.warmup_ratio: 0.0 -> 0.1",
         "seed: 0 -> 3",
     ]
     assert differing({"a": "x" * 99}, {"a": 1}, {}, {}) == [f"a: {'x' * 57}... -> 1"]

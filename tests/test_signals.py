@@ -61,7 +61,7 @@ def test_a_signal_while_the_command_starts(
 
 
 def test_an_import_is_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = sum(range(9)) == 36\n"
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = bool(len('abc'))\n"
     (tmp_path / "signalled.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     with signals_raise(), pytest.raises(Interrupted):

@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any
 
 from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.flywheel import enabled_post_steps
 from pipelines.recipe.load import override_keys
-from pipelines.recipe.schema import CompareConfig, Config, VariantConfig
+from pipelines.recipe.schema import CompareConfig, Config, VariantConfig, objective_kind
 
 # Arm -> mid_train.objective. `sft` is ReMiT with the SFT model as its reference. `more-rl` is plain
 # mid-training with a longer RLVR, which spends the FLOPs that ReMiT's reference costs.
-ARMS: dict[str, Literal["ntp", "kd", "miniplm", "rho1", "remit"]] = {
-    "ntp": "ntp", "kd": "kd", "miniplm": "miniplm", "rho1": "rho1", "sft": "remit",
-    "remit": "remit", "more-rl": "ntp",
-}  # fmt: skip
-WITHOUT_REFERENCE = ("ntp", "more-rl")
+ARMS: dict[str, Any] = {
+    "ntp": "ntp",
+    "kd": "kd",
+    "miniplm": "miniplm",
+    "rho1": "rho1",
+    "sft": "remit",
+    "remit": "remit",
+    "more-rl": "ntp",
+}
+WITHOUT_REFERENCE = [arm for arm, of in ARMS.items() if not objective_kind(of).needs_reference]
 BASE = "base"
 # The plain pipeline of a seed, if arm `ntp` trains on a different number of tokens.
 PLAIN = "plain"
@@ -138,8 +143,8 @@ def _check_variant(name: str, variant: VariantConfig, config: Config) -> None:
          f"{key}.arm = {variant.arm}: choose from {', '.join(made_from)}."),
         (variant.against == name,
          f"{key}.against = {name}: an arm cannot be its own baseline; name another."),
-        (variant.arm == "ntp" and bool(variant.ref or variant.ref_seed),
-         f"{key}.ref: an arm made from ntp has no reference."),
+        (variant.arm in WITHOUT_REFERENCE and bool(variant.ref or variant.ref_seed),
+         f"{key}.ref: an arm made from {variant.arm} has no reference."),
         (base_arm == "more-rl", f"{key}.base: no arm can depend on arm 'more-rl'."),
         (ref_arm == "more-rl", f"{key}.ref: no arm can depend on arm 'more-rl'."),
         (variant.ref_seed != 0 and ref_arm not in known_arms(config),

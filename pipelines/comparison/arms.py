@@ -23,7 +23,7 @@ from pipelines.plan.flywheel import mid_stages, plan_post_train, with_contaminat
 from pipelines.plan.stage import Stage
 from pipelines.recipe.load import varied
 from pipelines.recipe.rules import check_one_step, check_points
-from pipelines.recipe.schema import Config
+from pipelines.recipe.schema import Config, objective_kind
 from pipelines.run_dir.paths import StageDir
 
 Given = str | ModelRef
@@ -267,8 +267,8 @@ class _Seed:
     ) -> list[Stage]:
         kind = variant_of(self.recipe, arm).arm
         config = _with_mid(config, objective=arm_rules.ARMS[kind])
-        if kind == "kd":
-            # KD needs full distributions; the cache stores only the log-probability of each token.
+        if objective_kind(config.mid_train.objective).reads == "distribution":
+            # The cache stores only the log-probability of each token.
             config = _with_mid(config, reference="inline")
         decided = with_objective(config, ref is not None)
         return mid_stages(decided, name, base, ref, self.models.small)

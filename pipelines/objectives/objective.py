@@ -8,15 +8,20 @@ from typing import Literal
 from torch import Tensor
 
 from pipelines.objectives.losses import distillation, self_normalized_nll, weighted_nll
-from pipelines.objectives.weights import Center, WeightMap, remit_weights, rho1_weights
-from pipelines.recipe.schema import MidTrainConfig
+from pipelines.objectives.weights import (
+    Center,
+    WeightMap,
+    remit_weights,
+    rho1_weights,
+)
+from pipelines.recipe.schema import MidTrainConfig, objective_kind
 
 
 @dataclass(frozen=True)
 class Objective:
     """Turns the per-token scores of learner and reference into a loss."""
 
-    name: Literal["ntp", "remit", "rho1", "kd"]
+    name: str  # of a row of `OBJECTIVES`
     # Arguments of `remit_weights`.
     eps: float = 0.2
     center: Center = "sequence"
@@ -43,15 +48,28 @@ class Objective:
             scope=settings.scope, keep=settings.rho1.keep, alpha=settings.kd.alpha,
         )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        objective_kind(self.name)
+
     @property
     def uses_weights(self) -> bool:
-        """Whether the objective weights tokens by a reference's log-probabilities."""
-        return self.name in ("remit", "rho1")
+        """Whether the objective weights tokens."""
+        return objective_kind(self.name).weights_tokens
+
+    @property
+    def uses_ref_logprobs(self) -> bool:
+        """Whether it weights tokens by the reference's log-probability of each target."""
+        return self.uses_weights and objective_kind(self.name).reads == "logprobs"
 
     @property
     def uses_kl(self) -> bool:
         """Whether the objective needs the reference's distribution over the whole vocabulary."""
-        return self.name == "kd"
+        return objective_kind(self.name).reads == "distribution"
+
+    @property
+    def clip(self) -> float | None:
+        """Weights are clipped to 1 +- clip; None: they are not clipped."""
+        return self.eps if self.name == "remit" else None
 
     @property
     def divides_by_weights(self) -> bool:
@@ -59,19 +77,32 @@ class Objective:
         return self.name == "rho1" or (self.name == "remit" and self.divisor == "weights")
 
     def weights(
-        self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, documents: Tensor | None
+        self,
+        logprobs: Tensor,
+        ref_logprobs: Tensor | None,
+        mask: Tensor,
+        documents: Tensor | None,
     ) -> Tensor:
         """Compute token weights [batch, seq] from log-probabilities [batch, seq].
 
-        `mask` is true where the position has a target. `documents`, the document number of each
-        position, is needed for `center="document"`. Both are [batch, seq].
+        Args:
+            logprobs: the learner's, of each target; rounding may put one slightly above 0.
+            ref_logprobs: the reference's; None if the objective does not read them.
+            mask: true where the position has a target, [batch, seq].
+            documents: document number of each position, [batch, seq]; needed for
+                `center="document"`.
         """
-        if self.name == "rho1":
+        if self.name == "remit" and ref_logprobs is not None:
+            return remit_weights(
+                logprobs, ref_logprobs, mask, eps=self.eps, center=self.center, map=self.map,
+                standardize=self.standardize, detach=self.detach, documents=documents,
+            )  # fmt: skip
+        if self.name == "rho1" and ref_logprobs is not None:
             return rho1_weights(logprobs, ref_logprobs, mask, k=self.keep)
-        return remit_weights(
-            logprobs, ref_logprobs, mask, eps=self.eps, center=self.center, map=self.map,
-            standardize=self.standardize, detach=self.detach, documents=documents,
-        )  # fmt: skip
+        raise ValueError(
+            f"objective {self.name} has no weights for what it was given: "
+            f"ref_logprobs {'missing' if ref_logprobs is None else 'given'}"
+        )
 
     def loss(
         self,

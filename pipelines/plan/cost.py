@@ -15,7 +15,9 @@ from pipelines.recipe.schema import (
     SftConfig,
     TaskConfig,
     max_length,
+    objective_kind,
     pool_factor,
+    uses_score_cache,
     whole_step_tokens,
 )
 
@@ -102,10 +104,10 @@ def training_flops(stage: Stage) -> float:
     if stage.kind != "mid_train":
         return 6.0
     mid = stage.config.mid_train
-    if mid.objective in ("ntp", "miniplm"):
-        return 6.0
-    forwards = (mid.reference == "inline") + (mid.scope == "step" and mid.objective != "kd")
-    return 6.0 + 2.0 * forwards
+    kind = objective_kind(mid.objective)
+    reads_inline = kind.needs_reference and not uses_score_cache(mid)
+    weighs_steps = kind.weights_tokens and mid.scope == "step"
+    return 6.0 + 2.0 * (reads_inline + weighs_steps)
 
 
 def _answers(task: TaskConfig) -> int:

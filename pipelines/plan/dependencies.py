@@ -36,10 +36,19 @@ def _picked(values: Fields, keys: tuple[str, ...]) -> Fields:
 
 
 def mid_train(config: Config, everything: Fields) -> Fields:
-    if not schema.sees_micro_batches(config.mid_train):
-        return {}
-    rows = schema.micro_batch_rows(config.mid_train, num_ranks(config.launch))
-    return {"sequences of a micro-batch (mid_train.scope=step: of no effect)": rows}
+    fields = _of_one_objective(config, everything)
+    if schema.sees_micro_batches(config.mid_train):
+        rows = schema.micro_batch_rows(config.mid_train, num_ranks(config.launch))
+        fields["sequences of a micro-batch (mid_train.scope=step: of no effect)"] = rows
+    return fields
+
+
+def _of_one_objective(config: Config, everything: Fields) -> Fields:
+    """The section mid_train without the settings of objectives that are not the stage's."""
+    objective = config.mid_train.objective
+    others = {kind.section for kind in schema.OBJECTIVES if kind.name != objective}
+    kept = {key: value for key, value in everything["mid_train"].items() if key not in others}
+    return {"mid_train": kept}
 
 
 def sft(config: Config, everything: Fields) -> Fields:
@@ -73,6 +82,7 @@ def evaluate(config: Config, everything: Fields) -> Fields:
 def analyze(config: Config, everything: Fields) -> Fields:
     steps = schema.post_training_sections()
     fields: Fields = {
+        **_of_one_objective(config, everything),
         # They determine which model of a round is the next reference.
         "post_steps": [kind for kind in steps if everything[kind]["enabled"]],
         "heldout": everything["eval"]["bits_per_byte"],

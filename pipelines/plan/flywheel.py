@@ -16,7 +16,7 @@ from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.kinds import POST_STEPS, kind_of
 from pipelines.plan.sources import sources_of
 from pipelines.plan.stage import ANALYSIS, BASE, BASE_EVAL, CONTAMINATION, Stage
-from pipelines.recipe.schema import Config, uses_score_cache
+from pipelines.recipe.schema import Config, objective_kind, uses_score_cache
 
 
 def enabled_post_steps(config: Config) -> list[str]:
@@ -42,23 +42,24 @@ def with_objective(config: Config, has_ref: bool) -> Config:
     """The config with `mid_train.objective=auto` resolved.
 
     Raises:
-        UserError: the objective needs a reference and has none, or is `ntp` and has one; or options
-            conflict.
+        UserError: the objective needs a reference and has none, or reads none and has one; or
+            options conflict.
     """
     objective = config.mid_train.objective
     if objective == "auto":
         objective = "remit" if has_ref else "ntp"
+    kind = objective_kind(objective)
     mid = dataclasses.replace(config.mid_train, objective=objective)
     for wrong, why in (
         (
-            objective != "ntp" and not has_ref,
+            kind.needs_reference and not has_ref,
             f"mid_train.objective={objective} needs a reference: give one with --ref RL_CKPT, "
             "or set mid_train.objective=ntp.",
         ),
         (
-            objective == "ntp" and has_ref,
-            "mid_train.objective=ntp uses no reference, but --ref gives one. Leave --ref out, or "
-            "set mid_train.objective=remit (or auto).",
+            has_ref and not kind.needs_reference,
+            f"mid_train.objective={objective} uses no reference, but --ref gives one. Leave --ref "
+            "out, or set mid_train.objective=remit (or auto).",
         ),
         (
             objective == "remit" and mid.scope == "step" and not mid.remit.detach,
@@ -66,9 +67,9 @@ def with_objective(config: Config, has_ref: bool) -> Config:
             "computes the weights in a forward without gradient. Change one of them.",
         ),
         (
-            objective == "kd" and mid.reference == "cached",
-            "mid_train.objective=kd needs the reference's whole distribution, and the score cache "
-            "keeps one number per token. Set mid_train.reference=inline.",
+            kind.reads == "distribution" and mid.reference == "cached",
+            f"mid_train.objective={objective} needs the reference's whole distribution, and the "
+            "score cache keeps one number per token. Set mid_train.reference=inline.",
         ),
     ):
         if wrong:
@@ -88,7 +89,7 @@ def mid_stages(
     `small` is MiniPLM's small model; None: the base.
     """
     inputs: dict[str, str | ModelRef] = {"base": base, **({"ref": ref} if ref else {})}
-    selects = config.mid_train.objective == "miniplm"
+    selects = objective_kind(config.mid_train.objective).selects_sequences
     if selects and small:
         inputs["small"] = small
     mid = Stage("mid_train", name, config, inputs)
@@ -160,10 +161,11 @@ def plan_flywheel(config: Config, base: ModelRef | None, ref: ModelRef | None) -
             "flywheel.baseline=false skips round 0, which would make the first reference. "
             "Give a reference with --ref RL_CKPT."
         )
-    if config.mid_train.objective == "ntp" and rounds:
+    objective = config.mid_train.objective
+    if rounds and objective != "auto" and not objective_kind(objective).needs_reference:
         raise UserError(
-            "mid_train.objective=ntp uses no reference, but round 1 of a flywheel needs one. "
-            "Leave mid_train.objective=auto; round 0 is plain next-token prediction."
+            f"mid_train.objective={objective} uses no reference, but round 1 of a flywheel needs "
+            "one. Leave mid_train.objective=auto; round 0 is plain next-token prediction."
         )
     stages = plan_base(config, base)
     stages.append(Stage("evaluate", BASE_EVAL, config, {"model": BASE}))

@@ -246,13 +246,13 @@ def _check_keys(patch: DictConfig, base: DictConfig, where: str, prefix: str = "
 
 def _node(base: DictConfig, key: Any) -> Any:
     """The schema node of a key; for a missing entry of a table, the node that it would have."""
-    kind = base._metadata.element_type
-    node = base._get_node(key)
-    return _entry(kind) if node is None and is_dataclass(kind) else node
+    kind, node = base._metadata.element_type, base._get_node(key)
+    missing_entry = node is None and isinstance(kind, type) and is_dataclass(kind)
+    return _entry(kind) if missing_entry else node
 
 
 @cache
-def _entry(kind: Any) -> DictConfig:
+def _entry(kind: type) -> DictConfig:
     """The schema of an entry of a table."""
     entry: DictConfig = OmegaConf.structured(kind)
     return entry

@@ -95,7 +95,7 @@ def _sequence(label: str, given: Values, with_text: bool) -> Sequence:
 
 def dynamics_section(record: Record, with_text: bool) -> Section:
     """Weights by group of tokens, and the distance of each checkpoint from the reference."""
-    title = "Which tokens ReMiT up-weights"
+    title = "Which tokens are up-weighted"
     lead = (
         "Which tokens get higher weights when mid-training starts, and how the model then moves "
         "towards the RL-tuned one."

@@ -77,13 +77,13 @@ def headline(record: Record) -> str:
         last = max(found, key=lambda gain: (gain.part == "post", gain.number))
         if not last.direction:
             return (
-                f"ReMiT round {last.number} is not significantly different from plain training "
-                f"after {AFTER[last.part]}: {last.interval} points"
+                f"{_method(record)} round {last.number} is not significantly different from plain "
+                f"training after {AFTER[last.part]}: {last.interval} points"
             )
         size = number(abs(last.difference), 1, last.half, 100).line
         return (
-            f"ReMiT round {last.number} is {size} points {last.direction} plain training after "
-            f"{AFTER[last.part]}"
+            f"{_method(record)} round {last.number} is {size} points {last.direction} plain "
+            f"training after {AFTER[last.part]}"
         )
     tables = comparison.tables(record.rows)
     for table in reversed(tables):
@@ -100,7 +100,13 @@ def headline(record: Record) -> str:
     if record.columns and all(stage.round is None for stage in record.own):
         models = [f"{c.title} {score(record.stages[c.stage])}".strip() for c in record.columns]
         return f"Evaluated: {', '.join([*models[:8], *(['...'] if models[8:] else [])])}"
-    return "No result yet: no round of ReMiT has been evaluated together with round 0"
+    return "No result yet: no round has been evaluated together with round 0"
+
+
+def _method(record: Record) -> str:
+    """The objective of the rounds, from their results."""
+    used = [stage.result.get("objective", "ntp") for stage in record.own]
+    return next((name for name in used if name not in ("ntp", "remit")), "ReMiT")
 
 
 def sentences(record: Record) -> list[str]:
@@ -129,7 +135,7 @@ def section(record: Record) -> Section:
         f"the seed: this run has seed {seed}.",
     )  # fmt: skip
     drawn, command = wheel(record), "remit flywheel --iterations 1 --run-dir RUN"
-    not_compared = Missing("No round of ReMiT was evaluated together with round 0.", command)
+    not_compared = Missing("No round was evaluated together with round 0.", command)
     not_planned = Missing("This run directory has no planned round.", command)
     blocks: list[Block] = [
         plot if dots else not_compared,

@@ -70,7 +70,8 @@ def missing(analysis: Analysis) -> list[str]:
         (not weighted,
          "Weights are missing, because no round of weighted mid-training is complete."),
         (weighted and analysis.objective is None,
-         "Weights are missing, because the objective does not weight tokens."),
+         "Weights are missing, because the objective does not weight tokens by the reference's "
+         "log-probabilities."),
         (bool(analysis.no_accuracy), analysis.no_accuracy),
         *((number not in models.posts,
            f"Movement after mid-training is missing in round {number}, because the round has no "
@@ -104,11 +105,12 @@ class Analysis:
 
     @cached_property
     def objective(self) -> Objective | None:
-        """The objective that weights the tokens of the rounds; None if none does."""
+        """The objective that weights the tokens of the rounds by log-probabilities of a reference;
+        None if none does."""
         if not any(number >= 1 for number in self.models.mids):
             return None
         found = Objective.of(self.config.mid_train)
-        return found if found.uses_weights else None
+        return found if found.uses_ref_logprobs else None
 
     @property
     def weighted_rounds(self) -> list[int]:

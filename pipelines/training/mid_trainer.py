@@ -50,7 +50,7 @@ class MidTrainer(Trainer):
         )
         # The loss below is divided by the targets of the whole step; Trainer must not rescale it.
         self.model_accepts_loss_kwargs = True
-        self.weight_sums = WeightSums(objective.eps, args.device)
+        self.weight_sums = WeightSums(args.device, objective.clip, objective.uses_ref_logprobs)
         self.step_divisor: float | None = None
         self.sequences_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -101,7 +101,8 @@ class MidTrainer(Trainer):
             _over_ranks(torch.cat(parts))
             for parts in zip(*(self._step_part(inputs) for inputs in prepared), strict=True)
         )
-        weights = self.objective.weights(logprobs, ref_logprobs, targets, documents)
+        read = ref_logprobs if self.objective.uses_ref_logprobs else None
+        weights = self.objective.weights(logprobs, read, targets, documents)
         if self.objective.divides_by_weights:
             self.step_divisor = float(weights.sum())
         rows = len(weights) // self.args.world_size
@@ -118,18 +119,25 @@ class MidTrainer(Trainer):
         # Only center=document reads documents, so zeros will do if they are missing.
         documents = inputs.get("documents", torch.zeros_like(inputs["input_ids"]))
         targets = inputs["shift_labels"] != IGNORE
-        return logprobs, self._reference_logprobs(inputs), targets, documents
+        ref_logprobs = self._reference_logprobs(inputs)
+        # Without a reference, the learner stands in for it, so that d is 0.
+        read = logprobs if ref_logprobs is None else ref_logprobs
+        return logprobs, read, targets, documents
 
     def _weights(self, nll: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         ref_logprobs = self._reference_logprobs(inputs)
         mask = inputs["shift_labels"] != IGNORE
         weights = self.objective.weights(-nll, ref_logprobs, mask, inputs.get("documents"))
-        self.weight_sums.add(weights.detach(), discrepancy(-nll, ref_logprobs, mask), mask)
+        d = discrepancy(-nll, -nll if ref_logprobs is None else ref_logprobs, mask)
+        self.weight_sums.add(weights.detach(), d, mask)
         return weights
 
     @torch.no_grad()
-    def _reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """fp32 [batch, seq], from the score cache or from the reference's forward."""
+    def _reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """fp32 [batch, seq], from the score cache or from the reference's forward; None if the
+        objective does not read them."""
+        if not self.objective.uses_ref_logprobs:
+            return None
         if "ref_logprobs" in inputs:
             return inputs["ref_logprobs"]
         assert self.reference is not None
@@ -190,16 +198,20 @@ class SequenceOrder(Sampler[int]):
 
 
 class WeightSums:
-    """Accumulates statistics of the weights between two log lines, over all ranks."""
+    """Accumulates statistics of the weights between two log lines, over all ranks.
 
-    def __init__(self, eps: float, device: torch.device) -> None:
-        self.eps = eps
+    Weights are clipped to 1 +- `clip`, or not (None). Without a reference there is no d.
+    """
+
+    def __init__(self, device: torch.device, clip: float | None, has_reference: bool) -> None:
+        self.clip, self.has_reference = clip, has_reference
         self.sums = torch.zeros(7, dtype=torch.float64, device=device)
 
     def add(self, weights: Tensor, d: Tensor, mask: Tensor) -> None:
         """Add one micro-batch; weights, d and mask are [batch, seq]."""
         # Compare with the bounds rounded to fp32, which are the values that clamp produces.
-        low, high = weights.new_tensor(1.0 - self.eps), weights.new_tensor(1.0 + self.eps)
+        clip = self.clip or 0.0
+        low, high = weights.new_tensor(1.0 - clip), weights.new_tensor(1.0 + clip)
         at_low, at_high = mask & (weights <= low), mask & (weights >= high)
         # Sum offsets from 1, so that the squares of a small spread do not cancel.
         offset = (weights - 1.0).masked_fill(~mask, 0.0).double()
@@ -217,11 +229,13 @@ class WeightSums:
         self.sums.zero_()
         if not count:
             return {}
-        return {
+        found = {
             "weight_mean": 1.0 + offset / count,
             "weight_std": max(0.0, square / count - (offset / count) ** 2) ** 0.5,
-            "weight_at_low": low / count,
-            "weight_at_high": high / count,
-            "d_mean": d / count,
-            "d_std": max(0.0, d_square / count - (d / count) ** 2) ** 0.5,
         }
+        if self.clip is not None:
+            found |= {"weight_at_low": low / count, "weight_at_high": high / count}
+        if self.has_reference:
+            spread = max(0.0, d_square / count - (d / count) ** 2) ** 0.5
+            found |= {"d_mean": d / count, "d_std": spread}
+        return found

@@ -1,7 +1,9 @@
 """The loss of a step: divisors, micro-batches, distillation, selection of sequences."""
 
+import itertools
 import math
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -9,11 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.comparison.arm_rules import ARMS
 from pipelines.objectives.losses import distillation, self_normalized_nll, weighted_nll
 from pipelines.objectives.objective import NTP, Objective
 from pipelines.objectives.selection import difference_score, top_half
 from pipelines.objectives.token_nll import Head, token_kl, token_nll
 from pipelines.recipe import load as recipes
+from pipelines.recipe.schema import (
+    OBJECTIVES,
+    CompareConfig,
+    MidTrainConfig,
+    ObjectiveKind,
+    VariantConfig,
+)
 
 
 def scores(rows: int = 4, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,6 +80,42 @@ def test_the_settings_of_a_recipe_reach_the_objective() -> None:
 )
 def test_what_an_objective_needs_of_the_reference(name: Any, weights: bool, kl: bool) -> None:
     assert (Objective(name).uses_weights, Objective(name).uses_kl) == (weights, kl)
+
+
+def test_the_table_of_objectives_is_that_of_recipes_and_arms() -> None:
+    names = [kind.name for kind in OBJECTIVES]
+    hints = get_type_hints(MidTrainConfig)
+    assert list(get_args(hints["objective"])) == ["auto", *names]
+    assert {kind.section for kind in OBJECTIVES} <= {"", *hints}
+    assert set(ARMS.values()) == set(names)
+    for config, key in ((CompareConfig, "arms"), (VariantConfig, "arm")):
+        (text,) = (field.metadata["help"] for field in fields(config) if field.name == key)
+        assert [arm for arm in ARMS if arm not in text] in ([], ["more-rl"]), text
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES, ids=lambda kind: kind.name)
+def test_an_objective_weights_tokens_where_the_table_says_so(kind: ObjectiveKind) -> None:
+    nll, ref, mask = scores()
+    objective, read = Objective(kind.name), ref if kind.reads == "logprobs" else None
+    if not kind.weights_tokens:
+        with pytest.raises(ValueError, match=f"objective {kind.name} has no weights"):
+            objective.weights(-nll, read, mask, None)
+        return
+    weights = objective.weights(-nll, read, mask, None)
+    assert weights.shape == mask.shape and not weights[~mask].any()
+    assert (weights[mask] != 1).any(), "the weights of another objective"
+    if kind.reads == "logprobs":
+        with pytest.raises(ValueError, match="has no weights for what it was given"):
+            objective.weights(-nll, None, mask, None)
+
+
+def test_no_objective_has_the_weights_of_another() -> None:
+    nll, ref, mask = scores()
+    found = [
+        Objective(kind.name).weights(-nll, ref, mask, None)[mask].tolist()
+        for kind in OBJECTIVES if kind.weights_tokens
+    ]  # fmt: skip
+    assert all(a != b for a, b in itertools.combinations(found, 2))
 
 
 def test_rho1_divides_by_what_it_keeps() -> None:

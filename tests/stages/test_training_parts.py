@@ -24,7 +24,7 @@ from pipelines.training.step_boundary import StepBoundary, generation_steps
 
 
 def test_statistics_of_the_weights() -> None:
-    sums = WeightSums(0.2, torch.device("cpu"))
+    sums = WeightSums(torch.device("cpu"), 0.2, True)
     # Targets: weights 0.8, 1.2, 1.1 and 1.0; the last of the first row is none.
     sums.add(
         torch.tensor([[0.8, 1.2, 0.0]]), torch.tensor([[-1.0, 3.0, 0.0]]),
@@ -39,6 +39,10 @@ def test_statistics_of_the_weights() -> None:
     assert (found["weight_at_low"], found["weight_at_high"]) == (0.25, 0.25)
     assert found["d_mean"] == 1.0 and found["d_std"] == pytest.approx(2**0.5)
     assert sums.take() == {}
+    # Without a clip and without a reference, what they would say is left out.
+    sums = WeightSums(torch.device("cpu"), None, False)
+    sums.add(torch.tensor([[0.5, 1.5]]), torch.zeros(1, 2), torch.tensor([[True, True]]))
+    assert sums.take() == {"weight_mean": 1.0, "weight_std": 0.5}
 
 
 def test_a_resume_goes_on_in_the_order_of_the_sequences() -> None:

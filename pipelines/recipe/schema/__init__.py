@@ -24,6 +24,7 @@ from pipelines.recipe.schema.launch import (
     StageLaunchConfig,
     StageSettings,
 )
+from pipelines.recipe.schema.objectives import OBJECTIVES, ObjectiveKind, objective_kind
 from pipelines.recipe.schema.setting import runtime_setting, setting
 from pipelines.recipe.schema.training import (
     DpoConfig,
@@ -47,12 +48,13 @@ from pipelines.recipe.schema.training import (
 )
 
 __all__ = [
-    "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig", "EvalConfig",
-    "LaunchConfig", "MidTrainConfig", "ModelConfig", "PostTrainConfig", "PretrainConfig",
-    "RlvrConfig", "SftConfig", "SlurmConfig", "SourceConfig", "StageLaunchConfig",
-    "StageSettings", "TaskConfig", "TokenizerConfig", "TrainConfig", "VariantConfig",
+    "OBJECTIVES", "AnalysisConfig", "BenchmarkConfig", "CompareConfig", "Config", "DpoConfig",
+    "EvalConfig", "LaunchConfig", "MidTrainConfig", "ModelConfig", "ObjectiveKind",
+    "PostTrainConfig", "PretrainConfig", "RlvrConfig", "SftConfig", "SlurmConfig", "SourceConfig",
+    "StageLaunchConfig", "StageSettings", "TaskConfig", "TokenizerConfig", "TrainConfig",
+    "VariantConfig",
     "is_endless", "launch_sections", "longest_sequence", "max_length", "max_prompt_length",
-    "micro_batch_rows", "num_steps", "pool_factor", "post_training_sections",
+    "micro_batch_rows", "num_steps", "objective_kind", "pool_factor", "post_training_sections",
     "sees_micro_batches", "steps_of_epochs", "trained_sections", "uses_score_cache",
     "whole_step_tokens",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pipelines.recipe.schema.data import SourceConfig
+from pipelines.recipe.schema.objectives import objective_kind
 from pipelines.recipe.schema.setting import runtime_setting, setting
 
 Records = Literal["documents", "conversations", "pairs", "problems"]
@@ -86,9 +87,14 @@ class KdConfig:
 class MidTrainConfig(TrainConfig):
     tokens: int = setting(1_900_000, "number of training tokens", low=1)
     sources: dict[str, SourceConfig] = setting(dict, "sources of the mid-training mixture, by name")
-    objective: Literal["auto", "ntp", "remit", "rho1", "miniplm", "kd"] = setting(
-        "auto", "training objective; auto: remit with a reference, ntp without"
-    )
+    objective: Literal[
+        "auto",
+        "ntp",
+        "remit",
+        "rho1",
+        "miniplm",
+        "kd",
+    ] = setting("auto", "training objective; auto: remit with a reference, ntp without")
     remit: RemitConfig = setting(RemitConfig, "token weights and loss of ReMiT")
     rho1: Rho1Config = setting(Rho1Config, "options of RHO-1")
     kd: KdConfig = setting(KdConfig, "options of knowledge distillation")
@@ -245,7 +251,8 @@ def whole_step_tokens(settings: PretrainConfig | MidTrainConfig, sequence_length
 
 def uses_score_cache(mid: MidTrainConfig) -> bool:
     """Whether a mid-training reads the scores of a score stage."""
-    return mid.objective == "miniplm" or (mid.objective != "ntp" and mid.reference == "cached")
+    kind = objective_kind(mid.objective)
+    return kind.selects_sequences or (kind.needs_reference and mid.reference == "cached")
 
 
 def pool_factor(mid: MidTrainConfig) -> int:
