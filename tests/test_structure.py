@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPS = ("remit_cli", "pipelines")
@@ -142,6 +143,11 @@ def test_modules_are_named_after_a_noun_and_say_what_they_are(path: Path) -> Non
     assert path.stem not in ("utils", "helpers", "core", "common", "misc")
     text = (ROOT / path).read_text()
     assert not text or ast.get_docstring(ast.parse(text))
+
+
+def test_every_mutant_has_its_line() -> None:
+    gone = [m.old for m in MUTANTS if (ROOT / m.file).read_text().count(m.old) != 1]
+    assert gone == [], "mend tests/mutants.py"
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,12 @@ def test_kd_from_the_base_itself_is_half_of_plain_training(
 
 def test_rho1_trains_on_the_share_it_keeps(mid_train: MidTrain) -> None:
     stage = mid_train("rho1", "mid_train.objective=rho1", "mid_train.rho1.keep=0.5")
-    for mean, low in logged(stage, "weight_mean", "weight_at_low"):
-        assert mean == pytest.approx(0.5, abs=1e-3) and low == pytest.approx(0.5, abs=1e-3)
-    assert result(stage)["objective"] == "rho1"
+    for mean, spread in logged(stage, "weight_mean", "weight_std"):
+        # Half of the weights are 1, half are 0.
+        assert mean == pytest.approx(0.5, abs=1e-3) and spread == pytest.approx(0.5, abs=1e-3)
+    found = result(stage)
+    assert found["objective"] == "rho1" and "weight_std" in found
+    assert "weight_at_low" not in found, "it has no clip"
 
 
 def test_miniplm_trains_on_half_of_a_pool(mid_train: MidTrain, run_dir: Path) -> None:
