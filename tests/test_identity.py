@@ -216,7 +216,7 @@ def test_differing_names_key_old_and_new(config: Config) -> None:
     assert found == [
         "input base: a -> (not set)",
         "input ref: (not set) -> b",
-        "mid_train.warmup_ratio: 0.0 -> 0.1",
+        "mid_train.warmup_ratio: 0.01 -> 0.1",
         "seed: 0 -> 3",
     ]
     assert differing({"a": "x" * 99}, {"a": 1}, {}, {}) == [f"a: {'x' * 57}... -> 1"]

@@ -11,19 +11,14 @@ from pipelines.errors import UserError, did_you_mean
 from pipelines.models.checkpoint import ModelRef
 from pipelines.plan.flywheel import enabled_post_steps
 from pipelines.recipe.load import override_keys
-from pipelines.recipe.schema import CompareConfig, Config, VariantConfig, objective_kind
+from pipelines.recipe.schema import OBJECTIVES, CompareConfig, Config, VariantConfig, objective_kind
 
-# Arm -> mid_train.objective. `sft` is ReMiT with the SFT model as its reference. `more-rl` is plain
-# mid-training with a longer RLVR, which spends the FLOPs that ReMiT's reference costs.
+# Arm -> mid_train.objective, in the order of tables. `sft`: ReMiT with the SFT model as reference.
+# `more-rl`: plain mid-training and a longer RLVR, with the FLOPs that ReMiT's reference costs.
 ARMS: dict[str, Any] = {
-    "ntp": "ntp",
-    "kd": "kd",
-    "miniplm": "miniplm",
-    "rho1": "rho1",
-    "sft": "remit",
-    "remit": "remit",
-    "more-rl": "ntp",
-}
+    **{kind.name: kind.name for kind in OBJECTIVES if kind.name != "remit"},
+    "sft": "remit", "remit": "remit", "more-rl": "ntp",
+}  # fmt: skip
 WITHOUT_REFERENCE = [arm for arm, of in ARMS.items() if not objective_kind(of).needs_reference]
 BASE = "base"
 # The plain pipeline of a seed, if arm `ntp` trains on a different number of tokens.

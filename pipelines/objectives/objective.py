@@ -48,9 +48,6 @@ class Objective:
             scope=settings.scope, keep=settings.rho1.keep, alpha=settings.kd.alpha,
         )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        objective_kind(self.name)
-
     @property
     def uses_weights(self) -> bool:
         """Whether the objective weights tokens."""
@@ -77,11 +74,7 @@ class Objective:
         return self.name == "rho1" or (self.name == "remit" and self.divisor == "weights")
 
     def weights(
-        self,
-        logprobs: Tensor,
-        ref_logprobs: Tensor | None,
-        mask: Tensor,
-        documents: Tensor | None,
+        self, logprobs: Tensor, ref_logprobs: Tensor | None, mask: Tensor, documents: Tensor | None
     ) -> Tensor:
         """Compute token weights [batch, seq] from log-probabilities [batch, seq].
 
@@ -99,10 +92,7 @@ class Objective:
             )  # fmt: skip
         if self.name == "rho1" and ref_logprobs is not None:
             return rho1_weights(logprobs, ref_logprobs, mask, k=self.keep)
-        raise ValueError(
-            f"objective {self.name} has no weights for what it was given: "
-            f"ref_logprobs {'missing' if ref_logprobs is None else 'given'}"
-        )
+        raise ValueError(f"objective {self.name} has no weights for what it was given")
 
     def loss(
         self,

@@ -51,27 +51,19 @@ def with_objective(config: Config, has_ref: bool) -> Config:
     kind = objective_kind(objective)
     mid = dataclasses.replace(config.mid_train, objective=objective)
     for wrong, why in (
-        (
-            kind.needs_reference and not has_ref,
-            f"mid_train.objective={objective} needs a reference: give one with --ref RL_CKPT, "
-            "or set mid_train.objective=ntp.",
-        ),
-        (
-            has_ref and not kind.needs_reference,
-            f"mid_train.objective={objective} uses no reference, but --ref gives one. Leave --ref "
-            "out, or set mid_train.objective=remit (or auto).",
-        ),
-        (
-            objective == "remit" and mid.scope == "step" and not mid.remit.detach,
-            "mid_train.remit.detach=false cannot be combined with mid_train.scope=step, which "
-            "computes the weights in a forward without gradient. Change one of them.",
-        ),
-        (
-            kind.reads == "distribution" and mid.reference == "cached",
-            f"mid_train.objective={objective} needs the reference's whole distribution, and the "
-            "score cache keeps one number per token. Set mid_train.reference=inline.",
-        ),
-    ):
+        (kind.needs_reference and not has_ref,
+         f"mid_train.objective={objective} needs a reference: give one with --ref RL_CKPT, "
+         "or set mid_train.objective=ntp."),
+        (has_ref and not kind.needs_reference,
+         f"mid_train.objective={objective} uses no reference, but --ref gives one. Leave --ref "
+         "out, or set mid_train.objective=remit (or auto)."),
+        (objective == "remit" and mid.scope == "step" and not mid.remit.detach,
+         "mid_train.remit.detach=false cannot be combined with mid_train.scope=step, which "
+         "computes the weights in a forward without gradient. Change one of them."),
+        (kind.reads == "distribution" and mid.reference == "cached",
+         f"mid_train.objective={objective} needs the reference's whole distribution, and the "
+         "score cache keeps one number per token. Set mid_train.reference=inline."),
+    ):  # fmt: skip
         if wrong:
             raise UserError(why)
     return dataclasses.replace(config, mid_train=mid)

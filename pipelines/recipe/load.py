@@ -251,11 +251,7 @@ def _node(base: DictConfig, key: Any) -> Any:
     return _entry(kind) if missing_entry else node
 
 
-@cache
-def _entry(kind: type) -> DictConfig:
-    """The schema of an entry of a table."""
-    entry: DictConfig = OmegaConf.structured(kind)
-    return entry
+_entry = cache(OmegaConf.structured)  # the schema of an entry of a table
 
 
 def _first_line(error: Exception) -> str:

@@ -28,10 +28,10 @@ class ObjectiveKind:
 
 OBJECTIVES = (
     ObjectiveKind("ntp", reads="nothing"),
-    ObjectiveKind("remit", reads="logprobs", weights_tokens=True, section="remit"),
-    ObjectiveKind("rho1", reads="logprobs", weights_tokens=True, section="rho1"),
-    ObjectiveKind("miniplm", reads="logprobs", selects_sequences=True),
     ObjectiveKind("kd", reads="distribution", section="kd"),
+    ObjectiveKind("miniplm", reads="logprobs", selects_sequences=True),
+    ObjectiveKind("rho1", reads="logprobs", weights_tokens=True, section="rho1"),
+    ObjectiveKind("remit", reads="logprobs", weights_tokens=True, section="remit"),
 )
 _BY_NAME = {kind.name: kind for kind in OBJECTIVES}
 
