@@ -228,13 +228,18 @@ def _show_results(
 
 
 def _show_plan(session: Session, stages: list[Stage], screen: render.Screen) -> None:
-    if session.command == "compare":
-        stages = arm_stages.needed(stages, rows.places(session.config.compare.rows))
     preflight.check_settings(stages)
     check_unchanged(stages, session.run)
     base = stages[0].inputs.get("base")
     given = base if isinstance(base, checkpoint.ModelRef) else None
-    screen.plan(estimate(counted(stages, session.run), session.run, given), session.run)
+    predicted = estimate(counted(stages, session.run), session.run, given)
+    if session.command == "compare":
+        # None, if the rows that are read cover the whole plan.
+        left = arm_stages.needed(stages, rows.places(session.config.compare.rows))
+        names = {stage.name for stage in left}
+        own = [stage for stage in predicted.stages if stage.stage in names]
+        predicted = replace(predicted, stages=own)
+    screen.plan(predicted, session.run)
 
 
 def show_status(folder: Path, json: bool, once: bool) -> None:

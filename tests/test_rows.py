@@ -297,6 +297,7 @@ def test_rows_of_another_run_are_read_back(
     all_rows = tmp_path / "b" / "compare" / "rows.jsonl"
     assert len(all_rows.read_text().splitlines()) == 2
     alone = (*args, "--run-dir", tmp_path / "c", "arms=[ntp,remit]", f"rows=[{all_rows}]")
+    assert remit("plan", "--compare", *alone[1:], check=True).json["stages"] == []
     read_back = remit(*alone, check=True)
     assert read_back.json["rows"] == values["rows"] and "no report" not in read_back.stderr
     page = (tmp_path / "c" / "report" / "index.html").read_text()
